@@ -1,0 +1,158 @@
+import { bufferUsage } from './constants.js';
+import type { Storage } from './pool.js';
+
+const slotBytes = 256;
+const slots = 1024;
+const dispatchesPerBatch = 128;
+
+/** One dispatch, ready to be encoded. */
+export interface Dispatch {
+  kernel: string;
+  pipeline: GPUComputePipeline;
+  bindGroup: GPUBindGroup;
+  /** Uniform values of this dispatch; the recorder places them in its ring. */
+  uniforms: Uint8Array;
+  storages: readonly Storage[];
+  grid: readonly [number, number, number] | { indirect: Storage; byteOffset: number };
+}
+
+export interface TimestampSlot {
+  kernel: string;
+  index: number;
+}
+
+/**
+ * Records dispatches into one compute pass and submits them in batches. Nothing waits. Uniform values go through one
+ * ring that is written ahead of each submission (the queue keeps the order).
+ */
+export class Recorder {
+  /** Number of the batch that is being recorded. */
+  batch = 1;
+  readonly uniformBuffer: GPUBuffer;
+  private readonly staged = new Uint8Array(slotBytes * slots);
+  private usedSlots = 0;
+  private encoder: GPUCommandEncoder | undefined;
+  private pass: GPUComputePassEncoder | undefined;
+  private dispatches = 0;
+  private kernels: string[] = [];
+  private timestamps: { querySet: GPUQuerySet; slots: TimestampSlot[]; capacity: number } | undefined;
+
+  constructor(
+    private readonly gpu: GPUDevice,
+    private readonly onSubmit: (kernels: readonly string[], submit: () => void) => void,
+  ) {
+    this.uniformBuffer = gpu.createBuffer({
+      label: 'uniform ring',
+      size: slotBytes * slots,
+      usage: bufferUsage.UNIFORM | bufferUsage.COPY_DST,
+    });
+  }
+
+  dispatch(d: Dispatch): void {
+    const needed = Math.max(1, Math.ceil(d.uniforms.byteLength / slotBytes));
+    if (this.usedSlots + needed > slots || this.dispatches >= dispatchesPerBatch) this.flush();
+    const offset = this.usedSlots * slotBytes;
+    this.staged.set(d.uniforms, offset);
+    this.usedSlots += needed;
+    const pass = this.timestamps ? this.timedPass(d.kernel) : this.openPass();
+    pass.setPipeline(d.pipeline);
+    pass.setBindGroup(0, d.bindGroup, [offset]);
+    if ('indirect' in d.grid) {
+      d.grid.indirect.lastBatch = this.batch;
+      pass.dispatchWorkgroupsIndirect(d.grid.indirect.buffer, d.grid.byteOffset);
+    } else {
+      pass.dispatchWorkgroups(d.grid[0], d.grid[1], d.grid[2]);
+    }
+    for (const storage of d.storages) storage.lastBatch = this.batch;
+    this.dispatches++;
+    this.kernels.push(d.kernel);
+    if (this.timestamps) this.endPass();
+  }
+
+  copy(from: Storage, fromByte: number, to: Storage | GPUBuffer, toByte: number, bytes: number): void {
+    this.endPass();
+    const target = 'references' in to ? to.buffer : to;
+    this.openEncoder().copyBufferToBuffer(from.buffer, fromByte, target, toByte, bytes);
+    from.lastBatch = this.batch;
+    if ('references' in to) to.lastBatch = this.batch;
+    this.dispatches++;
+  }
+
+  /** Writes from the host, after everything that was recorded before. */
+  write(storage: Storage, byteOffset: number, bytes: Uint8Array): void {
+    if (storage.lastBatch === this.batch) this.flush();
+    const even = bytes.byteLength & ~3;
+    if (even > 0) this.gpu.queue.writeBuffer(storage.buffer, byteOffset, bytes.buffer as ArrayBuffer, bytes.byteOffset, even);
+    if (even < bytes.byteLength) {
+      const tail = new Uint8Array(4); // WebGPU writes multiples of 4 bytes; the tail of a buffer is padding
+      tail.set(bytes.subarray(even));
+      this.gpu.queue.writeBuffer(storage.buffer, byteOffset + even, tail);
+    }
+  }
+
+  flush(): void {
+    this.endPass();
+    if (!this.encoder) return;
+    const encoder = this.encoder;
+    const kernels = this.kernels;
+    const used = this.usedSlots;
+    this.encoder = undefined;
+    this.kernels = [];
+    this.dispatches = 0;
+    this.usedSlots = 0;
+    this.batch++;
+    this.onSubmit(kernels, () => {
+      if (used > 0) this.gpu.queue.writeBuffer(this.uniformBuffer, 0, this.staged, 0, used * slotBytes);
+      this.gpu.queue.submit([encoder.finish()]);
+    });
+  }
+
+  /** From now on each dispatch runs in a pass of its own between two timestamps. */
+  startTiming(capacity: number): void {
+    this.flush();
+    this.timestamps = { querySet: this.gpu.createQuerySet({ type: 'timestamp', count: capacity * 2 }), slots: [], capacity };
+  }
+
+  /** Ends timing; resolves the timestamps into `into` and says which kernel each pair belongs to. */
+  stopTiming(into: (querySet: GPUQuerySet, count: number, encoder: GPUCommandEncoder) => void): TimestampSlot[] {
+    const timing = this.timestamps;
+    if (!timing) return [];
+    this.endPass();
+    if (timing.slots.length > 0) into(timing.querySet, timing.slots.length * 2, this.openEncoder());
+    this.flush();
+    timing.querySet.destroy();
+    this.timestamps = undefined;
+    return timing.slots;
+  }
+
+  destroy(): void {
+    this.uniformBuffer.destroy();
+  }
+
+  private openEncoder(): GPUCommandEncoder {
+    this.encoder ??= this.gpu.createCommandEncoder();
+    return this.encoder;
+  }
+
+  private openPass(): GPUComputePassEncoder {
+    this.pass ??= this.openEncoder().beginComputePass();
+    return this.pass;
+  }
+
+  private timedPass(kernel: string): GPUComputePassEncoder {
+    const timing = this.timestamps;
+    if (!timing || timing.slots.length >= timing.capacity) return this.openPass();
+    this.endPass();
+    const index = timing.slots.length;
+    timing.slots.push({ kernel, index });
+    this.pass = this.openEncoder().beginComputePass({
+      timestampWrites: { querySet: timing.querySet, beginningOfPassWriteIndex: index * 2, endOfPassWriteIndex: index * 2 + 1 },
+    });
+    return this.pass;
+  }
+
+  private endPass(): void {
+    this.pass?.end();
+    this.pass = undefined;
+  }
+}

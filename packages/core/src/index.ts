@@ -1,0 +1,27 @@
+export { HeedError, type HeedErrorCode } from './errors.js';
+export { openDevice, withDevice, type DeviceOptions } from './device/open.js';
+export type { Device, KernelTime, KernelTrace, MemoryReport } from './device/device.js';
+export {
+  tierAtLeast,
+  tiers,
+  type Capabilities,
+  type DeviceLimits,
+  type DeviceReport,
+  type MatrixConfig,
+  type Tier,
+} from './device/capabilities.js';
+export { type DType, type FloatDType, type NumericArray } from './dtype.js';
+export { Tensor, type Shape, warnOnLeakedTensors } from './tensor/tensor.js';
+export { full, tensor, writeValues, zeros } from './tensor/create.js';
+export { scope } from './tensor/scope.js';
+export {
+  checkpoint,
+  grad,
+  type GradOptions,
+  type Gradients,
+  type Params,
+  stopGradient,
+  valueAndGrad,
+  type ValueAndGrad,
+} from './autodiff/grad.js';
+export * from './ops/index.js';

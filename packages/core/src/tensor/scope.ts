@@ -1,0 +1,90 @@
+import { HeedError } from '../errors.js';
+import type { Tensor } from './tensor.js';
+
+interface Scope {
+  tensors: Set<Tensor>;
+}
+
+const scopes: Scope[] = [];
+
+/** Puts a new tensor into the innermost scope, which will dispose it. */
+export function enterScope(tensor: Tensor): void {
+  scopes.at(-1)?.tensors.add(tensor);
+}
+
+/** Takes a tensor out of every scope: its owner disposes it now. */
+export function leaveScopes(tensor: Tensor): void {
+  for (const scope of scopes) scope.tensors.delete(tensor);
+}
+
+/**
+ * Runs `work` and disposes every tensor that it made, except those in what it returns (tensors, arrays and plain objects
+ * of them), which go to the enclosing scope. Tensors made before are left alone.
+ * @throws HeedError INVALID_ARGUMENT when `work` returns a promise: a scope is synchronous
+ */
+export function scope<T>(work: () => T): T {
+  const inner: Scope = { tensors: new Set() };
+  scopes.push(inner);
+  let result: T | undefined;
+  try {
+    result = work();
+    if (result instanceof Promise) {
+      throw new HeedError(
+        'INVALID_ARGUMENT',
+        'core: scope was given an asynchronous function; a scope is synchronous, so await outside of it',
+      );
+    }
+    const kept = tensorsIn(result);
+    const outer = scopes.at(-2);
+    for (const tensor of kept) {
+      if (inner.tensors.delete(tensor)) outer?.tensors.add(tensor);
+    }
+    return result;
+  } finally {
+    scopes.pop();
+    for (const tensor of inner.tensors) tensor.dispose();
+  }
+}
+
+/** The tensors in a value: itself, or those in arrays, maps and plain objects, nested. */
+export function tensorsIn(value: unknown, found: Set<Tensor> = new Set(), seen: Set<object> = new Set()): Set<Tensor> {
+  if (typeof value !== 'object' || value === null || seen.has(value)) return found;
+  if (isTensor(value)) {
+    found.add(value);
+    return found;
+  }
+  if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer) return found;
+  seen.add(value);
+  if (value instanceof Map || value instanceof Set) for (const item of value.values()) tensorsIn(item, found, seen);
+  else if (Array.isArray(value)) for (const item of value) tensorsIn(item, found, seen);
+  else if (holdsTensors in value) for (const item of (value as TensorHolder)[holdsTensors]()) tensorsIn(item, found, seen);
+  else if (Object.getPrototypeOf(value) === Object.prototype || Object.getPrototypeOf(value) === null)
+    for (const item of Object.values(value)) tensorsIn(item, found, seen);
+  return found;
+}
+
+/** Classes whose instances own tensors (states, caches) say so by a method of this name, so that scopes keep them. */
+export const holdsTensors: unique symbol = Symbol.for('@heed/holds-tensors') as never;
+
+export interface TensorHolder {
+  [holdsTensors](): Iterable<unknown>;
+}
+
+/** Registered, so that a tensor of another copy of core is still known as one and gets an error that says so. */
+export const tensorBrand: unique symbol = Symbol.for('@heed/tensor') as never;
+
+/** True for a tensor of this copy of core. @throws HeedError INVALID_ARGUMENT for one of another copy */
+export function isTensor(value: unknown): value is Tensor {
+  if (typeof value !== 'object' || value === null || !(tensorBrand in value)) return false;
+  const brand = (value as Record<symbol, unknown>)[tensorBrand];
+  if (brand !== copyOfCore) {
+    throw new HeedError(
+      'INVALID_ARGUMENT',
+      `core: a tensor of another copy of @heed/core was given (${String(brand)}, this is ${copyOfCore}); install one copy: techniques take @heed/core as a peer dependency, check \`npm ls @heed/core\``,
+    );
+  }
+  return true;
+}
+
+/** Names this copy of core. */
+export const copyOfCore: string = `@heed/core loaded at ${new Date().toISOString()} #${Math.random().toString(36).slice(2, 8)}`;

@@ -1,0 +1,186 @@
+import type { Device } from '../device/device.js';
+import type { Storage } from '../device/pool.js';
+import { type DType, dtypeBytes, type NumericArray } from '../dtype.js';
+import { HeedError } from '../errors.js';
+import type { Operand } from '../kernel/bindings.js';
+import { copyOfCore, enterScope, leaveScopes, tensorBrand } from './scope.js';
+
+export type Shape = readonly number[];
+
+let nextId = 1;
+let warnOnLeak = false;
+
+/** In development: print a warning when a tensor was collected without having been disposed. Default off. */
+export function warnOnLeakedTensors(on: boolean): void {
+  warnOnLeak = on;
+}
+
+interface Leaked {
+  device: Device;
+  storage: Storage;
+  label: string;
+}
+
+const net = new FinalizationRegistry<Leaked>(({ device, storage, label }) => {
+  device.tensors--;
+  device.pool.release(storage);
+  if (warnOnLeak) console.warn(`core: tensor ${label} was never disposed; use scope(), \`using\` or dispose()`);
+});
+
+/** How a tensor lies in its buffer. The last axis is contiguous. */
+export interface TensorLayout {
+  shape: Shape;
+  /** Elements from one index to the next, an axis; the last is 1. */
+  strides: Shape;
+  /** Element of the buffer that index 0 lies at. */
+  offset: number;
+}
+
+/** Row-major strides of a shape. */
+export function contiguousStrides(shape: Shape): number[] {
+  const strides = new Array<number>(shape.length);
+  let step = 1;
+  for (let axis = shape.length - 1; axis >= 0; axis--) {
+    strides[axis] = step;
+    step *= shape[axis] ?? 1;
+  }
+  return strides;
+}
+
+export function sizeOf(shape: Shape): number {
+  return shape.reduce((product, n) => product * n, 1);
+}
+
+/**
+ * An array on a device: buffer, dtype, shape and outer strides. Views share the buffer. Freed by `dispose()`, `using`,
+ * or the `scope()` it was made in; a finaliser is the net beneath.
+ */
+export class Tensor implements Operand {
+  readonly id: number = nextId++;
+  readonly device: Device;
+  readonly dtype: DType;
+  readonly shape: Shape;
+  readonly strides: Shape;
+  readonly offset: number;
+  /** Number of elements. */
+  readonly size: number;
+  /** Elements from the first to the last, inclusive: more than `size` in a strided view. */
+  readonly extent: number;
+  label: string | undefined;
+  readonly [tensorBrand]: string = copyOfCore;
+  private readonly held: Storage;
+  private gone = false;
+
+  /** Takes over one reference to `storage`. For kernels and views; users make tensors by `tensor()`, `zeros()` and ops. */
+  constructor(device: Device, storage: Storage, dtype: DType, layout: TensorLayout, label?: string) {
+    this.device = device;
+    this.held = storage;
+    this.dtype = dtype;
+    this.shape = Object.freeze([...layout.shape]);
+    this.strides = Object.freeze([...layout.strides]);
+    this.offset = layout.offset;
+    this.size = sizeOf(layout.shape);
+    this.extent = this.size === 0 ? 0 : 1 + layout.shape.reduce((sum, n, axis) => sum + (n - 1) * (layout.strides[axis] ?? 0), 0);
+    this.label = label;
+    device.tensors++;
+    enterScope(this);
+    net.register(this, { device, storage, label: `[${layout.shape.join(', ')}] ${dtype}${label ? ` "${label}"` : ''}` }, this);
+  }
+
+  get rank(): number {
+    return this.shape.length;
+  }
+
+  /** Bytes of the elements (views count theirs). */
+  get bytes(): number {
+    return this.size * dtypeBytes(this.dtype);
+  }
+
+  get disposed(): boolean {
+    return this.gone;
+  }
+
+  /** The buffer. @throws HeedError DISPOSED after dispose */
+  get storage(): Storage {
+    if (this.gone) {
+      throw new HeedError(
+        'DISPOSED',
+        `core: tensor ${this.describe()} was disposed; keep it out of the scope that frees it (return it), or dispose it after its last use`,
+      );
+    }
+    return this.held;
+  }
+
+  /** True when the elements lie in row-major order without gaps. */
+  get contiguous(): boolean {
+    let step = 1;
+    for (let axis = this.shape.length - 1; axis >= 0; axis--) {
+      const n = this.shape[axis] ?? 1;
+      if (n !== 1 && this.strides[axis] !== step) return false;
+      step *= n;
+    }
+    return true;
+  }
+
+  /** Length of an axis; negative axes count from the end. @throws HeedError SHAPE_MISMATCH when there is no such axis */
+  dim(axis: number): number {
+    const n = this.shape[axis < 0 ? axis + this.rank : axis];
+    if (n === undefined)
+      throw new HeedError('SHAPE_MISMATCH', `core: tensor ${this.describe()} has no axis ${axis}; it has ${this.rank} axes`);
+    return n;
+  }
+
+  /**
+   * The elements in row-major order; f16 as Float32Array. Waits for the work recorded so far, and throws what went wrong in it.
+   */
+  async read(): Promise<NumericArray> {
+    const { readTensor } = await import('./read.js');
+    return readTensor(this);
+  }
+
+  /** A further handle of the same elements, to be disposed by itself. */
+  alias(): Tensor {
+    return this.view({});
+  }
+
+  /** A view with another shape, strides or offset; checked by the caller. */
+  view(layout: Partial<TensorLayout>): Tensor {
+    const { storage } = this;
+    this.device.pool.retain(storage);
+    return new Tensor(
+      this.device,
+      storage,
+      this.dtype,
+      { shape: layout.shape ?? this.shape, strides: layout.strides ?? this.strides, offset: layout.offset ?? this.offset },
+      this.label,
+    );
+  }
+
+  /** Takes the tensor out of its scope; the caller disposes it. */
+  keep(): this {
+    leaveScopes(this);
+    return this;
+  }
+
+  /** Frees the tensor; the buffer goes back to the pool with its last view. A second call does nothing. */
+  dispose(): void {
+    if (this.gone) return;
+    this.gone = true;
+    net.unregister(this);
+    leaveScopes(this);
+    this.device.tensors--;
+    this.device.pool.release(this.held);
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  describe(): string {
+    return `${this.label ? `"${this.label}" ` : ''}[${this.shape.join(', ')}] ${this.dtype}`;
+  }
+
+  toString(): string {
+    return `Tensor ${this.describe()}`;
+  }
+}
