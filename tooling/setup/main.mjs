@@ -1,0 +1,58 @@
+// The front door of `npm run demo`, `npm test` and the other root scripts: sets up what is missing, then runs the command.
+// Plain Node without dependencies, since on a bare machine there is nothing else yet.
+import { spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { ensureAdapter } from './adapter.mjs';
+import { ensureChromium } from './chromium.mjs';
+import { root } from './root.mjs';
+import { Stop } from './steps.mjs';
+import { build, checkNode, installDependencies } from './workspace.mjs';
+
+/** What runs after the set-up, relative to the root. @type {Record<string, { script?: string, browser?: boolean }>} */
+const COMMANDS = {
+  setup: {},
+  demo: { script: 'apps/demo/dist/main.js' },
+  lab: { script: 'apps/lab/dist/main.js' },
+  bench: { script: 'apps/bench/dist/main.js' },
+  golden: { script: 'tooling/dist/golden/main.js' },
+  test: { script: 'tooling/checks/main.mjs', browser: true },
+};
+
+/** @param {string} path @param {string[]} args @param {NodeJS.ProcessEnv} env @returns {Promise<number>} */
+function run(path, args, env) {
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, [path, ...args], { cwd: process.env.INIT_CWD ?? process.cwd(), env, stdio: 'inherit' });
+    // The child gets Ctrl-C too, and ends in its own way.
+    process.on('SIGINT', () => {});
+    child.on('error', reject);
+    child.on('close', (code, signal) => resolve(code ?? (signal === 'SIGINT' ? 130 : 1)));
+  });
+}
+
+async function main() {
+  const [name = '', ...args] = process.argv.slice(2);
+  const command = COMMANDS[name];
+  if (!command) throw new Stop(`setup: unknown command "${name}"; use one of ${Object.keys(COMMANDS).join(', ')}`);
+  console.log('heed: set-up');
+  checkNode();
+  await installDependencies();
+  await build();
+  const environment = { ...process.env, ...(await ensureAdapter()) };
+  if (command.browser) environment.HEED_CHROMIUM = await ensureChromium();
+  console.log('');
+  if (!command.script) return 0;
+  const path = join(root, command.script);
+  if (!existsSync(path)) throw new Stop(`setup: ${command.script} is missing after the build; run npm run build and read its output`, 1);
+  return run(path, args, environment);
+}
+
+main().then(
+  (status) => {
+    process.exitCode = status;
+  },
+  (error) => {
+    console.error(error instanceof Stop ? error.message : error);
+    process.exitCode = error instanceof Stop ? error.status : 1;
+  },
+);
