@@ -4,7 +4,7 @@
 export * from './kernel/bindings.js';
 export * from './kernel/define.js';
 export * from './kernel/modules.js';
-export * from './kernel/expr/index.js';
+export { Expr, type ExprType } from './kernel/expr/index.js';
 export { checkWorkgroupVariables, workgroupBytes } from './kernel/source.js';
 export type { UniformType } from './kernel/uniforms.js';
 export { asContiguous, copyContiguous, mergeAxes, stridedOffset } from './tensor/copy.js';
@@ -14,3 +14,4 @@ export { holdsTensors, isTensor, tensorsIn } from './tensor/scope.js';
 export { apply, currentTape, type Backward, type OpCall, withoutTape } from './autodiff/tape.js';
 export { accumulate } from './autodiff/accumulate.js';
 export { vjp } from './autodiff/grad.js';
+export { Fragments, fragmentGrid, fragmentLanes, fragmentShape, hasFragments, type FragmentLayout } from './kernel/fragments.js';

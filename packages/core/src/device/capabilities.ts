@@ -36,6 +36,8 @@ export interface Capabilities {
   subgroups: boolean;
   subgroupMinSize: number;
   subgroupMaxSize: number;
+  /** `@subgroup_size(n)` may be stated. */
+  subgroupSizeControl: boolean;
   /** `hardware` where the adapter has subgroup matrices, `emulated` on tier matrix without them. */
   matrix: 'hardware' | 'emulated' | 'none';
   matrixConfigs: readonly MatrixConfig[];

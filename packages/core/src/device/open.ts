@@ -161,6 +161,7 @@ async function openOn(
     subgroups,
     subgroupMinSize: subgroups ? (info.subgroupMinSize ?? 4) : 1,
     subgroupMaxSize: subgroups ? (info.subgroupMaxSize ?? 128) : 1,
+    subgroupSizeControl: features.includes('subgroup-size-control'),
     matrix: hardwareMatrix ? 'hardware' : emulate ? 'emulated' : 'none',
     matrixConfigs: emulate ? emulatedMatrixConfigs : matrixConfigs,
     timestamps,

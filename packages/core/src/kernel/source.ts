@@ -27,6 +27,7 @@ export function kernelWgsl(source: KernelSource): string {
   if (capabilities.f16) enables.push('enable f16;');
   if (capabilities.subgroups) enables.push('enable subgroups;');
   if (source.matrix) enables.push('enable chromium_experimental_subgroup_matrix;');
+  if (source.matrix && capabilities.subgroupSizeControl) enables.push('enable subgroup_size_control;');
   const text = [
     ...enables,
     `// ${source.name}`,

@@ -67,7 +67,9 @@ export class Tensor implements Operand {
   /** Elements from the first to the last, inclusive: more than `size` in a strided view. */
   readonly extent: number;
   label: string | undefined;
-  readonly [tensorBrand]: string = copyOfCore;
+  static {
+    Object.defineProperty(Tensor.prototype, tensorBrand, { value: copyOfCore });
+  }
   private readonly held: Storage;
   private gone = false;
 

@@ -1,0 +1,85 @@
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { type Device, openDevice, Tensor, tensor, zeros } from '../src/index.js';
+import { defineKernel, Fragments, read, write } from '../src/internal.js';
+
+// One 32 x 16 tile: two fragments below each other, K in two steps, operands once from storage and once from workgroup memory.
+const tile = defineKernel({
+  name: 'fragment-tile',
+  bindings: { a: read('f16', { raw: 'f16' }), b: read('f16', { raw: 'f16' }), out: write('f32', { raw: 'f32' }) },
+  uniforms: { depth: 'u32' },
+  tier: 'matrix',
+  wgsl: (_: { columnB: boolean }, { capabilities }) => {
+    const f = new Fragments(capabilities, { N: 8 });
+    const { columnB } = _;
+    const body = `
+      for (var i = lane; i < 512u; i += 64u) { staged[i] = b[base_b() + i]; }
+      workgroupBarrier();
+      let first = subgroup * 16u;
+      ${f.zero('left')} ${f.zero('right')}
+      for (var k0 = 0u; k0 < uniforms.depth; k0 += 16u) {
+        ${f.loadLeft('x', 'a', 'base_a() + first * uniforms.depth + k0', 'uniforms.depth')}
+        ${f.loadRight('y0', 'staged', columnB ? 'k0' : 'k0 * 16u', columnB ? 'uniforms.depth' : '16u', columnB ? 'column' : 'row')}
+        ${f.loadRight('y1', 'staged', columnB ? '8u * uniforms.depth + k0' : 'k0 * 16u + 8u', columnB ? 'uniforms.depth' : '16u', columnB ? 'column' : 'row')}
+        ${f.multiplyAdd('left', 'x', 'y0')} ${f.multiplyAdd('right', 'x', 'y1')}
+      }
+      ${f.scale('left', '2.0')}
+      ${f.store('left', 'results', 'first * 16u', '16u')} ${f.store('right', 'results', 'first * 16u + 8u', '16u')}
+      workgroupBarrier();
+      ${f.loadResult('right', 'results', 'first * 16u', '16u')}
+      ${f.store('right', 'out', 'base_out() + first * 16u', '16u')}
+      ${f.exchange('other', 'f32(subgroupLane)', 16)}
+      if (subgroupLane == 3u) { out[base_out() + first * 16u + 8u] = other; }`;
+    return `
+      var<workgroup> staged: array<f16, 512>;
+      var<workgroup> results: array<f32, 512>;
+      ${f.entry(2, body)}`;
+  },
+});
+
+function run(device: Device, columnB: boolean, a: Tensor, b: Tensor): Tensor {
+  const out = zeros(device, [32, 16]);
+  tile.run(device, { spec: { columnB }, tensors: { a, b, out }, uniforms: { depth: 32 }, grid: [1] });
+  return out;
+}
+
+let device: Device;
+beforeAll(async () => {
+  device = await openDevice({ tier: 'matrix' });
+});
+afterAll(async () => {
+  expect(device.memory().tensors).toBe(0);
+  await device.close();
+});
+
+test.each([false, true])('a tile of fragments is the product (right operand by columns: %s)', async (columnB) => {
+  const A = Array.from({ length: 32 * 32 }, (_, i) => ((i * 7) % 13) - 6);
+  const B = Array.from({ length: 32 * 16 }, (_, i) => ((i * 5) % 11) - 5);
+  using a = tensor(device, A, [32, 32], { dtype: 'f16' });
+  const stored = columnB ? Array.from({ length: 512 }, (_, i) => B[(i % 32) * 16 + Math.floor(i / 32)] ?? 0) : B;
+  using b = tensor(device, stored, [512], { dtype: 'f16' });
+  using out = run(device, columnB, a, b);
+  const got = await out.read();
+  for (let row = 0; row < 32; row++) {
+    for (let column = 0; column < 8; column++) {
+      let sum = 0;
+      for (let k = 0; k < 32; k++) sum += (A[row * 32 + k] ?? 0) * (B[k * 16 + column] ?? 0);
+      expect(got[row * 16 + column]).toBe(2 * sum);
+    }
+  }
+  expect([got[8], got[16 * 16 + 8]]).toEqual([19, 19]);
+});
+
+test('the hardware text of the same kernel compiles on the null backend', async () => {
+  const nothing = await openDevice({ nullBackend: true, tier: 'matrix' });
+  expect(nothing.capabilities.matrix).toBe('hardware');
+  const a = zeros(nothing, [32, 32], { dtype: 'f16' });
+  const b = zeros(nothing, [512], { dtype: 'f16' });
+  for (const columnB of [false, true]) run(nothing, columnB, a, b).dispose();
+  await nothing.idle();
+  const text = [...nothing.pipelines.values()].find((p) => p.name === 'fragment-tile')?.wgsl ?? '';
+  expect(text).toContain('subgroupMatrixMultiplyAccumulate');
+  expect(text).toContain('@subgroup_size(32)');
+  a.dispose();
+  b.dispose();
+  await nothing.close();
+});
