@@ -1,4 +1,4 @@
-export { HeedError, type HeedErrorCode } from './errors.js';
+export { formatBytes, HeedError, type HeedErrorCode } from './errors.js';
 export { openDevice, withDevice, type DeviceOptions } from './device/open.js';
 export type { Device, KernelTime, KernelTrace, MemoryReport } from './device/device.js';
 export {
@@ -10,6 +10,7 @@ export {
   type MatrixConfig,
   type Tier,
 } from './device/capabilities.js';
+export { type RandomPosition, RandomStream } from './random/stream.js';
 export { type DType, type FloatDType, type NumericArray } from './dtype.js';
 export { Tensor, type Shape, warnOnLeakedTensors } from './tensor/tensor.js';
 export { full, tensor, writeValues, zeros } from './tensor/create.js';
