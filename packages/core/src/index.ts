@@ -26,3 +26,5 @@ export {
   type ValueAndGrad,
 } from './autodiff/grad.js';
 export * from './ops/index.js';
+export { RandomStream } from './random/stream.js';
+export * from './seams/index.js';
