@@ -1,0 +1,12 @@
+export { elements, f64, f64Like, indexOf, randomArray, toFloat32, type F64Array, type NormalSource } from './array.js';
+export {
+  compare,
+  expectClose,
+  expectErrorRatio,
+  shareText,
+  worstShare,
+  type CompareRule,
+  type Comparison,
+  type Tolerance,
+  type Values,
+} from './compare.js';
