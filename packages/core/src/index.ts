@@ -26,5 +26,4 @@ export {
   type ValueAndGrad,
 } from './autodiff/grad.js';
 export * from './ops/index.js';
-export { RandomStream } from './random/stream.js';
 export * from './seams/index.js';
