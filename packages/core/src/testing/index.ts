@@ -10,3 +10,4 @@ export {
   type Tolerance,
   type Values,
 } from './compare.js';
+export { hasGradients, readGoldenCase, type GoldenCase, type GoldenTensor } from './golden-case.js';
