@@ -28,7 +28,9 @@ function probe(/** @type {Record<string, string>} */ environment) {
   const adapter = line ? JSON.parse(line[1] ?? 'null') : null;
   if (adapter && !isTooOld(adapter)) return { adapter, trouble: '' };
   if (adapter) return { trouble: `the software driver here is too old (${adapter.description}); Mesa ${OLDEST_MESA} or newer is needed` };
-  return { trouble: (child.stderr ?? '').trim().split('\n').at(-1) ?? '' };
+  // Dawn says on stderr why it refused a driver that it found; a missing loader or driver leaves nothing of use there.
+  const refused = /^Warning: (.*(?:Vulkan|D3D|Metal).*)$/m.exec(child.stderr ?? '');
+  return { trouble: refused ? `Dawn refused a driver: ${refused[1]}` : '' };
 }
 
 /** What a person has to install here, and why. @param {string} trouble */

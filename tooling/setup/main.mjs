@@ -7,7 +7,7 @@ import { ensureAdapter } from './adapter.mjs';
 import { ensureChromium } from './chromium.mjs';
 import { root } from './root.mjs';
 import { Stop } from './steps.mjs';
-import { build, checkNode, installDependencies } from './workspace.mjs';
+import { GOLDEN, build, checkNode, installDependencies } from './workspace.mjs';
 
 /** What runs after the set-up, relative to the root. @type {Record<string, { script?: string, browser?: boolean }>} */
 const COMMANDS = {
@@ -15,7 +15,7 @@ const COMMANDS = {
   demo: { script: 'apps/demo/dist/main.js' },
   lab: { script: 'apps/lab/dist/main.js' },
   bench: { script: 'apps/bench/dist/main.js' },
-  golden: { script: 'tooling/dist/golden/main.js' },
+  golden: { script: GOLDEN },
   test: { script: 'tooling/checks/main.mjs', browser: true },
 };
 

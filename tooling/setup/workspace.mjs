@@ -7,6 +7,9 @@ import { Stop, note, step } from './steps.mjs';
 
 const PNPM = 'pnpm@10.34.9';
 
+/** The runner of golden cases, relative to the root. */
+export const GOLDEN = 'tooling/dist/golden/main.js';
+
 /** npm as a command of this Node: the script that `npm run` came from, or the npm on the path. */
 function npmExec() {
   const script = process.env.npm_execpath;

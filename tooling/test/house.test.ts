@@ -12,7 +12,7 @@ const FLOORS = [
   ['tensor'],
   ['autodiff'],
   ['ops'],
-  ['attention'],
+  ['attention', 'seams'],
   ['nn', 'optim', 'io'],
   ['testing'],
 ] as const;

@@ -1,0 +1,26 @@
+// The golden cases that the packages ship, through the same command that `npm run golden` gives to people.
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { root } from '../setup/root.mjs';
+import { GOLDEN } from '../setup/workspace.mjs';
+import { run } from './result.mjs';
+
+const TIERS = ['baseline', 'subgroups', 'matrix'];
+
+/** @returns {Promise<import('./result.mjs').Count>} */
+export async function golden() {
+  const folders = readdirSync(join(root, 'packages'))
+    .map((name) => join('packages', name, 'test', 'golden'))
+    .filter((folder) => existsSync(join(root, folder)));
+  const count = { passed: 0, failed: 0 };
+  for (const tier of TIERS) {
+    console.log(`-- tier ${tier}`);
+    const { status, output } = await run([process.execPath, GOLDEN, ...folders, '--tier', tier]);
+    const words = output.split('\n').map((line) => line.split(/\s+/)[0]);
+    const passed = words.filter((word) => word === 'pass').length;
+    const failed = words.filter((word) => word === 'fail' || word === 'unsupported' || word === 'fell-back').length;
+    count.passed += passed;
+    count.failed += status !== 0 && failed === 0 ? 1 : failed;
+  }
+  return count;
+}
