@@ -7,16 +7,16 @@ import { root } from '../setup/root.mjs';
 /**
  * Runs a command and shows its output.
  * @param {string[]} command program and arguments
- * @param {{ env?: NodeJS.ProcessEnv, cwd?: string, quiet?: boolean, timeout?: number }} [options] `quiet` shows the output only on failure
+ * @param {{ env?: NodeJS.ProcessEnv, cwd?: string, quiet?: boolean, hidden?: boolean, timeout?: number }} [options] `quiet` shows the output only on failure, `hidden` never
  * @returns {Promise<{ status: number, output: string }>}
  */
-export function run([program, ...args], { env = process.env, cwd = root, quiet = false, timeout = 0 } = {}) {
+export function run([program, ...args], { env = process.env, cwd = root, quiet = false, hidden = false, timeout = 0 } = {}) {
   return new Promise((resolve, reject) => {
     const child = spawn(/** @type {string} */ (program), args, { cwd, env, stdio: ['ignore', 'pipe', 'pipe'], timeout });
     let output = '';
     const take = (/** @type {Buffer} */ chunk) => {
       output += chunk.toString('utf8');
-      if (!quiet) process.stdout.write(chunk);
+      if (!quiet && !hidden) process.stdout.write(chunk);
     };
     child.stdout.on('data', take);
     child.stderr.on('data', take);

@@ -1,5 +1,5 @@
 // The packages as users get them: packed, inspected, installed into an empty project, and their README examples run there as pasted.
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, realpathSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { root } from '../setup/root.mjs';
@@ -139,6 +139,12 @@ async function use(tally, { folder, manifest }, url) {
       });
     }
   }
+  await tally.check(`without webgpu the example of ${manifest.name} says what to install`, async () => {
+    renameSync(join(cwd, 'node_modules/webgpu'), join(cwd, 'node_modules/.webgpu'));
+    writeFileSync(join(cwd, 'example.mjs'), examplesOf(/** @type {string} */ (readmes[0]))[0] ?? '');
+    const { status, output } = await run([process.execPath, 'example.mjs'], { cwd, hidden: true, timeout: 60_000 });
+    if (status === 0 || !/npm i .*webgpu/.test(output)) throw new Error(`it ended with ${status}: ${output.trim().split('\n').at(-1)}`);
+  });
   rmSync(cwd, { recursive: true, force: true });
 }
 
