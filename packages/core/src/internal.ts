@@ -15,3 +15,4 @@ export { apply, currentTape, type Backward, type OpCall, withoutTape } from './a
 export { accumulate } from './autodiff/accumulate.js';
 export { vjp } from './autodiff/grad.js';
 export { Fragments, fragmentGrid, fragmentLanes, fragmentShape, hasFragments, type FragmentLayout } from './kernel/fragments.js';
+export { constantTable } from './kernel/constants.js';

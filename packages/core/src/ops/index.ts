@@ -1,1 +1,5 @@
-export {};
+export { argsort, sort, type SortOptions, sortPairs, topK, type TopKOptions } from './sort/index.js';
+export { indirectGrid } from './indirect.js';
+export { permuteTokens, tileOrder, type TokenOrder } from './permute-tokens.js';
+export { recurrence } from './recurrence.js';
+export { searchSorted } from './searchsorted.js';
