@@ -10,7 +10,7 @@ const TIERS = ['baseline', 'subgroups', 'matrix'];
 /** @returns {Promise<import('./result.mjs').Count>} */
 export async function golden() {
   const folders = readdirSync(join(root, 'packages'))
-    .map((name) => join('packages', name, 'test', 'golden'))
+    .map((name) => join('packages', name, 'test', 'cases'))
     .filter((folder) => existsSync(join(root, folder)));
   const count = { passed: 0, failed: 0 };
   for (const tier of TIERS) {
