@@ -68,7 +68,11 @@ interface ParsedOptions {
 function demoCommand(models: readonly string[]): Command {
   return new Command('npm run demo --')
     .description('Reads a long document with small language models, one an attention technique, and compares them.')
-    .option('--tokens <count>', 'bytes to read; default 4096 on a software device, 16384 on a GPU', integer(1, Number.MAX_SAFE_INTEGER, 'tokens'))
+    .option(
+      '--tokens <count>',
+      'bytes to read; default 4096 on a software device, 16384 on a GPU',
+      integer(1, Number.MAX_SAFE_INTEGER, 'tokens'),
+    )
     .option('--models <names...>', `which of ${models.join(', ')} (separated by commas or spaces)`, namesAmong(models), [])
     .option('--text <file>', 'a text of your own; default: the last chapters of Moby-Dick, which no model was trained on')
     .option('--json [file]', 'also write the record as JSON, to standard output when no file is named')
@@ -123,7 +127,8 @@ export async function expectWritable(option: string, path: string): Promise<void
   const folder = dirname(resolve(path));
   const target = await stat(path).catch(() => undefined);
   if (target?.isDirectory()) throw new UsageError(`${option} ${path} is a folder; name a file`);
-  if (!(await stat(folder).catch(() => undefined))?.isDirectory()) throw new UsageError(`${option} ${path} cannot be written: there is no folder ${folder}; make it first`);
+  if (!(await stat(folder).catch(() => undefined))?.isDirectory())
+    throw new UsageError(`${option} ${path} cannot be written: there is no folder ${folder}; make it first`);
   await access(target ? path : folder, constants.W_OK).catch((cause: unknown) => {
     throw new UsageError(`${option} ${path} cannot be written: no permission; choose another place`, { cause });
   });

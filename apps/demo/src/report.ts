@@ -31,7 +31,11 @@ export function renderReport(record: DemoRecord): string {
 }
 
 function titleOf({ models, text }: DemoRecord): string {
-  return `${models.length === 1 ? 'One model reads' : `${formatCount(models.length)} models read`} ${text.name}`;
+  return `${countOf(models)} ${text.name}`;
+}
+
+function countOf(models: readonly ModelRecord[]): string {
+  return models.length === 1 ? 'One model reads' : `${formatCount(models.length)} models read`;
 }
 
 /** `2026-11-22 10:15 UTC`. */
@@ -44,7 +48,8 @@ function headOf(record: DemoRecord, make: ElementMaker): Element[] {
     make('meta', { charset: 'utf-8' }),
     make('meta', { name: 'viewport', content: 'width=device-width, initial-scale=1' }),
     make('meta', { 'http-equiv': 'Content-Security-Policy', content: "default-src 'none'; style-src 'unsafe-inline'" }),
-    make('title', {}, titleOf(record)),
+    // Only words of ours: linkedom writes a title's text without escaping it.
+    make('title', {}, `Heed: ${countOf(record.models)} ${formatCount(record.text.tokens)} tokens`),
     make('style', {}, `${chartColors(record.models.length)}${REPORT_STYLE}`),
   ];
 }
@@ -70,8 +75,11 @@ function comparison({ models }: DemoRecord, make: ElementMaker): Element[] {
 }
 
 function quality(record: DemoRecord, document: Document, make: ElementMaker): Element[] {
-  const caption = 'Mean over a running window. Lower is better; a line that climbs beyond the trained length shows a model that loses its way.';
-  const points = record.models.map(({ name, bitsByPosition }) => bitsByPosition.map(({ position, bits }) => [name, formatCount(position), bits.toFixed(3)]));
+  const caption =
+    'Mean over a running window. Lower is better; a line that climbs beyond the trained length shows a model that loses its way.';
+  const points = record.models.map(({ name, bitsByPosition }) =>
+    bitsByPosition.map(({ position, bits }) => [name, formatCount(position), bits.toFixed(3)]),
+  );
   return [
     make('h2', {}, 'How well each model predicts, along the text'),
     legend(record.models, make),
@@ -94,7 +102,11 @@ function costs({ models }: DemoRecord, document: Document, make: ElementMaker): 
       drawLengthPlot(document, plot, models),
       figures(['model', 'tokens', plot.title.toLowerCase()], rowsOf(models, plot), make),
     );
-  return [make('h2', {}, 'What it costs, against length'), legend(models, make), make('div', { class: 'plots' }, ...LENGTH_PLOTS.map(figure))];
+  return [
+    make('h2', {}, 'What it costs, against length'),
+    legend(models, make),
+    make('div', { class: 'plots' }, ...LENGTH_PLOTS.map(figure)),
+  ];
 }
 
 function rowsOf(models: readonly ModelRecord[], { value, format }: LengthPlot): string[][] {
@@ -106,7 +118,11 @@ function passages({ passage, models, seed }: DemoRecord, make: ElementMaker): El
   if (written.length === 0) return [];
   return [
     make('h2', {}, 'How each model goes on'),
-    make('p', { class: 'quiet' }, `The text breaks off, and each model writes on (seed ${seed}). Models of this size know words and manner, not sense.`),
+    make(
+      'p',
+      { class: 'quiet' },
+      `The text breaks off, and each model writes on (seed ${seed}). Models of this size know words and manner, not sense.`,
+    ),
     make('blockquote', {}, `… ${visible(passage)}`),
     ...written.flatMap(({ name, continuation, index }) => [
       make('h3', {}, name),
@@ -136,16 +152,37 @@ function legend(models: readonly ModelRecord[], make: ElementMaker): Element {
 
 /** A short stretch of a model's line. */
 function swatch(index: number, make: ElementMaker): Element {
-  const line = make('line', { x1: '1', x2: '31', y1: '6', y2: '6', stroke: `var(--series-${index})`, 'stroke-width': '3', 'stroke-dasharray': seriesStyle(index).dash });
+  const line = make('line', {
+    x1: '1',
+    x2: '31',
+    y1: '6',
+    y2: '6',
+    stroke: `var(--series-${index})`,
+    'stroke-width': '3',
+    'stroke-dasharray': seriesStyle(index).dash,
+  });
   return make('svg', { width: '32', height: '12', 'aria-hidden': 'true' }, line);
 }
 
 function figures(headings: readonly string[], rows: readonly (readonly string[])[], make: ElementMaker): Element {
-  const head = make('tr', {}, ...headings.map((heading, column) => make('th', { scope: 'col', ...(column > 0 && { class: 'number' }) }, heading)));
-  const body = rows.map((row) =>
-    make('tr', {}, ...row.map((text, column) => (column === 0 ? make('th', { scope: 'row' }, text) : make('td', { class: 'number' }, text)))),
+  const head = make(
+    'tr',
+    {},
+    ...headings.map((heading, column) => make('th', { scope: 'col', ...(column > 0 && { class: 'number' }) }, heading)),
   );
-  return make('details', {}, make('summary', {}, 'The figures'), make('div', { class: 'scroll' }, make('table', {}, make('thead', {}, head), make('tbody', {}, ...body))));
+  const body = rows.map((row) =>
+    make(
+      'tr',
+      {},
+      ...row.map((text, column) => (column === 0 ? make('th', { scope: 'row' }, text) : make('td', { class: 'number' }, text))),
+    ),
+  );
+  return make(
+    'details',
+    {},
+    make('summary', {}, 'The figures'),
+    make('div', { class: 'scroll' }, make('table', {}, make('thead', {}, head), make('tbody', {}, ...body))),
+  );
 }
 
 /** Control characters, which a model may well write, as the replacement character; line ends and tabs stay. */

@@ -111,7 +111,12 @@ function sayContinuations(record: DemoRecord, terminal: Terminal): void {
   for (const { name, continuation } of written) terminal.say(`\n${name} goes on: ${oneLine(continuation)}`);
 }
 
-async function writeResults(record: DemoRecord, { json, report }: DemoOptions, terminal: Terminal, out: NodeJS.WritableStream): Promise<void> {
+async function writeResults(
+  record: DemoRecord,
+  { json, report }: DemoOptions,
+  terminal: Terminal,
+  out: NodeJS.WritableStream,
+): Promise<void> {
   const html = renderReport(record);
   await writeFile(report, html);
   terminal.say(`\nReport: ${resolve(report)} (${formatCount(Buffer.byteLength(html) / 1024)} KiB, open it in a browser)`);

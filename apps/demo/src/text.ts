@@ -15,7 +15,7 @@ export interface TextDocument {
 export const LARGEST_TEXT_BYTES: number = 64 * 2 ** 20;
 
 /** Share of bytes outside UTF-8 or of control bytes at which a file counts as binary; Latin-1 prose stays below. */
-const BINARY_SHARE = 0.1;
+const BINARY_SHARE = 0.2;
 
 /** The held-out last chapters of Moby-Dick, shipped with the demo. */
 export async function heldOutDocument(): Promise<TextDocument> {

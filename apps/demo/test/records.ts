@@ -22,7 +22,13 @@ export function madeUpRecord(tokens = 65_536): DemoRecord {
   return {
     date: '2026-11-22T10:15:30.000Z',
     versions: { '@heed/core': '0.1.0', node: 'v20.20.2', webgpu: '0.6.2' },
-    device: { name: 'llvmpipe (LLVM 19.1.4, 256 bits)', driver: 'Mesa 25.0.7', tier: 'subgroups', software: true, features: ['shader-f16', 'subgroups'] },
+    device: {
+      name: 'llvmpipe (LLVM 19.1.4, 256 bits)',
+      driver: 'Mesa 25.0.7',
+      tier: 'subgroups',
+      software: true,
+      features: ['shader-f16', 'subgroups'],
+    },
     text: { name: 'Moby-Dick, chapters 132 to 135', bytes: 74_131, tokens },
     passage: 'and the great shroud of the sea rolled on as it rolled five',
     seed: 1,
@@ -32,7 +38,11 @@ export function madeUpRecord(tokens = 65_536): DemoRecord {
 
 function model({ name, bits, msPerToken, stateBytes, drift }: Shape, tokens: number): ModelRecord {
   const lengths = [512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536].filter((length) => length <= tokens);
-  const perToken = Float32Array.from({ length: tokens }, (_, i) => bits + 2 / Math.sqrt(1 + i) + drift * Math.max(0, Math.log2(i / 2048)) + Math.sin(i * 12.9898) * 0.9 + 0.1 * Math.sin(i / 900));
+  const perToken = Float32Array.from(
+    { length: tokens },
+    (_, i) =>
+      bits + 2 / Math.sqrt(1 + i) + drift * Math.max(0, Math.log2(i / 2048)) + Math.sin(i * 12.9898) * 0.9 + 0.1 * Math.sin(i / 900),
+  );
   return {
     name,
     parameters: 3_345_664,

@@ -73,7 +73,9 @@ function weigh(parts: readonly CorpusPart[], { context, shares = {} }: BatchOpti
     const share = shares[part.name] ?? ((1 - named) * bytes) / unnamedBytes;
     if (share === 0) continue;
     if (bytes <= context) {
-      throw new RangeError(`batches: part "${part.name}" has ${bytes} bytes; a sequence of ${context} tokens and its last target need ${context + 1}`);
+      throw new RangeError(
+        `batches: part "${part.name}" has ${bytes} bytes; a sequence of ${context} tokens and its last target need ${context + 1}`,
+      );
     }
     upTo += share;
     weighed.push({ ...part, upTo });

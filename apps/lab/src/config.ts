@@ -111,7 +111,12 @@ const corpusSchema = z.strictObject({
 });
 
 const schema = z
-  .strictObject({ name: z.string().regex(/^[a-z0-9-]+$/, 'must be lower-case letters, digits and hyphens'), model: modelSchema, training: trainingSchema, corpus: corpusSchema })
+  .strictObject({
+    name: z.string().regex(/^[a-z0-9-]+$/, 'must be lower-case letters, digits and hyphens'),
+    model: modelSchema,
+    training: trainingSchema,
+    corpus: corpusSchema,
+  })
   .superRefine(({ model, training, corpus }, context) => {
     const reject = (path: string[], message: string): void => void context.addIssue({ code: 'custom', path, message });
     if (model.headDim === undefined && model.dim % model.heads !== 0) {
@@ -121,11 +126,13 @@ const schema = z
       reject(['model', 'kvHeads'], `${model.kvHeads} must divide the ${model.heads} heads`);
     }
     if (model.mixer === 'neighborhood' && model.window === undefined) reject(['model', 'window'], 'the neighborhood mixer needs it');
-    if (model.mixer !== 'neighborhood' && model.window !== undefined) reject(['model', 'window'], `the ${model.mixer} mixer has no window; remove it`);
+    if (model.mixer !== 'neighborhood' && model.window !== undefined)
+      reject(['model', 'window'], `the ${model.mixer} mixer has no window; remove it`);
     if (model.ropeBase !== undefined && model.mixer !== 'softmax' && model.mixer !== 'neighborhood') {
       reject(['model', 'ropeBase'], `the ${model.mixer} mixer has no rotary positions; remove it`);
     }
-    if (training.warmup >= training.steps) reject(['training', 'warmup'], `${training.warmup} steps of warm-up leave none of ${training.steps} steps`);
+    if (training.warmup >= training.steps)
+      reject(['training', 'warmup'], `${training.warmup} steps of warm-up leave none of ${training.steps} steps`);
     const sum = Object.values(corpus.shares ?? {}).reduce((total, value) => total + value, 0);
     if (sum > 1) reject(['corpus', 'shares'], `they sum to ${sum}; at most 1`);
   });
@@ -144,8 +151,7 @@ export function parseConfig(text: string, where: string): LabConfig {
   }
   const result = schema.safeParse(json, { reportInput: true });
   if (!result.success) {
-    const lines = result.error.issues.map((issue) => `${where}: ${issue.path.join('.') || 'the file'}: ${issue.message}`);
-    throw new Error(lines.join('\n'));
+    throw new Error(result.error.issues.map((issue) => describeIssue(issue, where)).join('\n'));
   }
   return withoutUndefined(result.data);
 }
@@ -158,6 +164,13 @@ export async function readConfig(path: string): Promise<LabConfig> {
 /** Head dimension of a model, given or derived. */
 export function headDimension(model: ModelConfig): number {
   return model.headDim ?? model.dim / model.heads;
+}
+
+/** `configs/zeta.json: training.steps is 0: Too small: expected number to be >=1`. */
+function describeIssue({ path, input, message, code }: z.core.$ZodIssue, where: string): string {
+  const field = path.length === 0 ? 'the file' : path.join('.');
+  const given = code === 'custom' || code === 'unrecognized_keys' ? '' : ` is ${input === undefined ? 'missing' : JSON.stringify(input)}`;
+  return `${where}: ${field}${given}: ${message}`;
 }
 
 /** zod types an optional field as possibly undefined; the parsed JSON never holds such a value. */

@@ -1,5 +1,5 @@
 import * as Plot from '@observablehq/plot';
-import { chartColors, drawPlot, newDocument, seriesStyle } from './chart.js';
+import { chartColors, drawPlot, newSvgDocument, seriesStyle } from './chart.js';
 
 /** A point of a loss curve. */
 export interface LossPoint {
@@ -29,7 +29,7 @@ export function lossPlot(runs: readonly TrainingHistory[]): string {
   if (runs.every((run) => run.training.length + run.heldOut.length === 0)) {
     throw new RangeError('plot: no run has a point; record a step first');
   }
-  const document = newDocument();
+  const document = newSvgDocument();
   const svg = drawPlot(
     document,
     {
@@ -69,7 +69,14 @@ function legend(runs: readonly TrainingHistory[]): Plot.Markish[] {
     .map(({ name, training, heldOut }, index) => ({ name, index, last: (heldOut.at(-1) ?? training.at(-1))?.bits ?? 0 }))
     .sort((a, b) => b.last - a.last)
     .map(({ name, index, last }, row) =>
-      Plot.text([`${name} ${last.toFixed(3)}`], { frameAnchor: 'top-right', dx: -6, dy: 8 + 17 * row, fill: color(index), fontSize: 13, fontWeight: 600 }),
+      Plot.text([`${name} ${last.toFixed(3)}`], {
+        frameAnchor: 'top-right',
+        dx: -6,
+        dy: 8 + 17 * row,
+        fill: color(index),
+        fontSize: 13,
+        fontWeight: 600,
+      }),
     );
 }
 

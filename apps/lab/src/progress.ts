@@ -58,7 +58,9 @@ function plainLines({ label, total, unit }: ProgressOptions, stream: ProgressStr
       const tenth = Math.floor((10 * Math.min(done, total)) / total);
       if (tenth <= shown) return;
       shown = tenth;
-      stream.write(`${label} ${10 * tenth} % (${COUNT.format(Math.min(done, total))} of ${COUNT.format(total)} ${unit})${note && ` ${note}`}\n`);
+      stream.write(
+        `${label} ${10 * tenth} % (${COUNT.format(Math.min(done, total))} of ${COUNT.format(total)} ${unit})${note && ` ${note}`}\n`,
+      );
     },
     end(note) {
       if (note !== undefined) stream.write(`${label} ${note}\n`);

@@ -63,7 +63,10 @@ export function logTicks(values: readonly number[], base: 2 | 10): number[] {
   const log = base === 2 ? Math.log2 : Math.log10;
   const exponents = Array.from({ length: Math.floor(log(most)) - Math.floor(log(least)) + 1 }, (_, i) => Math.floor(log(least)) + i);
   const within = (factors: readonly number[], every: number): number[] =>
-    exponents.filter((e) => e % every === 0).flatMap((e) => factors.map((factor) => factor * base ** e)).filter((tick) => tick >= least && tick <= most);
+    exponents
+      .filter((e) => e % every === 0)
+      .flatMap((e) => factors.map((factor) => factor * base ** e))
+      .filter((tick) => tick >= least && tick <= most);
   const sets = base === 2 ? [within([1], 1), within([1], 2), within([1], 4)] : [within([1, 2, 5], 1), within([1], 1), within([1], 2)];
   const ticks = sets.find((set) => set.length <= TICKS) ?? [];
   return ticks.length > 1 ? ticks : [...new Set([least, most])];
@@ -87,11 +90,32 @@ export function drawLengthPlot(document: Document, plot: LengthPlot, models: rea
     marginRight: 28,
     marginBottom: 44,
     grid: true,
-    x: { type: 'log', base: 2, label: 'tokens', ticks: logTicks(models.flatMap(({ curve }) => curve.map(({ tokens }) => tokens)), 2), tickFormat: formatCount },
-    y: { type: 'log', label: null, ticks: logTicks(models.flatMap(({ curve }) => curve.map(plot.value)), plot.base), tickFormat: (value: number) => plot.format(value) },
+    x: {
+      type: 'log',
+      base: 2,
+      label: 'tokens',
+      ticks: logTicks(
+        models.flatMap(({ curve }) => curve.map(({ tokens }) => tokens)),
+        2,
+      ),
+      tickFormat: formatCount,
+    },
+    y: {
+      type: 'log',
+      label: null,
+      ticks: logTicks(
+        models.flatMap(({ curve }) => curve.map(plot.value)),
+        plot.base,
+      ),
+      tickFormat: (value: number) => plot.format(value),
+    },
     marks,
   };
-  return drawPlot(document, options, `${plot.title} against its length in tokens, both logarithmic, for ${namesOf(models)}. ${plot.reading}`);
+  return drawPlot(
+    document,
+    options,
+    `${plot.title} against its length in tokens, both logarithmic, for ${namesOf(models)}. ${plot.reading}`,
+  );
 }
 
 /** Draws bits per byte against position in the text, each point a mean over its neighbours. */

@@ -27,7 +27,9 @@ export function chapters(book: Uint8Array): Chapter[] {
   const text = Buffer.from(book.buffer, book.byteOffset, book.byteLength).toString('latin1');
   const starts = [...text.matchAll(HEADING)].map((match) => ({ heading: match[0], start: match.index }));
   if (starts.length === 0) {
-    throw new RangeError('moby-dick: no line reads "CHAPTER <number>. <title>"; give the text of the book as `npm run lab -- prepare` writes it');
+    throw new RangeError(
+      'moby-dick: no line reads "CHAPTER <number>. <title>"; give the text of the book as `npm run lab -- prepare` writes it',
+    );
   }
   return starts.map(({ heading, start }, index) => ({
     heading: Buffer.from(heading, 'latin1').toString('utf8'),
