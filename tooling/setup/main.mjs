@@ -37,9 +37,9 @@ async function main() {
   console.log('heed: set-up');
   checkNode();
   await installDependencies();
-  await build();
   const environment = { ...process.env, ...(await ensureAdapter()) };
   if (command.browser) environment.HEED_CHROMIUM = await ensureChromium();
+  await build();
   console.log('');
   if (!command.script) return 0;
   const path = join(root, command.script);
