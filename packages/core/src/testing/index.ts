@@ -11,3 +11,15 @@ export {
   type Values,
 } from './compare.js';
 export { hasGradients, readGoldenCase, type GoldenCase, type GoldenTensor } from './golden-case.js';
+export {
+  forwardAndGradients,
+  goldenLine,
+  goldenTensor,
+  runGoldenCase,
+  type GoldenInputs,
+  type GoldenMapping,
+  type GoldenOp,
+  type GoldenReport,
+  type GoldenResults,
+} from './golden.js';
+export { goldenFiles, goldenTests, loadGoldenCase, type RegisterTest } from './golden-files.js';
