@@ -1,0 +1,1 @@
+export * from './lightning2/index.js';

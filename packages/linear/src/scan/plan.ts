@@ -1,0 +1,104 @@
+import { type Capabilities, type DType, HeedError } from '@heed/core';
+
+/** How the token-by-token kernel cuts a state. */
+export interface RecurrentTile {
+  /** Columns (of the value dimension) a workgroup. */
+  columns: number;
+  /** Rows (of the key dimension) a lane, next to 4 columns. */
+  rows: number;
+  /** Tokens staged in workgroup memory a step. */
+  tile: number;
+}
+
+/** What a plan depends on. */
+export interface ScanShape {
+  batch: number;
+  tokens: number;
+  heads: number;
+  keyDim: number;
+  valueDim: number;
+  dtype: DType;
+  /** Tokens a segment; absent: as many segments as fill the device. */
+  chunk?: number | undefined;
+}
+
+/** Tiles and dispatches of one scan. */
+export interface ScanPlan {
+  /**
+   * `serial`: one sweep, one dispatch. `segments`: states of segments, scan over them, sweep of each segment. `chunk-parallel`: the same
+   * with segments of one step, so that nothing is serial but the scan.
+   */
+  form: 'serial' | 'segments' | 'chunk-parallel';
+  /** `recurrent`: token by token, any tier and dtype. `matrix`: chunks as products of f16 fragments. */
+  kernel: 'recurrent' | 'matrix';
+  segments: number;
+  segmentTokens: number;
+  recurrent: RecurrentTile;
+  /** Rows and columns that a segment's state is stored with; the matrix form pads them to fragments. */
+  stateRows: number;
+  stateColumns: number;
+  dispatches: readonly ('states' | 'segment-scan' | 'outputs')[];
+  /** Bytes that the dispatches move: operands, states, outputs; a column tile more reads q and k once more. */
+  bytes: number;
+}
+
+/** Fewer tokens than this a segment are not worth a state written, scanned and read. */
+const leastSegment = 128;
+
+/**
+ * The plan of a scan: a pure function of shape and capabilities.
+ * @param fill workgroups that keep the device busy
+ * @throws HeedError LIMIT_EXCEEDED when no tile fits the device
+ */
+export function planScan(shape: ScanShape, capabilities: Capabilities, fill = 512): ScanPlan {
+  const { batch, tokens, heads, keyDim, valueDim, dtype } = shape;
+  const recurrent = recurrentTile(keyDim, valueDim, capabilities.limits.maxComputeWorkgroupStorageSize);
+  const { columns, tile: step } = recurrent;
+  const perSegment = batch * heads * Math.ceil(valueDim / columns);
+  const wanted = Math.max(1, Math.min(Math.floor(fill / Math.max(1, perSegment)), Math.ceil(tokens / leastSegment)));
+  const segmentTokens = Math.max(1, shape.chunk ?? Math.ceil(Math.ceil(tokens / wanted) / step) * step);
+  const segments = Math.max(1, Math.ceil(tokens / segmentTokens));
+  const serial = segments === 1;
+  const stateRows = keyDim;
+  const stateColumns = valueDim;
+  const tiles = Math.ceil(valueDim / columns);
+  const size = dtype === 'f16' ? 2 : 4;
+  const perToken = tiles * 2 * keyDim + 2 * valueDim + (serial ? 0 : tiles * keyDim + valueDim);
+  const states = serial ? 0 : segments * stateRows * stateColumns * 4 * 4;
+  return {
+    form: serial ? 'serial' : segmentTokens <= step ? 'chunk-parallel' : 'segments',
+    kernel: 'recurrent',
+    segments,
+    segmentTokens,
+    recurrent,
+    stateRows,
+    stateColumns,
+    dispatches: serial ? ['outputs'] : ['states', 'segment-scan', 'outputs'],
+    bytes: batch * heads * (tokens * perToken * size + states),
+  };
+}
+
+/**
+ * Tile of the token-by-token kernel. `narrow` makes column tiles smaller, so that a few heads of a decode step spread
+ * over more workgroups.
+ * @throws HeedError LIMIT_EXCEEDED when a head dimension is too large
+ */
+export function recurrentTile(keyDim: number, valueDim: number, workgroupBytes: number, narrow = 64): RecurrentTile {
+  const rows = keyDim <= 16 ? 4 : keyDim <= 32 ? 8 : 16;
+  const slabs = Math.ceil(keyDim / rows);
+  for (const most of [64, 32, 16, 8, 4]) {
+    if (most > narrow) continue;
+    const tiles = Math.ceil(valueDim / most);
+    const columns = Math.ceil(valueDim / tiles / 4) * 4;
+    const groups = columns / 4;
+    if (groups * slabs > 256) continue;
+    const perToken = 16 * ((2 * slabs * rows) / 4 + groups + (slabs > 1 ? slabs * groups : 0));
+    const tile = [16, 8, 4].find((tokens) => tokens * perToken <= Math.min(workgroupBytes, 16384));
+    if (tile !== undefined) return { columns, rows, tile };
+    if (most === 4 && perToken <= workgroupBytes) return { columns, rows, tile: 1 };
+  }
+  throw new HeedError(
+    'LIMIT_EXCEEDED',
+    `linear: key dimension ${keyDim} needs more than the ${workgroupBytes} bytes of workgroup memory of this device; split the heads (at most 1024 fit)`,
+  );
+}

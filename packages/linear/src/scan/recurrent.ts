@@ -1,0 +1,231 @@
+// A segment of the recurrence S_t = lambda S_(t-1) + k_t v_t^T, out_t = q_t S_t, token by token with S in registers.
+// tile    keyDim x `columns` of S a workgroup: a lane holds `rows` x 4; `tile` tokens of q, k, v are staged a step
+// bytes   reads q, k, v once a column tile, writes out once; mode `states` reads k, v and writes one S a segment
+// limits  keyDim <= 1024; three multiply-adds a state element and token, so no chunk of scores and no matrix product
+// source  Qin et al. 2024 (arXiv 2401.04658), section 3; roles are swapped and time reversed for its backward
+import type { Tensor } from '@heed/core';
+import { defineKernel, read, readWrite, unroll, write } from '@heed/core/~internal';
+import type { RecurrentTile } from './plan.js';
+import { type Sweep, sweepUniforms, sweepValues } from './sweep.js';
+import { lengthOf, rateOf, segmentOf, vectorLoad, vectorStore } from './text.js';
+import { rowWidth } from './views.js';
+
+/** `states`: only the state that each segment adds; `outputs`: the outputs of each segment. */
+type Mode = 'states' | 'outputs';
+
+interface RecurrentSpec extends RecurrentTile {
+  [name: string]: string | number | boolean;
+  mode: Mode;
+  keyDim: number;
+  valueDim: number;
+  qWidth: number;
+  kWidth: number;
+  vWidth: number;
+  outWidth: number;
+  stateWidth: number;
+  /** State before a segment: zeros, the binding `initial`, or the binding `state` that is also written at the end. */
+  initial: 'none' | 'given' | 'inPlace';
+  /** `initial` is stored [valueDim, keyDim]. */
+  transposed: boolean;
+  /** Writes the state after a segment. */
+  final: boolean;
+  reverse: boolean;
+  lengths: boolean;
+}
+
+const kernel = defineKernel({
+  name: 'linear-recurrent',
+  bindings: {
+    q: read<RecurrentSpec>('float', { width: (s) => s.qWidth, when: (s) => s.mode === 'outputs' }),
+    k: read<RecurrentSpec>('float', { width: (s) => s.kWidth }),
+    v: read<RecurrentSpec>('float', { width: (s) => s.vWidth }),
+    decay: read<RecurrentSpec>('f32'),
+    lengths: read<RecurrentSpec>('i32', { when: (s) => s.lengths }),
+    initial: read<RecurrentSpec>('f32', { width: (s) => (s.transposed ? 1 : s.stateWidth), when: (s) => s.initial === 'given' }),
+    state: readWrite<RecurrentSpec>('f32', { width: (s) => s.stateWidth, when: (s) => s.final }),
+    out: write<RecurrentSpec>('float', { width: (s) => s.outWidth, when: (s) => s.mode === 'outputs' }),
+  },
+  uniforms: sweepUniforms,
+  forms: ['baseline'],
+  wgsl: recurrentText,
+});
+
+function recurrentText(s: RecurrentSpec): string {
+  const groups = s.columns / 4;
+  const slabs = Math.ceil(s.keyDim / s.rows);
+  const lanes = groups * slabs;
+  const keyVectors = (slabs * s.rows) / 4;
+  const outputs = s.mode === 'outputs';
+  const vectors = s.rows / 4;
+  const component = ['x', 'y', 'z', 'w'];
+  // S <- lambda S + k v before the output; in reverse the decay comes after it (the state is that of the token behind)
+  const row = (r: number): string => {
+    const key = `key${Math.floor(r / 4)}.${component[r % 4]} * value`;
+    const output = outputs ? `sum += query${Math.floor(r / 4)}.${component[r % 4]} * s${r};` : '';
+    return s.reverse ? `s${r} += ${key}; ${output} s${r} *= lambda;` : `s${r} = s${r} * lambda + ${key}; ${output}`;
+  };
+  const stage = (name: string, vectorsPerToken: number, scale: string, first: string): string => `
+      for (var e = lane; e < tokens * ${vectorsPerToken}u; e += ${lanes}u) {
+        let token = tokenAt(at + e / ${vectorsPerToken}u, length);
+        let base = batch * uniforms.${name}Batch + token * uniforms.${name}Token + head * uniforms.${name}Head;
+        staged_${name}[e] = vector_${name}(base, ${first}(e % ${vectorsPerToken}u) * 4u)${scale};
+      }`;
+  return `
+    ${outputs ? vectorLoad('q', s.qWidth, s.keyDim) : ''}
+    ${vectorLoad('k', s.kWidth, s.keyDim)}
+    ${vectorLoad('v', s.vWidth, s.valueDim)}
+    ${segmentOf}
+    ${lengthOf(s.lengths)}
+    fn tokenAt(i: u32, length: u32) -> u32 { return ${s.reverse ? 'length - 1u - i' : 'i'}; }
+    ${s.initial === 'inPlace' ? vectorLoad('state', s.stateWidth, s.valueDim) : ''}
+    ${s.initial === 'given' && !s.transposed ? vectorLoad('initial', s.stateWidth, s.valueDim) : ''}
+    ${s.initial === 'given' && s.transposed ? transposedLoad(s) : ''}
+    ${s.final ? vectorStore('state', s.stateWidth, s.valueDim) : ''}
+    ${outputs ? vectorStore('out', s.outWidth, s.valueDim) : ''}
+    ${outputs ? `var<workgroup> staged_q: array<vec4f, ${s.tile * keyVectors}>;` : ''}
+    var<workgroup> staged_k: array<vec4f, ${s.tile * keyVectors}>;
+    var<workgroup> staged_v: array<vec4f, ${s.tile * groups}>;
+    ${outputs && slabs > 1 ? `var<workgroup> partial: array<vec4f, ${s.tile * lanes}>;` : ''}
+    @compute @workgroup_size(${lanes})
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      let index = workgroupIndex(group, groups);
+      if (index >= uniforms.workgroups) { return; }
+      let place = segmentOf(index);
+      let columns = place.x * ${s.columns}u;
+      let head = place.y;
+      let batch = place.w;
+      let length = lengthOf(batch);
+      let first = min(place.z * uniforms.segmentTokens, length);
+      let end = min(first + uniforms.segmentTokens, length);
+      let column = lane % ${groups}u;
+      let slab = lane / ${groups}u;
+      let rate = ${rateOf('head')};
+      let lambda = exp2(rate);
+      let stateBase = ((batch * uniforms.heads + head) * uniforms.segments + place.z) * ${s.keyDim * s.valueDim}u;
+      ${unroll(s.rows, (r) => `var s${r} = vec4f();`, ' ')}
+      ${s.initial === 'none' ? '' : loadState(s)}
+      var at = first;
+      ${s.mode === 'states' ? deadTokens : ''}
+      while (at < end) {
+        let tokens = min(${s.tile}u, end - at);
+        workgroupBarrier();
+        ${outputs ? stage('q', keyVectors, ' * uniforms.queryScale', '') : ''}
+        ${stage('k', keyVectors, ' * uniforms.keyScale', '')}
+        ${stage('v', groups, '', `columns / 4u + `)}
+        workgroupBarrier();
+        for (var i = 0u; i < tokens; i++) {
+          let value = staged_v[i * ${groups}u + column];
+          ${unroll(vectors, (r) => `let key${r} = staged_k[i * ${keyVectors}u + slab * ${vectors}u + ${r}u];`, ' ')}
+          ${outputs ? unroll(vectors, (r) => `let query${r} = staged_q[i * ${keyVectors}u + slab * ${vectors}u + ${r}u];`, ' ') : ''}
+          ${outputs ? 'var sum = vec4f();' : ''}
+          ${unroll(s.rows, row)}
+          ${outputs ? (slabs > 1 ? `partial[(i * ${slabs}u + slab) * ${groups}u + column] = sum;` : storeOut('at + i', 'column', 'sum')) : ''}
+        }
+        ${
+          outputs && slabs > 1
+            ? `workgroupBarrier();
+        for (var e = lane; e < tokens * ${groups}u; e += ${lanes}u) {
+          let i = e / ${groups}u;
+          let c = e % ${groups}u;
+          var sum = vec4f();
+          ${unroll(slabs, (slab) => `sum += partial[(i * ${slabs}u + ${slab}u) * ${groups}u + c];`)}
+          ${storeOut('at + i', 'c', 'sum')}
+        }`
+            : ''
+        }
+        at += tokens;
+      }
+      ${s.final ? storeState(s) : ''}
+      ${outputs && s.lengths ? zeroTail(groups, lanes) : ''}
+    }`;
+}
+
+// What decayed below 1e-8 by the end of the segment adds nothing in f32: begin behind it.
+const deadTokens = `
+      let alive = u32(min(27.0 / max(-rate, 1e-6), 1e9));
+      at = max(first, end - min(end, alive));`;
+
+function storeOut(i: string, column: string, value: string): string {
+  return `{ let token = tokenAt(${i}, length);
+            vectorTo_out(batch * uniforms.outBatch + token * uniforms.outToken + head * uniforms.outHead, columns + ${column} * 4u, ${value}); }`;
+}
+
+// Tokens behind the length of a batch entry give zeros.
+function zeroTail(groups: number, lanes: number): string {
+  return `
+      let tailFirst = max(length, place.z * uniforms.segmentTokens);
+      let tailEnd = min((place.z + 1u) * uniforms.segmentTokens, uniforms.tokens);
+      for (var e = lane + tailFirst * ${groups}u; e < tailEnd * ${groups}u; e += ${lanes}u) {
+        vectorTo_out(batch * uniforms.outBatch + (e / ${groups}u) * uniforms.outToken + head * uniforms.outHead, columns + (e % ${groups}u) * 4u, vec4f());
+      }`;
+}
+
+function loadState(s: RecurrentSpec): string {
+  const source = s.initial === 'given' ? 'initial' : 'state';
+  return unroll(s.rows, (r) => {
+    const load = s.transposed
+      ? `transposed_initial(stateBase, row, columns + column * 4u)`
+      : `vector_${source}(stateBase + row * ${s.valueDim}u, columns + column * 4u)`;
+    return `{ let row = slab * ${s.rows}u + ${r}u; if (row < ${s.keyDim}u) { s${r} = ${load}; } }`;
+  });
+}
+
+function storeState(s: RecurrentSpec): string {
+  return unroll(
+    s.rows,
+    (r) =>
+      `{ let row = slab * ${s.rows}u + ${r}u; if (row < ${s.keyDim}u) { vectorTo_state(stateBase + row * ${s.valueDim}u, columns + column * 4u, s${r}); } }`,
+  );
+}
+
+function transposedLoad(s: RecurrentSpec): string {
+  const element = (c: number): string =>
+    `select(0.0, load_initial(base + (column + ${c}u) * ${s.keyDim}u + row), column + ${c}u < ${s.valueDim}u)`;
+  return `fn transposed_initial(base: u32, row: u32, column: u32) -> vec4f { return vec4f(${[0, 1, 2, 3].map(element).join(', ')}); }`;
+}
+
+/** What one dispatch of the recurrence reads and writes. */
+export interface RecurrentRun {
+  sweep: Sweep;
+  tile: RecurrentTile;
+  k: Tensor;
+  v: Tensor;
+  /** With `out`: outputs. Without: only what each segment adds to the state. */
+  q?: Tensor | undefined;
+  out?: Tensor | undefined;
+  /** State before each segment, f32 [batch, heads, segments, keyDim, valueDim], or [.., valueDim, keyDim] with `transposed`. */
+  initial?: Tensor | undefined;
+  transposed?: boolean | undefined;
+  /** Written with the state behind each segment; with `inPlace` also read as the state before it. */
+  state?: Tensor | undefined;
+  inPlace?: boolean | undefined;
+}
+
+/** Records one dispatch of the recurrence over every segment, head and batch entry. */
+export function runRecurrent(run: RecurrentRun): void {
+  const { sweep, tile, q, k, v, out, initial, state } = run;
+  const keyDim = k.dim(3);
+  const valueDim = v.dim(3);
+  const values = sweepValues(sweep, { q, k, v, out }, Math.ceil(valueDim / tile.columns));
+  kernel.run(k.device, {
+    spec: {
+      ...tile,
+      mode: out ? 'outputs' : 'states',
+      keyDim,
+      valueDim,
+      qWidth: rowWidth(q),
+      kWidth: rowWidth(k),
+      vWidth: rowWidth(v),
+      outWidth: rowWidth(out),
+      stateWidth: valueDim % 4 === 0 ? 4 : 1,
+      initial: run.inPlace ? 'inPlace' : initial ? 'given' : 'none',
+      transposed: run.transposed ?? false,
+      final: state !== undefined,
+      reverse: sweep.reverse,
+      lengths: sweep.lengths !== undefined,
+    },
+    tensors: { q, k, v, decay: sweep.decay, lengths: sweep.lengths, initial, state, out },
+    uniforms: values,
+    grid: [values.workgroups],
+  });
+}

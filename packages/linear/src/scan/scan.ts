@@ -1,0 +1,117 @@
+import { type Device, type Tensor, zeros } from '@heed/core';
+import { empty } from '@heed/core/~internal';
+import { planScan, type ScanPlan } from './plan.js';
+import { runRecurrent } from './recurrent.js';
+import { runSegmentScan } from './segment-scan.js';
+import type { Sweep } from './sweep.js';
+
+/** One scan: out_t = queryScale q_t S_t with S_t = lambda S_(t-1) + keyScale k_t v_t^T. */
+export interface Scan {
+  /** [batch, tokens, heads, keyDim]; views are fine. */
+  q: Tensor;
+  k: Tensor;
+  /** [batch, tokens, heads, valueDim]. */
+  v: Tensor;
+  /** Log-decay a head, f32 [heads], <= 0. */
+  decay: Tensor;
+  /** Valid tokens a batch entry, i32 [batch]; later ones leave the state alone and give zeros. */
+  lengths?: Tensor | undefined;
+  /** From the last token to the first: the state that a token meets is the one behind it, undecayed. */
+  reverse?: boolean | undefined;
+  queryScale?: number | undefined;
+  keyScale?: number | undefined;
+  plan: ScanPlan;
+}
+
+/** Workgroups that keep a device busy: four an SM on the largest GPUs, a few on a processor. */
+export function workgroupsToFill(device: Device): number {
+  return device.isSoftware ? 8 : 512;
+}
+
+/** Plan of a scan of these tensors on their device. */
+export function planFor(k: Tensor, v: Tensor, chunk: number | undefined): ScanPlan {
+  const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
+  const shape = { batch, tokens, heads, keyDim, valueDim: v.dim(3), dtype: k.dtype, chunk };
+  return planScan(shape, k.device.capabilities, workgroupsToFill(k.device));
+}
+
+/**
+ * The first two dispatches of a segmented plan: what each segment adds, then the state before each, f32 [batch, heads, segments,
+ * stateRows, stateColumns], and the state behind the last where it is wanted.
+ * @param initial state before the first token, contiguous f32 [batch, heads, keyDim, valueDim]; default zeros
+ */
+export function segmentStates(
+  scan: Omit<Scan, 'q'>,
+  initial?: Tensor,
+  options: { final?: boolean } = {},
+): { states: Tensor; final: Tensor | undefined } {
+  const { k, v, plan } = scan;
+  const sweep = sweepOf(scan);
+  const states = empty(k.device, [sweep.batch, sweep.heads, plan.segments, plan.stateRows, plan.stateColumns]);
+  const final = options.final ? empty(k.device, [sweep.batch, sweep.heads, k.dim(3), v.dim(3)]) : undefined;
+  runRecurrent({ sweep, tile: plan.recurrent, k, v, state: states });
+  runSegmentScan(
+    sweep,
+    { rows: plan.stateRows, columns: plan.stateColumns, keyDim: k.dim(3), valueDim: v.dim(3) },
+    { states, initial, final },
+  );
+  return { states, final };
+}
+
+/**
+ * Outputs of a scan, and the state behind the last token where it is wanted.
+ * @param initial state before the first token, contiguous f32 [batch, heads, keyDim, valueDim]; default zeros
+ */
+export function runScan(scan: Scan, initial?: Tensor, options: { final?: boolean } = {}): { out: Tensor; final?: Tensor } {
+  const { k, v, plan } = scan;
+  const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
+  const valueDim = v.dim(3);
+  const out = empty(k.device, [batch, tokens, heads, valueDim], v.dtype);
+  if (out.size === 0 || keyDim === 0) {
+    const state = options.final ? { final: initial ? initial.alias() : zeros(k.device, [batch, heads, keyDim, valueDim]) } : {};
+    return { out: keyDim === 0 ? zeros(k.device, out.shape, { dtype: v.dtype }) : out, ...state };
+  }
+  if (plan.form === 'serial') {
+    const final = options.final ? empty(k.device, [batch, heads, keyDim, valueDim]) : undefined;
+    sweepOutputs(scan, { initial, final, out });
+    return final ? { out, final } : { out };
+  }
+  const { states, final } = segmentStates(scan, initial, options);
+  sweepOutputs(scan, { initial: states, out });
+  return final ? { out, final } : { out };
+}
+
+/** The last dispatch: outputs of every segment from the states before them. */
+export function sweepOutputs(
+  scan: Scan,
+  tensors: { initial?: Tensor | undefined; transposed?: boolean | undefined; final?: Tensor | undefined; out: Tensor },
+): void {
+  const { q, k, v, plan } = scan;
+  runRecurrent({
+    sweep: sweepOf(scan),
+    tile: plan.recurrent,
+    q,
+    k,
+    v,
+    out: tensors.out,
+    initial: tensors.initial,
+    transposed: tensors.transposed,
+    state: tensors.final,
+  });
+}
+
+function sweepOf(scan: Omit<Scan, 'q'>): Sweep {
+  const { k, decay, lengths, plan } = scan;
+  return {
+    batch: k.dim(0),
+    tokens: k.dim(1),
+    heads: k.dim(2),
+    segments: plan.segments,
+    segmentTokens: plan.segmentTokens,
+    decay,
+    lengths,
+    reverse: scan.reverse ?? false,
+    queryScale: scan.queryScale ?? 1,
+    keyScale: scan.keyScale ?? 1,
+  };
+}

@@ -1,0 +1,76 @@
+import type { Tensor } from '@heed/core';
+
+/** What one dispatch of a scan kernel goes over. */
+export interface Sweep {
+  batch: number;
+  tokens: number;
+  heads: number;
+  /** Segments of a sequence, each swept by a workgroup a column tile. */
+  segments: number;
+  segmentTokens: number;
+  /** Log-decay a head, f32 [heads]. */
+  decay: Tensor;
+  /** Valid tokens a batch entry, i32 [batch]; absent: all. */
+  lengths?: Tensor | undefined;
+  /** From the last token to the first; the state a token meets is then the one behind it, undecayed. */
+  reverse: boolean;
+  queryScale: number;
+  keyScale: number;
+}
+
+export const sweepUniforms = {
+  qBatch: 'u32',
+  qToken: 'u32',
+  qHead: 'u32',
+  kBatch: 'u32',
+  kToken: 'u32',
+  kHead: 'u32',
+  vBatch: 'u32',
+  vToken: 'u32',
+  vHead: 'u32',
+  outBatch: 'u32',
+  outToken: 'u32',
+  outHead: 'u32',
+  tokens: 'u32',
+  heads: 'u32',
+  segments: 'u32',
+  segmentTokens: 'u32',
+  columnTiles: 'u32',
+  workgroups: 'u32',
+  queryScale: 'f32',
+  keyScale: 'f32',
+} as const;
+
+type SweepValues = { [K in keyof typeof sweepUniforms]: number };
+
+/** Run-time values of a dispatch: strides in elements, sizes, factors. */
+export function sweepValues(
+  sweep: Sweep,
+  operands: { q?: Tensor | undefined; k: Tensor; v: Tensor; out?: Tensor | undefined },
+  columnTiles: number,
+): SweepValues {
+  const stride = (t: Tensor | undefined, axis: number): number => t?.strides[axis] ?? 0;
+  const { q, k, v, out } = operands;
+  return {
+    qBatch: stride(q, 0),
+    qToken: stride(q, 1),
+    qHead: stride(q, 2),
+    kBatch: stride(k, 0),
+    kToken: stride(k, 1),
+    kHead: stride(k, 2),
+    vBatch: stride(v, 0),
+    vToken: stride(v, 1),
+    vHead: stride(v, 2),
+    outBatch: stride(out, 0),
+    outToken: stride(out, 1),
+    outHead: stride(out, 2),
+    tokens: sweep.tokens,
+    heads: sweep.heads,
+    segments: sweep.segments,
+    segmentTokens: sweep.segmentTokens,
+    columnTiles,
+    workgroups: columnTiles * sweep.heads * sweep.segments * sweep.batch,
+    queryScale: sweep.queryScale,
+    keyScale: sweep.keyScale,
+  };
+}
