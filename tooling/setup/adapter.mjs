@@ -30,7 +30,7 @@ function probe(/** @type {Record<string, string>} */ environment) {
   if (adapter) return { trouble: `the software driver here is too old (${adapter.description}); Mesa ${OLDEST_MESA} or newer is needed` };
   // Dawn says on stderr why it refused a driver that it found; a missing loader or driver leaves nothing of use there.
   const refused = /^Warning: (.*(?:Vulkan|D3D|Metal).*)$/m.exec(child.stderr ?? '');
-  return { trouble: refused ? `Dawn refused a driver: ${refused[1]}` : '' };
+  return { trouble: refused ? `Dawn says: ${refused[1]}` : '' };
 }
 
 /** What a person has to install here, and why. @param {string} trouble */

@@ -8,7 +8,7 @@ import { Stop, note, step } from './steps.mjs';
 const PNPM = 'pnpm@10.34.9';
 
 /** The runner of golden cases, relative to the root. */
-export const GOLDEN = 'tooling/dist/golden/main.js';
+export const GOLDEN = 'tooling/golden/main.mjs';
 
 /** npm as a command of this Node: the script that `npm run` came from, or the npm on the path. */
 function npmExec() {
