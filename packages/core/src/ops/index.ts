@@ -1,7 +1,13 @@
-export { argsort, sort, type SortOptions, sortPairs, topK, type TopKOptions } from './sort/index.js';
+export * from './activations.js';
+export * from './arithmetic.js';
+export { copyInto } from './assign.js';
+export { cast, eq, ge, gt, le, lt, ne, where } from './compare.js';
+export { irfft, rfft } from './fft/index.js';
 export { indirectGrid } from './indirect.js';
+export { cholesky, solveTriangular } from './linalg/index.js';
+export * from './matmul/index.js';
 export { permuteTokens, tileOrder, type TokenOrder } from './permute-tokens.js';
+export { pointwise, type Pointwise, type PointwiseOperand, type PointwiseOptions } from './pointwise.js';
 export { recurrence } from './recurrence.js';
 export { searchSorted } from './searchsorted.js';
-export { irfft, rfft } from './fft/index.js';
-export { cholesky, solveTriangular } from './linalg/index.js';
+export { argsort, sort, type SortOptions, sortPairs, topK, type TopKOptions } from './sort/index.js';
