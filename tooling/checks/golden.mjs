@@ -2,7 +2,6 @@
 import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { root } from '../setup/root.mjs';
-import { GOLDEN } from '../setup/workspace.mjs';
 import { run } from './result.mjs';
 
 const TIERS = ['baseline', 'subgroups', 'matrix'];
@@ -15,7 +14,7 @@ export async function golden() {
   const count = { passed: 0, failed: 0 };
   for (const tier of TIERS) {
     console.log(`-- tier ${tier}`);
-    const { status, output } = await run([process.execPath, GOLDEN, ...folders, '--tier', tier]);
+    const { status, output } = await run([process.execPath, join(root, 'tooling/golden/main.mjs'), ...folders, '--tier', tier]);
     const words = output.split('\n').map((line) => line.split(/\s+/)[0]);
     const passed = words.filter((word) => word === 'pass').length;
     const failed = words.filter((word) => word === 'fail' || word === 'unsupported' || word === 'fell-back').length;

@@ -7,15 +7,18 @@ import { ensureAdapter } from './adapter.mjs';
 import { ensureChromium } from './chromium.mjs';
 import { root } from './root.mjs';
 import { Stop } from './steps.mjs';
-import { GOLDEN, build, checkNode, installDependencies } from './workspace.mjs';
+import { build, checkNode, installDependencies } from './workspace.mjs';
 
-/** What runs after the set-up, relative to the root. @type {Record<string, { script?: string, browser?: boolean }>} */
+/**
+ * What runs after the set-up, relative to the root; `sources`: it reads sources and needs no build.
+ * @type {Record<string, { script?: string, browser?: boolean, sources?: boolean }>}
+ */
 const COMMANDS = {
   setup: {},
   demo: { script: 'apps/demo/dist/main.js' },
   lab: { script: 'apps/lab/dist/main.js' },
   bench: { script: 'apps/bench/dist/main.js' },
-  golden: { script: GOLDEN },
+  golden: { script: 'tooling/golden/main.mjs', sources: true },
   test: { script: 'tooling/checks/main.mjs', browser: true },
 };
 
@@ -39,7 +42,7 @@ async function main() {
   await installDependencies();
   const environment = { ...process.env, ...(await ensureAdapter()) };
   if (command.browser) environment.HEED_CHROMIUM = await ensureChromium();
-  await build();
+  if (!command.sources) await build();
   console.log('');
   if (!command.script) return 0;
   const path = join(root, command.script);
