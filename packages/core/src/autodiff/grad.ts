@@ -65,7 +65,7 @@ function differentiate(params: unknown, loss: () => Tensor | { loss: Tensor }, o
       );
     }
     const { scale = 1 } = options;
-    const seed = typeof scale === 'number' ? full(root.device, root.shape, scale, { dtype: root.dtype }).keep() : scale.alias().keep();
+    const seed = typeof scale === 'number' ? full(root.device, root.shape, scale, { dtype: root.dtype }).keep() : scale.view({ shape: root.shape, strides: root.shape.map(() => 1) }).keep();
     const wanted = new Set(leaves.map((t) => t.id));
     const found = withoutTape(() => tape.backward(new Map([[root.id, seed]]), wanted, accumulate));
     seed.dispose();
