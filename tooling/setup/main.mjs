@@ -37,13 +37,13 @@ async function main() {
   const [name = '', ...args] = process.argv.slice(2);
   const command = COMMANDS[name];
   if (!command) throw new Stop(`setup: unknown command "${name}"; use one of ${Object.keys(COMMANDS).join(', ')}`);
-  console.log('heed: set-up');
+  console.error('heed: set-up');
   checkNode();
   await installDependencies();
   const environment = { ...process.env, ...(await ensureAdapter()) };
   if (command.browser) environment.HEED_CHROMIUM = await ensureChromium();
   if (!command.sources) await build();
-  console.log('');
+  console.error('');
   if (!command.script) return 0;
   const path = join(root, command.script);
   if (!existsSync(path)) throw new Stop(`setup: ${command.script} is missing after the build; run npm run build and read its output`, 1);

@@ -1,4 +1,4 @@
-// Steps with visible progress: a live line on a terminal, a line every ten seconds elsewhere, the whole output in a log file.
+// Steps with visible progress on stderr: a live line on a terminal, a line every ten seconds elsewhere, the whole output in a log file.
 import { spawn } from 'node:child_process';
 import { createWriteStream, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
@@ -19,7 +19,7 @@ const seconds = (/** @type {number} */ since) => `${((Date.now() - since) / 1000
 
 /** @param {string} title @param {string} result */
 export function note(title, result) {
-  console.log(`  ${title.padEnd(34)} ${result}`);
+  console.error(`  ${title.padEnd(34)} ${result}`);
 }
 
 /**
@@ -34,7 +34,7 @@ export async function step(title, [program, ...args], { env = process.env, cwd =
   const logPath = join(logs, `${title.replace(/[^a-z0-9]+/gi, '-').toLowerCase()}.log`);
   const log = createWriteStream(logPath);
   const started = Date.now();
-  const live = Boolean(process.stdout.isTTY);
+  const live = Boolean(process.stderr.isTTY);
   /** @type {string[]} */
   const lines = [];
   let printed = started;
@@ -42,8 +42,8 @@ export async function step(title, [program, ...args], { env = process.env, cwd =
   const show = () => {
     const last = lines.at(-1) ?? '';
     if (live) {
-      const width = Math.max(40, (process.stdout.columns ?? 100) - 1);
-      process.stdout.write(`\r\x1b[2K${`  ${title.padEnd(34)} ${seconds(started)}  ${last}`.slice(0, width)}`);
+      const width = Math.max(40, (process.stderr.columns ?? 100) - 1);
+      process.stderr.write(`\r\x1b[2K${`  ${title.padEnd(34)} ${seconds(started)}  ${last}`.slice(0, width)}`);
     } else if (Date.now() - printed >= 10_000) {
       printed = Date.now();
       note(title, `... ${seconds(started)}  ${last.slice(0, 100)}`);
@@ -74,7 +74,7 @@ export async function step(title, [program, ...args], { env = process.env, cwd =
   }).finally(() => {
     clearInterval(timer);
     log.end();
-    if (live) process.stdout.write('\r\x1b[2K');
+    if (live) process.stderr.write('\r\x1b[2K');
   });
 
   if (status !== 0) {
