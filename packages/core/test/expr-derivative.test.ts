@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { capture, derivative, evaluate, captureDerivative, i32, select, uniform, variable } from '../src/kernel/expr/index.js';
+import { capture, derivative, evaluate, captureDerivative, select, variable } from '../src/kernel/expr/index.js';
 import { distinctNodes, floats, scale, table, x, y } from './expr-arbitrary.js';
 import type { Expr } from '../src/kernel/expr/index.js';
 

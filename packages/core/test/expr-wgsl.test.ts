@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { capture, derivative, i32, literal, select, toWgsl, uniform, variable } from '../src/kernel/expr/index.js';
+import { derivative, literal, toWgsl, variable } from '../src/kernel/expr/index.js';
 import { erf } from '../src/kernel/expr/semantics.js';
 import { floats, integers, scale, table, x } from './expr-arbitrary.js';
 import type { AnyExpr, Expr } from '../src/kernel/expr/index.js';

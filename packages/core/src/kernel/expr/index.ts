@@ -15,3 +15,5 @@ export type { CaptureTerm } from './derivative.js';
 export { substitute } from './substitute.js';
 export type { Substitution } from './substitute.js';
 export { hash128 } from './hash.js';
+export { bounds, classify } from './interval.js';
+export type { Bounds, IntervalEnvironment } from './interval.js';
