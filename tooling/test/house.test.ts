@@ -6,7 +6,7 @@ import { importsOf, sources } from './imports.js';
 
 /** Core, floor by floor: a folder imports only its own floor's list up to itself. */
 const FLOORS = [
-  ['errors.ts', 'dtype.ts', 'random'],
+  ['errors.ts', 'dtype.ts', 'float64.ts', 'random'],
   ['device'],
   ['kernel'],
   ['tensor'],

@@ -4,8 +4,8 @@ import { referenceAttention, referenceAttentionGradients } from '../src/attentio
 import type { ReferenceAttentionOptions } from '../src/attention/reference.js';
 import { fileSource } from '../src/io/bytes.js';
 import { RandomStream } from '../src/random/stream.js';
-import { f64, randomArray } from '../src/testing/array.js';
-import type { F64Array } from '../src/testing/array.js';
+import { f64, randomArray } from '../src/float64.js';
+import type { F64Array } from '../src/float64.js';
 import { compare, expectClose } from '../src/testing/compare.js';
 import { readGoldenCase } from '../src/testing/golden-case.js';
 import type { GoldenCase } from '../src/testing/golden-case.js';

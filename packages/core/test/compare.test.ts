@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { f64, indexOf, randomArray, toFloat32 } from '../src/testing/array.js';
+import { f64, indexOf, randomArray, toFloat32 } from '../src/float64.js';
 import { compare, expectClose, expectErrorRatio, shareText, worstShare } from '../src/testing/compare.js';
 import { RandomStream } from '../src/random/stream.js';
 

@@ -1,5 +1,5 @@
-import { f64, f64Like } from '../testing/array.js';
-import type { F64Array } from '../testing/array.js';
+import { f64, f64Like } from '../float64.js';
+import type { F64Array } from '../float64.js';
 
 /** A score as a function of the raw score and of positions: head h of batch entry b, query position q, key position kv. */
 export interface ReferenceScoreMod {

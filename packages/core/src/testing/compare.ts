@@ -1,5 +1,5 @@
 import { HeedError } from '../errors.js';
-import { elements, indexOf } from './array.js';
+import { elements, indexOf } from '../float64.js';
 
 /**
  * How an output is held against its reference:

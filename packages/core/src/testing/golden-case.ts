@@ -3,7 +3,7 @@ import type { ByteSource } from '../io/bytes.js';
 import { openSafetensors } from '../io/safetensors.js';
 import type { SafetensorsFile } from '../io/safetensors.js';
 import type { SafetensorsDType } from '../io/safetensors-header.js';
-import type { F64Array } from './array.js';
+import type { F64Array } from '../float64.js';
 import type { Tolerance } from './compare.js';
 
 /** A tensor of a case: its values in float64 (exact for every dtype that cases use) and the dtype it was stored in. */

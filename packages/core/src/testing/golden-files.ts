@@ -8,6 +8,9 @@ import type { GoldenCase } from './golden-case.js';
 import { runGoldenCase } from './golden.js';
 import type { GoldenMapping } from './golden.js';
 
+type Files = typeof import('node:fs/promises');
+type Paths = typeof import('node:path');
+
 /** Reads the case at a path (Node only); its `file` is the name without folders. */
 export async function loadGoldenCase(path: string): Promise<GoldenCase> {
   return readGoldenCase(path.split(/[\\/]/).at(-1) ?? path, await fileSource(path));
@@ -18,8 +21,8 @@ export async function loadGoldenCase(path: string): Promise<GoldenCase> {
  * @throws HeedError INVALID_FILE for a path that does not exist or a folder without cases
  */
 export async function goldenFiles(paths: readonly string[]): Promise<string[]> {
-  const { readdir, stat } = await node<typeof import('node:fs/promises')>('node:fs/promises');
-  const { join } = await node<typeof import('node:path')>('node:path');
+  const { readdir, stat } = await nodeFiles();
+  const { join } = await nodePaths();
   const found: string[] = [];
   for (const path of paths) {
     const kind = await stat(path).catch(() => undefined);
@@ -70,6 +73,10 @@ export async function goldenTests(
   }
 }
 
+const nodeFiles = (): Promise<Files> => node('node:fs/promises');
+const nodePaths = (): Promise<Paths> => node('node:path');
+
+/** A module by a variable name, so that bundlers for browsers do not follow it. */
 function node<T>(name: string): Promise<T> {
   return import(/* @vite-ignore */ /* webpackIgnore: true */ name) as Promise<T>;
 }

@@ -1,4 +1,4 @@
-export { elements, f64, f64Like, indexOf, randomArray, toFloat32, type F64Array, type NormalSource } from './array.js';
+export { elements, f64, f64Like, indexOf, randomArray, toFloat32, type F64Array, type NormalSource } from '../float64.js';
 export {
   compare,
   expectClose,

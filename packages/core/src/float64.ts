@@ -1,4 +1,4 @@
-import { HeedError } from '../errors.js';
+import { HeedError } from './errors.js';
 
 /** A plain float64 array with a shape, row-major: what references compute on. */
 export interface F64Array {
