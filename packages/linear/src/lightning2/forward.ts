@@ -1,7 +1,8 @@
 import type { Tensor } from '@heed/core';
 import { apply, asContiguous } from '@heed/core/~internal';
 import { planFor, runScan } from '../scan/scan.js';
-import { checkArguments, decayTensor, type Lightning2Options } from './options.js';
+import { lightning2Backward } from './backward.js';
+import { checkArguments, decayTensor, isTensorDecay, type Lightning2Options } from './options.js';
 
 /**
  * Causal linear attention with one exponential decay a head (Lightning Attention-2): S_t = exp(decay) S_(t-1) + k_t v_t^T,
@@ -29,13 +30,36 @@ export function lightning2WithState(q: Tensor, k: Tensor, v: Tensor, options: Li
 function lightning2Op(who: string, q: Tensor, k: Tensor, v: Tensor, options: Lightning2Options, withState: boolean): readonly Tensor[] {
   checkArguments(who, q, k, v, options);
   const { initialState, lengths, chunk, scale = 1 } = options;
+  const inputs = initialState ? [q, k, v, initialState] : [q, k, v];
+  const constants = [...(lengths ? [lengths] : []), ...(isTensorDecay(options.decay) ? [options.decay] : [])];
   return apply<readonly Tensor[]>({
     name: 'lightning2',
-    inputs: initialState ? [q, k, v, initialState] : [q, k, v],
+    inputs,
     forward: () => {
-      const scan = { q, k, v, decay: decayTensor(q, options.decay), lengths, queryScale: scale, plan: planFor(k, v, chunk) };
+      const scan = { q, k, v, decay: decayTensor(q.device, options.decay), lengths, queryScale: scale, plan: planFor(k, v, chunk) };
       const { out, final } = runScan(scan, initialState && asContiguous(initialState), { final: withState });
       return final ? [out, final] : [out];
+    },
+    saves: () => [...inputs, ...constants],
+    backward: ([dOut = null, dState = null], { saved, needs }) => {
+      const [savedQ, savedK, savedV] = saved as [Tensor, Tensor, Tensor];
+      const rest = saved.slice(inputs.length);
+      const grads = lightning2Backward(
+        {
+          q: savedQ,
+          k: savedK,
+          v: savedV,
+          initialState: initialState ? saved[3] : undefined,
+          lengths: lengths ? rest.shift() : undefined,
+          decay: rest.shift() ?? decayTensor(savedQ.device, options.decay),
+          scale,
+          chunk,
+        },
+        dOut,
+        dState,
+        { q: needs[0] ?? false, k: needs[1] ?? false, v: needs[2] ?? false, initialState: needs[3] ?? false },
+      );
+      return [grads.q, grads.k, grads.v, grads.initialState].slice(0, inputs.length);
     },
   });
 }

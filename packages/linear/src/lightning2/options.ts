@@ -1,4 +1,4 @@
-import { HeedError, tensor, type Tensor } from '@heed/core';
+import { type Device, HeedError, tensor, type Tensor } from '@heed/core';
 import { currentTape } from '@heed/core/~internal';
 
 /** Options of `lightning2`. */
@@ -95,12 +95,12 @@ export function checkState(who: string, state: Tensor, shape: readonly number[])
 }
 
 /** The decay on the device: a tensor is handed on, numbers make one in the current scope. */
-export function decayTensor(like: Tensor, decay: Lightning2Options['decay']): Tensor {
+export function decayTensor(device: Device, decay: Lightning2Options['decay']): Tensor {
   // far below any f32 that still counts: exp(-1e4) is 0
   return isTensorDecay(decay)
     ? decay
     : tensor(
-        like.device,
+        device,
         Float32Array.from(decay, (x) => Math.max(x, -1e4)),
         [decay.length],
       );

@@ -78,24 +78,33 @@ export function planScan(shape: ScanShape, capabilities: Capabilities, fill = 51
   };
 }
 
+/** Tile for a few tokens: the widest columns that still give every part of the device a workgroup. */
+export function stepTile(states: number, keyDim: number, valueDim: number, workgroupBytes: number, fill: number): RecurrentTile {
+  for (const most of [64, 32]) {
+    const tile = recurrentTile(keyDim, valueDim, workgroupBytes, most);
+    if (states * Math.ceil(valueDim / tile.columns) >= fill) return tile;
+  }
+  return recurrentTile(keyDim, valueDim, workgroupBytes, 16);
+}
+
 /**
- * Tile of the token-by-token kernel. `narrow` makes column tiles smaller, so that a few heads of a decode step spread
- * over more workgroups.
+ * Tile of the token-by-token kernel: rows of a lane as many as still fill a subgroup of 32.
+ * @param widest most columns
  * @throws HeedError LIMIT_EXCEEDED when a head dimension is too large
  */
-export function recurrentTile(keyDim: number, valueDim: number, workgroupBytes: number, narrow = 64): RecurrentTile {
-  const rows = keyDim <= 16 ? 4 : keyDim <= 32 ? 8 : 16;
-  const slabs = Math.ceil(keyDim / rows);
+export function recurrentTile(keyDim: number, valueDim: number, workgroupBytes: number, widest = 64): RecurrentTile {
   for (const most of [64, 32, 16, 8, 4]) {
-    if (most > narrow) continue;
-    const tiles = Math.ceil(valueDim / most);
-    const columns = Math.ceil(valueDim / tiles / 4) * 4;
+    if (most > widest) continue;
+    const columns = Math.ceil(valueDim / Math.ceil(valueDim / most) / 4) * 4;
     const groups = columns / 4;
-    if (groups * slabs > 256) continue;
+    const lanes = (rows: number): number => groups * Math.ceil(keyDim / rows);
+    const rows = [16, 8].find((count) => lanes(count) >= 32) ?? 4;
+    const slabs = Math.ceil(keyDim / rows);
+    if (lanes(rows) > 256) continue;
     const perToken = 16 * ((2 * slabs * rows) / 4 + groups + (slabs > 1 ? slabs * groups : 0));
-    const tile = [16, 8, 4].find((tokens) => tokens * perToken <= Math.min(workgroupBytes, 16384));
+    // one token a step only where nothing narrower is left
+    const tile = (most === 4 ? [16, 8, 4, 1] : [16, 8, 4]).find((tokens) => tokens * perToken <= Math.min(workgroupBytes, 16384));
     if (tile !== undefined) return { columns, rows, tile };
-    if (most === 4 && perToken <= workgroupBytes) return { columns, rows, tile: 1 };
   }
   throw new HeedError(
     'LIMIT_EXCEEDED',

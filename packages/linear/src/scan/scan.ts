@@ -1,6 +1,6 @@
 import { type Device, type Tensor, zeros } from '@heed/core';
 import { empty } from '@heed/core/~internal';
-import { planScan, type ScanPlan } from './plan.js';
+import { planScan, type ScanPlan, stepTile } from './plan.js';
 import { runRecurrent } from './recurrent.js';
 import { runSegmentScan } from './segment-scan.js';
 import type { Sweep } from './sweep.js';
@@ -35,6 +35,11 @@ export function planFor(k: Tensor, v: Tensor, chunk: number | undefined): ScanPl
   return planScan(shape, k.device.capabilities, workgroupsToFill(k.device));
 }
 
+/** The plan for other keys and values in the segments of `plan`, so that both can share states. */
+export function planLike(plan: ScanPlan, k: Tensor, v: Tensor): ScanPlan {
+  return planFor(k, v, plan.segmentTokens);
+}
+
 /**
  * The first two dispatches of a segmented plan: what each segment adds, then the state before each, f32 [batch, heads, segments,
  * stateRows, stateColumns], and the state behind the last where it is wanted.
@@ -67,9 +72,8 @@ export function runScan(scan: Scan, initial?: Tensor, options: { final?: boolean
   const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
   const valueDim = v.dim(3);
   const out = empty(k.device, [batch, tokens, heads, valueDim], v.dtype);
-  if (out.size === 0 || keyDim === 0) {
-    const state = options.final ? { final: initial ? initial.alias() : zeros(k.device, [batch, heads, keyDim, valueDim]) } : {};
-    return { out: keyDim === 0 ? zeros(k.device, out.shape, { dtype: v.dtype }) : out, ...state };
+  if (out.size === 0) {
+    return options.final ? { out, final: initial ? initial.alias() : zeros(k.device, [batch, heads, keyDim, valueDim]) } : { out };
   }
   if (plan.form === 'serial') {
     const final = options.final ? empty(k.device, [batch, heads, keyDim, valueDim]) : undefined;
@@ -79,6 +83,21 @@ export function runScan(scan: Scan, initial?: Tensor, options: { final?: boolean
   const { states, final } = segmentStates(scan, initial, options);
   sweepOutputs(scan, { initial: states, out });
   return final ? { out, final } : { out };
+}
+
+/**
+ * A few tokens from a state that is updated in place: reads and writes it once, and allocates nothing but the outputs.
+ * @param state contiguous f32 [batch, heads, keyDim, valueDim]
+ */
+export function stepScan(scan: Omit<Scan, 'plan' | 'reverse'>, state: Tensor): Tensor {
+  const { q, k, v } = scan;
+  const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
+  const out = empty(k.device, [batch, tokens, heads, v.dim(3)], v.dtype);
+  if (out.size === 0) return out;
+  const { limits } = k.device.capabilities;
+  const tile = stepTile(batch * heads, keyDim, v.dim(3), limits.maxComputeWorkgroupStorageSize, workgroupsToFill(k.device));
+  runRecurrent({ sweep: sweepOf({ ...scan, plan: { segments: 1, segmentTokens: tokens } }), tile, q, k, v, out, state, inPlace: true });
+  return out;
 }
 
 /** The last dispatch: outputs of every segment from the states before them. */
@@ -100,7 +119,7 @@ export function sweepOutputs(
   });
 }
 
-function sweepOf(scan: Omit<Scan, 'q'>): Sweep {
+function sweepOf(scan: Omit<Scan, 'q' | 'plan'> & { plan: Pick<ScanPlan, 'segments' | 'segmentTokens'> }): Sweep {
   const { k, decay, lengths, plan } = scan;
   return {
     batch: k.dim(0),

@@ -1,0 +1,171 @@
+import { type Bytes, type Device, HeedError, type Snapshot, type State, type Tensor, writeValues, zeros } from '@heed/core';
+import { apply, copyContiguous, holdsTensors } from '@heed/core/~internal';
+import { planFor, runScan, stepScan } from '../scan/scan.js';
+import { selectStates } from '../scan/select.js';
+import { checkArguments, checkDecay, checkState, decayTensor, isTensorDecay, type Lightning2Options } from './options.js';
+
+/** What a stream is started with. */
+export interface Lightning2StreamOptions {
+  batch: number;
+  heads: number;
+  keyDim: number;
+  /** Default `keyDim`. */
+  valueDim?: number;
+  /** Log-decay a head, [heads], <= 0, as `lightning2` takes it. */
+  decay: Lightning2Options['decay'];
+  /** Factor on q.k. Default 1. */
+  scale?: number;
+  /** State to go on from, f32 [batch, heads, keyDim, valueDim], copied. Default zeros. */
+  initialState?: Tensor;
+  /** Tokens a segment when many tokens come at once; see `lightning2`. */
+  chunk?: number;
+}
+
+/** Pieces of up to this many tokens are swept in place, one workgroup a head and column tile; longer ones go by the plan of `lightning2`. */
+const inPlaceTokens = 64;
+
+/**
+ * State of a stream: one matrix a head, f32 [batch, heads, keyDim, valueDim], whatever the length. Made by
+ * `lightning2Start`, updated in place by `lightning2Step`, freed by `dispose()`.
+ */
+export class Lightning2State implements State {
+  readonly device: Device;
+  readonly scale: number;
+  readonly chunk: number | undefined;
+  /** Log-decay a head, f32 [heads]. */
+  readonly decay: Tensor;
+  private matrix: Tensor;
+  private seen = 0;
+
+  /** Takes over both tensors. */
+  constructor(matrix: Tensor, decay: Tensor, options: { scale: number; chunk: number | undefined }) {
+    this.matrix = matrix.keep();
+    this.decay = decay.keep();
+    this.device = matrix.device;
+    this.scale = options.scale;
+    this.chunk = options.chunk;
+    // scopes ask for it; a declared member with a computed name has no isolated declaration
+    Object.defineProperty(this, holdsTensors, { value: () => [this.matrix, this.decay] });
+  }
+
+  /** The state's values, f32 [batch, heads, keyDim, valueDim]; owned by the stream, replaced by later steps. */
+  get values(): Tensor {
+    return this.matrix;
+  }
+
+  get tokens(): number {
+    return this.seen;
+  }
+
+  bytes(): Bytes {
+    return { payload: this.matrix.bytes, metadata: this.decay.bytes, padding: 0, host: 0 };
+  }
+
+  async snapshot(): Promise<Snapshot> {
+    const { tokens } = this;
+    const values = await this.matrix.read();
+    return {
+      manifest: { kind: 'lightning2', shape: [...this.matrix.shape], tokens },
+      arrays: { state: new Uint8Array(values.buffer, values.byteOffset, values.byteLength) },
+    };
+  }
+
+  restore(snapshot: Snapshot): void {
+    const { kind, shape, tokens } = snapshot.manifest;
+    const bytes = snapshot.arrays['state'];
+    if (
+      kind !== 'lightning2' ||
+      String(shape) !== String(this.matrix.shape) ||
+      typeof tokens !== 'number' ||
+      bytes?.byteLength !== this.matrix.bytes
+    )
+      throw new HeedError(
+        'INVALID_FILE',
+        `lightning2: a snapshot of ${String(kind)} [${String(shape)}] was given; this stream takes lightning2 [${this.matrix.shape.join(', ')}]`,
+      );
+    // a copy: the bytes may lie at any offset of a file
+    writeValues(this.matrix, new Float32Array(bytes.slice().buffer));
+    this.seen = tokens;
+  }
+
+  truncate(tokens: number): void {
+    if (tokens === this.seen) return;
+    throw new HeedError(
+      'UNSUPPORTED',
+      `lightning2: truncate to ${tokens} of ${this.seen} tokens; a state keeps no tokens to go back to, take a snapshot() there and restore() it`,
+    );
+  }
+
+  select(batch: Tensor): void {
+    if (batch.dtype !== 'u32' || batch.rank !== 1)
+      throw new HeedError('SHAPE_MISMATCH', `lightning2: select was given ${batch.describe()}; it takes batch indices, u32 [n]`);
+    this.replace(selectStates(this.matrix, batch));
+  }
+
+  dispose(): void {
+    this.matrix.dispose();
+    this.decay.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  /** Notes what a step did: `matrix` takes the place of the values where it is given. */
+  advance(tokens: number, matrix?: Tensor): void {
+    if (matrix) this.replace(matrix);
+    this.seen += tokens;
+  }
+
+  private replace(matrix: Tensor): void {
+    this.matrix.dispose();
+    this.matrix = matrix.keep();
+  }
+}
+
+/**
+ * An empty stream, or one that goes on from `initialState`. The caller disposes it.
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT
+ */
+export function lightning2Start(device: Device, options: Lightning2StreamOptions): Lightning2State {
+  const { batch, heads, keyDim, valueDim = keyDim, decay, scale = 1, initialState, chunk } = options;
+  const shape = [batch, heads, keyDim, valueDim];
+  if (shape.some((n) => !Number.isInteger(n) || n < 1))
+    throw new HeedError(
+      'INVALID_ARGUMENT',
+      `lightning2: a stream of batch, heads, keyDim, valueDim [${shape.join(', ')}]; each is an integer of 1 or more`,
+    );
+  checkDecay('lightning2Start', decay, heads);
+  if (initialState) checkState('lightning2Start', initialState, shape);
+  const matrix = initialState ? copyContiguous(initialState) : zeros(device, shape, { label: 'lightning2 state' });
+  const own = isTensorDecay(decay) ? copyContiguous(decay) : decayTensor(device, decay);
+  return new Lightning2State(matrix, own, { scale, chunk });
+}
+
+/**
+ * The next tokens of a stream: any number, one in decoding. Gives what `lightning2` gives for the whole sequence, whatever the
+ * pieces. No gradient.
+ * @param q [batch, n, heads, keyDim], f32 or f16
+ * @param k as q
+ * @param v [batch, n, heads, valueDim]
+ * @param state updated in place
+ * @returns [batch, n, heads, valueDim], dtype of v
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH; DISPOSED after `state.dispose()`; UNSUPPORTED when an input is differentiated
+ */
+export function lightning2Step(q: Tensor, k: Tensor, v: Tensor, state: Lightning2State): Tensor {
+  const { decay, scale, chunk, values } = state;
+  checkArguments('lightning2Step', q, k, v, { decay, initialState: values });
+  const tokens = q.dim(1);
+  const inPlace = tokens <= inPlaceTokens;
+  const made = apply<readonly Tensor[]>({
+    name: 'lightning2Step',
+    inputs: [q, k, v],
+    forward: () => {
+      if (inPlace) return [stepScan({ q, k, v, decay, queryScale: scale }, values)];
+      const { out, final } = runScan({ q, k, v, decay, queryScale: scale, plan: planFor(k, v, chunk) }, values, { final: true });
+      return final ? [out, final] : [out];
+    },
+  });
+  state.advance(tokens, made[1]);
+  return made[0] as Tensor;
+}
