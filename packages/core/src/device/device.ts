@@ -86,6 +86,7 @@ export class Device {
       capabilities.limits,
       (storage) => this.dropBindGroups(storage),
       () => this.recorder.flush(),
+      (what, create) => this.guarded(what, create),
     );
     this.lost = gpu.lost.then((info) => {
       this.lostError ??= new HeedError(
@@ -132,7 +133,7 @@ export class Device {
 
   allocate(bytes: number, label: string): Storage {
     this.assertUsable();
-    return this.guarded(`allocating ${formatBytes(bytes)} for "${label}"`, () => this.pool.allocate(Math.max(16, bytes), label));
+    return this.pool.allocate(Math.max(16, bytes), label);
   }
 
   dispatch(dispatch: Dispatch, trace: KernelTrace): void {

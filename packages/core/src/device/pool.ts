@@ -55,6 +55,7 @@ export class BufferPool {
     private readonly limits: { maxBufferSize: number },
     private readonly onDestroy: (storage: Storage) => void,
     private readonly beforeDestroy: () => void,
+    private readonly guarded: <T>(what: string, create: () => T) => T,
   ) {}
 
   allocate(bytes: number, label: string): Storage {
@@ -76,11 +77,13 @@ export class BufferPool {
     }
     const ceiling = 1.25 * Math.max(this.peak, this.live + size);
     if (this.live + this.pooled + size > ceiling) this.trim(Math.max(0, ceiling - this.live - size));
-    const buffer = this.gpu.createBuffer({
-      label,
-      size,
-      usage: bufferUsage.STORAGE | bufferUsage.COPY_SRC | bufferUsage.COPY_DST | bufferUsage.INDIRECT,
-    });
+    const buffer = this.guarded(`allocating ${formatBytes(size)} for "${label}"`, () =>
+      this.gpu.createBuffer({
+        label,
+        size,
+        usage: bufferUsage.STORAGE | bufferUsage.COPY_SRC | bufferUsage.COPY_DST | bufferUsage.INDIRECT,
+      }),
+    );
     this.count++;
     this.grow(size);
     return new Storage(this.nextId++, buffer, size);

@@ -10,8 +10,8 @@ export interface Dispatch {
   kernel: string;
   pipeline: GPUComputePipeline;
   bindGroup: GPUBindGroup;
-  /** Uniform values of this dispatch; the recorder places them in its ring. */
-  uniforms: Uint8Array;
+  /** Where `uniformSlot` placed the uniform values of this dispatch. */
+  uniformOffset: number;
   storages: readonly Storage[];
   grid: readonly [number, number, number] | { indirect: Storage; byteOffset: number };
 }
@@ -30,6 +30,9 @@ export class Recorder {
   batch = 1;
   readonly uniformBuffer: GPUBuffer;
   private readonly staged = new Uint8Array(slotBytes * slots);
+  /** The ring as it will be written. */
+  readonly uniforms: DataView = new DataView(this.staged.buffer);
+  private readonly offsets: number[] = [0];
   private usedSlots = 0;
   private encoder: GPUCommandEncoder | undefined;
   private pass: GPUComputePassEncoder | undefined;
@@ -48,15 +51,20 @@ export class Recorder {
     });
   }
 
-  dispatch(d: Dispatch): void {
-    const needed = Math.max(1, Math.ceil(d.uniforms.byteLength / slotBytes));
+  /** Room for the uniform values of the next dispatch: byte offset in `uniforms`. Submits first when the batch is full. */
+  uniformSlot(bytes: number): number {
+    const needed = Math.max(1, Math.ceil(bytes / slotBytes));
     if (this.usedSlots + needed > slots || this.dispatches >= dispatchesPerBatch) this.flush();
     const offset = this.usedSlots * slotBytes;
-    this.staged.set(d.uniforms, offset);
     this.usedSlots += needed;
+    return offset;
+  }
+
+  dispatch(d: Dispatch): void {
     const pass = this.timestamps ? this.timedPass(d.kernel) : this.openPass();
     pass.setPipeline(d.pipeline);
-    pass.setBindGroup(0, d.bindGroup, [offset]);
+    this.offsets[0] = d.uniformOffset;
+    pass.setBindGroup(0, d.bindGroup, this.offsets);
     if ('indirect' in d.grid) {
       d.grid.indirect.lastBatch = this.batch;
       pass.dispatchWorkgroupsIndirect(d.grid.indirect.buffer, d.grid.byteOffset);

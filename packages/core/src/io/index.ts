@@ -9,3 +9,4 @@ export {
   type SafetensorsTensor,
   type SafetensorsValues,
 } from './safetensors.js';
+export { loadParameters, loadTraining, saveParameters, saveTraining, type TrainingProgress } from './checkpoint.js';

@@ -55,6 +55,8 @@ export interface Operand {
 /** A binding after specialisation: everything that its WGSL needs. */
 export interface ResolvedBinding {
   name: string;
+  /** The uniform that holds its first item. */
+  offsetName: string;
   access: Access;
   dtype: DType;
   width: number;
@@ -88,7 +90,7 @@ export function resolveBinding<S extends Spec>(name: string, binding: Binding<S>
     if (size === undefined) throw new Error(`kernel: binding "${name}" has the unknown raw type ${raw}`);
     itemBytes = size;
   }
-  return { name, access: binding.access, dtype, width, raw, packed, itemBytes };
+  return { name, offsetName: `${name}Offset`, access: binding.access, dtype, width, raw, packed, itemBytes };
 }
 
 /** The value type that `load_<name>` gives: f16 loads as f32, u8 as u32. */

@@ -94,12 +94,15 @@ export function defineKernel<S extends Spec, const B extends Bindings<S>, const 
       for (const t of temporary) device.pool.release(t.operand.storage);
       return;
     }
+    const bindGroup = bindGroupFor(device, prepared.pipeline, entries, storages);
+    const uniformOffset = device.recorder.uniformSlot(prepared.layout.bytes);
+    packUniforms(prepared.layout, values, device.recorder.uniforms, uniformOffset);
     device.dispatch(
       {
         kernel: definition.name,
         pipeline: prepared.pipeline.pipeline,
-        bindGroup: bindGroupFor(device, prepared.pipeline, entries, storages),
-        uniforms: packUniforms(prepared.layout, values),
+        bindGroup,
+        uniformOffset,
         storages,
         grid,
       },
@@ -177,7 +180,7 @@ function compile<S extends Spec, B extends Bindings<S>, U extends Uniforms>(
       `core: kernel ${definition.name} binds ${bindings.length} buffers, this device allows ${capabilities.limits.maxStorageBuffersPerShaderStage}`,
     );
   }
-  const uniformFields: [string, UniformType][] = bindings.map((b) => [`${b.name}Offset`, 'u32']);
+  const uniformFields: [string, UniformType][] = bindings.map((b) => [b.offsetName, 'u32']);
   for (const name of Object.keys(definition.uniforms)) uniformFields.push([name, definition.uniforms[name] as UniformType]);
   const layout = layoutUniforms(uniformFields);
   const tier = typeof definition.tier === 'function' ? definition.tier(spec) : (definition.tier ?? 'baseline');
@@ -298,7 +301,7 @@ function bind(
         `core: kernel ${kernel} reads "${operand.label ?? b.name}" in items of ${item} bytes, its view starts at byte ${firstByte}; make it contiguous first`,
       );
     }
-    values[`${b.name}Offset`] = offsetBytes / item;
+    values[b.offsetName] = offsetBytes / item;
     entries.push({ storage, offset: windowStart, size: windowSize });
     storages.push(storage);
   }

@@ -28,18 +28,20 @@ export function layoutUniforms(fields: readonly (readonly [string, UniformType])
   };
 }
 
-/** Writes values into bytes as the struct lays them out. */
-export function packUniforms(layout: UniformLayout, values: Readonly<Record<string, number | readonly number[]>>): Uint8Array {
-  const bytes = new Uint8Array(layout.bytes);
-  const view = new DataView(bytes.buffer);
+/** Writes values into `view` from byte `at` on, as the struct lays them out. */
+export function packUniforms(
+  layout: UniformLayout,
+  values: Readonly<Record<string, number | readonly number[]>>,
+  view: DataView,
+  at: number,
+): void {
   for (const { name, type, offset } of layout.fields) {
     const value = values[name];
     if (value === undefined) throw new Error(`kernel: uniform "${name}" was not given`);
     if (typeof value !== 'number') {
-      for (let i = 0; i < value.length; i++) view.setUint32(offset + i * 4, value[i] ?? 0, true);
-    } else if (type === 'f32') view.setFloat32(offset, value, true);
-    else if (type === 'i32') view.setInt32(offset, value, true);
-    else view.setUint32(offset, value, true);
+      for (let i = 0; i < 8; i++) view.setUint32(at + offset + i * 4, value[i] ?? 0, true);
+    } else if (type === 'f32') view.setFloat32(at + offset, value, true);
+    else if (type === 'i32') view.setInt32(at + offset, value, true);
+    else view.setUint32(at + offset, value, true);
   }
-  return bytes;
 }

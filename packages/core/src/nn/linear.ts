@@ -1,0 +1,58 @@
+import type { Device } from '../device/device.js';
+import type { FloatDType } from '../dtype.js';
+import type { Activation } from '../ops/matmul/index.js';
+import { matmul } from '../ops/matmul/index.js';
+import type { RandomStream } from '../random/stream.js';
+import { tensor, zeros } from '../tensor/create.js';
+import type { Tensor } from '../tensor/tensor.js';
+
+/** Weight [inputs, outputs] and bias [outputs] of an affine map. */
+export interface LinearParams {
+  [name: string]: Tensor;
+  weight: Tensor;
+}
+
+export interface LinearOptions {
+  inputs: number;
+  outputs: number;
+  /** Default false. */
+  bias?: boolean;
+  /** Standard deviation of the weights. Default 1 / sqrt(inputs). */
+  std?: number;
+}
+
+/** Normal numbers cut at two standard deviations (drawn again beyond), the usual start of weights; f32. */
+export function truncatedNormal(device: Device, random: RandomStream, shape: readonly number[], std: number): Tensor {
+  const size = shape.reduce((product, n) => product * n, 1);
+  const values = new Float32Array(size);
+  for (let at = 0; at < size;) {
+    for (const value of random.normal(Math.max(16, size - at))) {
+      if (Math.abs(value) <= 2 && at < size) values[at++] = value * std;
+    }
+  }
+  return tensor(device, values, shape);
+}
+
+/** Parameters of `linear`. */
+export function initLinear(
+  device: Device,
+  random: RandomStream,
+  { inputs, outputs, bias = false, std = 1 / Math.sqrt(inputs) }: LinearOptions,
+): LinearParams {
+  const weight = truncatedNormal(device, random, [inputs, outputs], std);
+  return bias ? { weight, bias: zeros(device, [outputs]) } : { weight };
+}
+
+/**
+ * x W + b.
+ * @param x [..., inputs]
+ * @param options.precision `f16` rounds operands to f16 where the device has tensor cores. Default `f32`
+ * @returns [..., outputs]
+ */
+export function linear(
+  params: LinearParams,
+  x: Tensor,
+  options: { activation?: Activation; addTo?: Tensor; precision?: 'f32' | 'f16'; outDType?: FloatDType } = {},
+): Tensor {
+  return matmul(x, params.weight, { ...options, bias: params['bias'] });
+}
