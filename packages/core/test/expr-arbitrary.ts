@@ -49,12 +49,15 @@ const pairs: ((a: Expr<'f32'>, b: Expr<'f32'>) => Expr<'f32'>)[] = [
 ];
 
 /** Random float expressions of x, y, scale and table; with `kinks` also functions with jumps. */
-export function floats(kinks: boolean): fc.Arbitrary<Expr<'f32'>> {
+export function floats(
+  kinks: boolean,
+  leaves: readonly Expr<'f32'>[] = [x, y, scale, table.at(variable('i', 'i32'))],
+): fc.Arbitrary<Expr<'f32'>> {
   const unary = kinks ? [...smooth, ...kinked] : smooth;
   return fc.letrec<{ tree: Expr<'f32'> }>((tie) => ({
     tree: fc.oneof(
       { maxDepth: 6, withCrossShrink: true },
-      fc.constantFrom<Expr<'f32'>>(x, y, scale, table.at(variable('i', 'i32'))),
+      fc.constantFrom(...leaves),
       fc.tuple(fc.constantFrom(...unary), tie('tree')).map(([f, a]) => f(a)),
       fc.tuple(fc.constantFrom(...pairs), tie('tree'), tie('tree')).map(([f, a, b]) => f(a, b)),
       fc.tuple(tie('tree'), fc.integer({ min: -20, max: 20 })).map(([a, n]) => a.mul(n / 8).add(0.125)),
