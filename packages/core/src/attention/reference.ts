@@ -18,7 +18,7 @@ export interface ReferenceAttentionOptions {
   scoreMod?: ReferenceScoreMod | undefined;
   /** Adds slope_h (kv - q), [heads]. */
   alibiSlopes?: ArrayLike<number> | undefined;
-  /** Added to every score of a key, [batch, keys, kvHeads]. */
+  /** Added to every score of a key: [keys], or [batch or 1, heads or kvHeads or 1, keys]. */
   keyBias?: F64Array | undefined;
   /** One logit a query head that joins the denominator without a value, [heads]. */
   sinks?: F64Array | undefined;
@@ -122,7 +122,7 @@ export function referenceAttentionGradients(
             add(dv, kvRow * valueDim + d, p * dOut);
           }
           const dScore = p * (dP - delta);
-          if (dKeyBias) add(dKeyBias, kvRow, dScore);
+          if (dKeyBias) add(dKeyBias, keyBiasPlace(dKeyBias, b, h, j, heads), dScore);
           const dRaw = dScore * scoreDerivative(rawScore(q, k, options, b, i, h, j), options, b, h, i + (options.queryOffset ?? 0), j);
           for (let d = 0; d < headDim; d++) {
             add(dq, row * headDim + d, scale * dRaw * at(k, kvRow * headDim + d));
@@ -153,8 +153,7 @@ function sizes(q: F64Array, k: F64Array, v: F64Array): Sizes {
 
 /** The scores of one query row after all functions and biases, minus infinity where the key is not seen. */
 function rowScores(q: F64Array, k: F64Array, options: ReferenceAttentionOptions, b: number, i: number, h: number): Float64Array {
-  const { keys, heads, kvHeads } = sizes(q, k, k);
-  const kvHead = Math.floor((h * kvHeads) / heads);
+  const { keys, heads } = sizes(q, k, k);
   const position = i + (options.queryOffset ?? 0);
   const scores = new Float64Array(keys).fill(-Infinity);
   for (let j = 0; j < keys; j++) {
@@ -163,7 +162,7 @@ function rowScores(q: F64Array, k: F64Array, options: ReferenceAttentionOptions,
     let score = softcapped(rawScore(q, k, options, b, i, h, j), options.softcap);
     if (options.scoreMod) score = options.scoreMod.value(score, b, h, position, j);
     if (options.alibiSlopes) score += (options.alibiSlopes[h] as number) * (j - position);
-    if (options.keyBias) score += at(options.keyBias, (b * keys + j) * kvHeads + kvHead);
+    if (options.keyBias) score += at(options.keyBias, keyBiasPlace(options.keyBias, b, h, j, heads));
     scores[j] = score;
   }
   return scores;
@@ -176,6 +175,13 @@ function rawScore(q: F64Array, k: F64Array, options: ReferenceAttentionOptions, 
   let dot = 0;
   for (let d = 0; d < headDim; d++) dot += at(q, row * headDim + d) * at(k, kvRow * headDim + d);
   return dot * (options.scale ?? 1 / Math.sqrt(headDim));
+}
+
+/** Where the bias of key j for head h of batch entry b lies; heads share an entry where it has fewer of them. */
+function keyBiasPlace({ shape }: F64Array, b: number, h: number, j: number, heads: number): number {
+  if (shape.length === 1) return j;
+  const [batch, biasHeads, keys] = shape as [number, number, number];
+  return ((batch === 1 ? 0 : b) * biasHeads + Math.floor((h * biasHeads) / heads)) * keys + j;
 }
 
 function softcapped(score: number, softcap: number | undefined): number {
