@@ -148,6 +148,32 @@ async function use(tally, { folder, manifest }, url) {
   rmSync(cwd, { recursive: true, force: true });
 }
 
+/** Pages of the documentation, relative to the root. */
+function pages() {
+  return ['guide', 'techniques'].flatMap((name) =>
+    readdirSync(join(root, 'docs', name))
+      .filter((file) => file.endsWith('.md'))
+      .map((file) => join('docs', name, file)),
+  );
+}
+
+/** The examples of the documentation, in a project that has every package. @param {Tally} tally @param {Tarball[]} all @param {string} url */
+async function documentation(tally, all, url) {
+  const cwd = await project(
+    url,
+    all.map(({ manifest }) => manifest.name),
+  );
+  for (const page of pages()) {
+    for (const [index, example] of examplesOf(join(root, page)).entries()) {
+      await tally.check(`example ${index + 1} of ${page} runs as pasted`, async () => {
+        writeFileSync(join(cwd, 'example.mjs'), example);
+        if (!(await must([process.execPath, 'example.mjs'], { cwd })).trim()) throw new Error('it prints nothing');
+      });
+    }
+  }
+  rmSync(cwd, { recursive: true, force: true });
+}
+
 /** @returns {Promise<import('./result.mjs').Count>} */
 export async function tarballs() {
   const tally = new Tally();
@@ -163,6 +189,7 @@ export async function tarballs() {
   const registry = await serveTarballs(all);
   try {
     for (const tarball of all) await use(tally, tarball, registry.url);
+    await documentation(tally, all, registry.url);
   } finally {
     await registry.close();
   }
