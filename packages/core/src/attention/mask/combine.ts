@@ -20,7 +20,8 @@ export function intersectPatterns(first: MaskPattern, second: MaskPattern): Mask
     const a = axis(first, region);
     if (a.some.length === 0) return NOTHING;
     // Outside the hull of the first the second need not be asked.
-    const c = axis(second, { ...region, from: a.some[0]!, to: a.some[a.some.length - 1]! });
+    const { batch, head, low, high, grain } = region;
+    const c = axis(second, { batch, head, low, high, from: a.some[0]!, to: a.some[a.some.length - 1]!, grain });
     return { all: intersectSpans(a.all, c.all), some: intersectSpans(a.some, c.some) };
   });
 }

@@ -32,13 +32,17 @@ export function onHost(source: CaptureSource): source is Int32Array | Uint32Arra
   return ArrayBuffer.isView(source);
 }
 
+function expectTokens(name: string, value: number, least: number): void {
+  if (!Number.isInteger(value) || value < least)
+    throw new HeedError('INVALID_ARGUMENT', `mask: ${name} is ${value}; give a whole number of tokens`);
+}
+
 /** Lengths with their offset: bottom-right alignment by default. */
 export function withOffset(lengths: AttentionLengths): Required<AttentionLengths> {
   const { queries, keys, offset = keys - queries } = lengths;
-  for (const [name, value] of Object.entries({ queries, keys })) {
-    if (!Number.isInteger(value) || value < 0)
-      throw new HeedError('INVALID_ARGUMENT', `mask: ${name} is ${value}; give a whole number of tokens`);
-  }
+  expectTokens('queries', queries, 0);
+  expectTokens('keys', keys, 0);
+  expectTokens('offset', offset, -Infinity);
   return { queries, keys, offset };
 }
 
@@ -111,7 +115,15 @@ function keyRuns(
   const low = tile * tiles.query;
   const high = Math.min(low + tiles.query, queries);
   if (low >= high || keys === 0) return [];
-  const coverage = pattern.keys({ ...place, low: low + offset, high: high + offset, from: 0, to: keys, grain: tiles.key });
+  const coverage = pattern.keys({
+    batch: place.batch,
+    head: place.head,
+    low: low + offset,
+    high: high + offset,
+    from: 0,
+    to: keys,
+    grain: tiles.key,
+  });
   return tilesOf(coverage, tiles.key, 0, high - low === tiles.query);
 }
 
@@ -125,7 +137,15 @@ function queryRuns(
   const low = tile * tiles.key;
   const high = Math.min(low + tiles.key, keys);
   if (low >= high || queries === 0) return [];
-  const coverage = pattern.queries({ ...place, low, high, from: offset, to: offset + queries, grain: tiles.query });
+  const coverage = pattern.queries({
+    batch: place.batch,
+    head: place.head,
+    low,
+    high,
+    from: offset,
+    to: offset + queries,
+    grain: tiles.query,
+  });
   return tilesOf(coverage, tiles.query, offset, high - low === tiles.key);
 }
 
