@@ -19,7 +19,7 @@ export interface BenchOptions {
 /** A request that makes no sense, with a sentence for the person who made it. */
 export class UsageError extends Error {}
 
-export const usage = `npm run bench -- [options]
+export const usage: string = `npm run bench -- [options]
 
   --kernels a,b     ${Object.keys(kernels).join(', ')} (default: all)
   --tokens a,b      lengths (default 512,2048; on a real GPU 4096,16384,65536)
