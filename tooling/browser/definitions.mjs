@@ -20,7 +20,10 @@ export function causalAttention(q, k, v, { tokens, heads, headDim }) {
       const weights = logits.map((logit) => Math.exp(logit - top));
       const total = weights.reduce((sum, weight) => sum + weight, 0);
       weights.forEach((weight, key) => {
-        for (let c = 0; c < headDim; c++) out[at(query, head) + c] += (weight / total) * Number(v[at(key, head) + c]);
+        for (let c = 0; c < headDim; c++) {
+          const cell = at(query, head) + c;
+          out[cell] = Number(out[cell]) + (weight / total) * Number(v[at(key, head) + c]);
+        }
       });
     }
   }
@@ -42,7 +45,7 @@ export function decayedLinearAttention(q, k, v, decay, { tokens, heads, headDim 
         for (let j = 0; j < headDim; j++) {
           const cell = i * headDim + j;
           state[cell] = Math.exp(Number(decay[head])) * Number(state[cell]) + Number(k[at + i]) * Number(v[at + j]);
-          out[at + j] += Number(q[at + i]) * Number(state[cell]);
+          out[at + j] = Number(out[at + j]) + Number(q[at + i]) * Number(state[cell]);
         }
       }
     }
