@@ -1,0 +1,134 @@
+import { concat, permuteTokens, reshape, scope, type Tensor } from '@heed/core';
+import { attentionWithLse, type AttentionOptions, type Mask, scoreMod, type ScoreMod } from '@heed/core/attention';
+import { capture, type Expr, uniform } from '@heed/core/~internal';
+import { tensor } from '@heed/core';
+import { at, type TokenGrid, tokenGrid } from './grid.js';
+import { neighborhoodMask } from './mask.js';
+import { checkFna, type FnaOptions, type FnaProblem } from './options.js';
+
+/**
+ * Neighborhood attention in one, two or three dimensions: each query sees the `window` keys around it, shifted inside at
+ * borders, so that every query sees as many. Exact; one fused kernel over square token tiles, nothing of the size of the
+ * weights is ever stored. Differentiable in q, k, v, bias and the additional keys and values.
+ *
+ * Source: Hassani, Hwu, Shi 2024, "Faster Neighborhood Attention" (arXiv 2403.04690), section 3; even windows as in NATTEN 0.17.5.
+ *
+ * @param q [batch, ...grid, heads, headDim], f32 or f16
+ * @param k [batch, ...grid, kvHeads, headDim]; heads is a multiple of kvHeads
+ * @param v [batch, ...grid, kvHeads, valueDim]
+ * @param options scale (default 1/sqrt(headDim)), window, dilation, causal, bias, additionalKeys and additionalValues
+ * @returns [batch, ...grid, heads, valueDim], the dtype of q
+ * @throws HeedError SHAPE_MISMATCH when shapes do not fit, INVALID_ARGUMENT when window x dilation exceeds the grid,
+ *   UNSUPPORTED for a bias on a causal axis
+ */
+export function fna(q: Tensor, k: Tensor, v: Tensor, options: FnaOptions): Tensor {
+  return scope(() => fnaWithLse(q, k, v, options).out);
+}
+
+/**
+ * As `fna`, with the logsumexp of each row's scores, for merging with other parts of a softmax.
+ * @returns out, and lse, f32 [batch, ...grid, heads], natural logarithm
+ */
+export function fnaWithLse(q: Tensor, k: Tensor, v: Tensor, options: FnaOptions): { out: Tensor; lse: Tensor } {
+  const problem = checkFna(q, k, v, options);
+  const plan = planFna(problem);
+  return scope(() => {
+    const { batch, grid, heads, kvHeads, headDim, valueDim } = problem;
+    const tokens = plan.grid.tokens;
+    const inOrder = (x: Tensor, ownHeads: number, dim: number): Tensor => {
+      const flat = reshape(x, [batch, tokens, ownHeads, dim]);
+      return plan.grid.order ? permuteTokens(flat, plan.grid.order) : flat;
+    };
+    const { additionalKeys, additionalValues } = options;
+    const keys = inOrder(k, kvHeads, headDim);
+    const values = inOrder(v, kvHeads, valueDim);
+    const masking: AttentionOptions = plan.mask
+      ? { mask: plan.mask }
+      : plan.causal
+        ? { causal: true, ...(plan.window !== undefined && { window: plan.window }) }
+        : {};
+    const { out, lse } = attentionWithLse(
+      inOrder(q, heads, headDim),
+      additionalKeys ? concat([keys, additionalKeys], 1) : keys,
+      additionalValues ? concat([values, additionalValues], 1) : values,
+      {
+        ...masking,
+        queryOffset: 0,
+        ...(options.scale !== undefined && { scale: options.scale }),
+        ...(options.bias && { scoreMod: relativeBias(options.bias, plan.grid, problem) }),
+      },
+    );
+    const back = (x: Tensor): Tensor => (plan.grid.order ? permuteTokens(x, plan.grid.order, { inverse: true }) : x);
+    return { out: reshape(back(out), [batch, ...grid, heads, valueDim]), lse: reshape(back(lse), [batch, ...grid, heads]) };
+  });
+}
+
+/** How a problem runs: the order of its tokens, and the mask over it, or the closed form that it amounts to. */
+export interface FnaPlan {
+  grid: TokenGrid;
+  /** Undefined where the neighborhood is everything, or a causal window of one axis. */
+  mask: Mask | undefined;
+  causal: boolean;
+  window: number | undefined;
+}
+
+const masks = new Map<string, Mask>();
+const mostMasks = 16;
+
+/**
+ * Plans a problem. A window as large as the grid is dense attention, and on one axis without dilation a causal window is the
+ * engine's own; these need no order and no mask. Pure but for a cache of the last masks.
+ */
+export function planFna({
+  grid: shape,
+  window,
+  dilation,
+  causal,
+  additional,
+}: Pick<FnaProblem, 'grid' | 'window' | 'dilation' | 'causal' | 'additional'>): FnaPlan {
+  const plain = dilation.every((d) => d === 1);
+  const whole = plain && shape.every((n, axis) => window[axis] === n);
+  const rowMajor = (): TokenGrid => tokenGrid([shape.reduce((p, n) => p * n, 1)], [1]);
+  if (whole && causal.every((c) => !c)) return { grid: rowMajor(), mask: undefined, causal: false, window: undefined };
+  if (shape.length === 1 && plain && causal[0] && additional === 0)
+    return { grid: rowMajor(), mask: undefined, causal: true, window: whole ? undefined : window[0] };
+  const grid = tokenGrid(shape, dilation);
+  const key = [shape, window, dilation, causal, [additional]].map((list) => list.join('x')).join(' ');
+  let mask = masks.get(key);
+  if (!mask) {
+    mask = neighborhoodMask(grid, { window, causal, additional });
+    const [oldest] = masks.keys();
+    if (masks.size >= mostMasks && oldest !== undefined) masks.delete(oldest);
+    masks.set(key, mask);
+  }
+  return { grid, mask, causal: false, window: undefined };
+}
+
+/** s + bias[h, j - i + window - 1] with indices inside the dilation group, an axis at a time. */
+function relativeBias(bias: Tensor, grid: TokenGrid, { window, dilation, additional }: FnaProblem): ScoreMod {
+  const table = capture('bias', 'f32', { differentiable: true });
+  const coordinates = capture('places', 'i32');
+  const count = uniform('gridTokens', 'i32');
+  const uniforms: Record<string, number> = { gridTokens: grid.tokens };
+  window.forEach((n, axis) => {
+    uniforms[`reach${axis}`] = n - 1;
+    uniforms[`width${axis}`] = 2 * n - 1;
+    uniforms[`step${axis}`] = at(dilation, axis);
+  });
+  return scoreMod(
+    (s, { h, q, kv }) => {
+      let index: Expr<'i32'> = h;
+      window.forEach((_, axis) => {
+        const base = count.mul(axis);
+        const apart = coordinates
+          .at(base.add(kv))
+          .sub(coordinates.at(base.add(q)))
+          .div(uniform(`step${axis}`, 'i32'));
+        index = index.mul(uniform(`width${axis}`, 'i32')).add(apart.add(uniform(`reach${axis}`, 'i32')));
+      });
+      const biased = s.add(table.at(index));
+      return additional > 0 ? kv.ge(count).select(s, biased) : biased;
+    },
+    { captures: { bias: reshape(bias, [bias.size]), places: tensor(bias.device, grid.coordinates) }, uniforms },
+  );
+}

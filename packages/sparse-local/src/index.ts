@@ -1,0 +1,1 @@
+export * from './fna/index.js';
