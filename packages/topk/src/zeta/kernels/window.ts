@@ -1,0 +1,188 @@
+import { defineKernel, read, write } from '@heed/core/~internal';
+import type { Tensor } from '@heed/core';
+import { codeModule, curveUniforms, type CurveRange, curveValues } from './codes.js';
+import type { Runs } from './runs.js';
+
+/** Queries a tile of the window lists: u32 [rows, tiles, window, 32], so that neighbouring lanes write neighbouring words. */
+export const windowTile = 32;
+
+/** Runs that the prefix of a query can be made of. */
+export const maxLevels = 20;
+
+// The window of each query: of the candidates in order of (code, token) the places [s, s + W) around its own code, where
+// s = clamp(p - floor(W / 2), 0, max(0, n - W)) and p is the number of candidates with a smaller code (step 6 of the sheet).
+// The candidates are the union of popcount(m) sorted runs. Two lanes a query halve the binary searches, then one walks down
+// and one up from the insertion point, taking the nearest head of all runs at each step.
+// tile    32 queries, 64 lanes
+// bytes   reads about 8 (W + log2(n) popcount(m)), writes 4 W a query; 13 KiB of workgroup memory
+// limits  20 runs: 2^20 blocks
+const searchWindows = defineKernel({
+  name: 'zeta-window',
+  bindings: { q: read('f32', { width: 4 }), pairs: read('u32', { raw: 'vec2u' }), windows: write('u32') },
+  uniforms: {
+    rows: 'u32',
+    curveRow: 'u32',
+    levels: 'u32',
+    capacity: 'u32',
+    block: 'u32',
+    queries: 'u32',
+    firstQuery: 'u32',
+    chunk: 'u32',
+    keys: 'u32',
+    causal: 'u32',
+    window: 'u32',
+    slots: 'u32',
+    firstSlot: 'u32',
+    ...curveUniforms,
+  },
+  modules: ({ keyDim }: { keyDim: number }) => [codeModule(keyDim)],
+  wgsl: () => `
+    const NONE = 0xffffffffu;
+    var<workgroup> places: array<u32, ${maxLevels * 64}>;
+    var<workgroup> heads: array<u32, ${maxLevels * 64}>;
+    var<workgroup> lower: array<u32, ${maxLevels * 32}>;
+    @compute @workgroup_size(64)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      let tiles = (uniforms.queries + 31u) / 32u;
+      let g = workgroupIndex(group, groups);
+      if (g >= uniforms.rows * tiles) { return; }
+      let r = g / tiles;
+      let side = lane >> 5u;
+      let query = (g % tiles) * 32u + (lane & 31u);
+      let inside = query < uniforms.queries;
+      let base = base_pairs() + (uniforms.curveRow + r) * uniforms.levels * uniforms.capacity;
+      // blocks whose keys the query may see, as bits: one run each
+      var blocks = 0u;
+      if (inside) {
+        blocks = ((uniforms.firstQuery + query) / uniforms.chunk) * (uniforms.chunk / uniforms.block);
+        if (uniforms.causal == 0u) { blocks = 1u << (uniforms.levels - 1u); }
+      }
+      var code = 0u;
+      if (inside) { code = codeOf(load_q(r * uniforms.queries + query)); }
+      var start = 0u;
+      var i = 0u;
+      for (var bits = blocks; bits != 0u; i++) {
+        let level = firstLeadingBit(bits);
+        bits ^= 1u << level;
+        let length = min(uniforms.block << level, uniforms.keys - start);
+        if ((i & 1u) == side) {
+          let at = base + level * uniforms.capacity + start;
+          var low = 0u;
+          var high = length;
+          while (low < high) {
+            let middle = (low + high) >> 1u;
+            if (pairs[at + middle].x < code) { low = middle + 1u; } else { high = middle; }
+          }
+          lower[i * 32u + (lane & 31u)] = low;
+        }
+        start += length;
+      }
+      let runs = i;
+      let candidates = start;
+      workgroupBarrier();
+      if (!inside) { return; }
+      var before = 0u;
+      for (i = 0u; i < runs; i++) { before += lower[i * 32u + (lane & 31u)]; }
+      let first = min(before - min(before, uniforms.window / 2u), candidates - min(candidates, uniforms.window));
+      let last = min(candidates, first + uniforms.window);
+      let down = side == 0u;
+      var out = ((r * tiles + query / 32u) * uniforms.slots + uniforms.firstSlot) * 32u + (lane & 31u);
+      var count = before - first;
+      if (!down) {
+        out += count * 32u;
+        count = last - before;
+        for (var rest = last - first; rest < uniforms.window; rest++) { store_windows(out + (count + rest - (last - first)) * 32u, NONE); }
+      }
+      // heads: the next pair of each run in this lane's direction
+      start = 0u;
+      i = 0u;
+      for (var bits = blocks; bits != 0u; i++) {
+        let level = firstLeadingBit(bits);
+        bits ^= 1u << level;
+        let length = min(uniforms.block << level, uniforms.keys - start);
+        let low = lower[i * 32u + (lane & 31u)];
+        var place = NONE;
+        if (down && low > 0u) { place = base + level * uniforms.capacity + start + low - 1u; }
+        if (!down && low < length) { place = base + level * uniforms.capacity + start + low; }
+        places[i * 64u + lane] = place;
+        if (place != NONE) { heads[i * 64u + lane] = pairs[place].x; }
+        start += length;
+      }
+      for (var taken = 0u; taken < count; taken++) {
+        var best = NONE;
+        var bestCode = 0u;
+        var edge = 0u;
+        start = 0u;
+        i = 0u;
+        for (var bits = blocks; bits != 0u; i++) {
+          let level = firstLeadingBit(bits);
+          bits ^= 1u << level;
+          let length = min(uniforms.block << level, uniforms.keys - start);
+          if (places[i * 64u + lane] != NONE) {
+            let head = heads[i * 64u + lane];
+            // later runs hold later tokens: of equal codes the walk down meets them first, the walk up last
+            if (best == NONE || (down && head >= bestCode) || (!down && bestCode > head)) {
+              best = i;
+              bestCode = head;
+              edge = base + level * uniforms.capacity + start + select(length - 1u, 0u, down);
+            }
+          }
+          start += length;
+        }
+        let place = places[best * 64u + lane];
+        store_windows(out + taken * 32u, pairs[place].y);
+        if (place == edge) {
+          places[best * 64u + lane] = NONE;
+        } else {
+          let next = select(place + 1u, place - 1u, down);
+          places[best * 64u + lane] = next;
+          heads[best * 64u + lane] = pairs[next].x;
+        }
+      }
+    }`,
+});
+
+/** What the search of a piece of queries needs besides the runs. */
+export interface Search {
+  range: CurveRange;
+  keyDim: number;
+  chunk: number;
+  causal: boolean;
+  window: number;
+  /** Queries, and the token of the first. */
+  queries: number;
+  firstQuery: number;
+  /** Tokens that the runs cover. */
+  keys: number;
+}
+
+/** Writes the window lists u32 [rows, tiles, window, 32] of queries q f32 [rows, queries, 4]; 0xffffffff stands for none. */
+export function findWindows(runs: Runs, q: Tensor, windows: Tensor, search: Search): void {
+  const { pairs, curves, rows, levels, capacity, block } = runs;
+  const { range, keyDim, chunk, causal, queries, firstQuery, keys } = search;
+  const sizes = curves === 1 ? [search.window] : [Math.ceil(search.window / 2), Math.floor(search.window / 2)];
+  sizes.forEach((window, curve) => {
+    if (window === 0) return;
+    searchWindows.run(q.device, {
+      spec: { keyDim },
+      tensors: { q, pairs, windows },
+      uniforms: {
+        rows,
+        curveRow: curve * rows,
+        levels,
+        capacity,
+        block,
+        queries,
+        firstQuery,
+        chunk,
+        keys,
+        causal: causal ? 1 : 0,
+        window,
+        slots: search.window,
+        firstSlot: curve === 0 ? 0 : (sizes[0] ?? 0),
+        ...curveValues(range, curve),
+      },
+      grid: [rows * Math.ceil(queries / windowTile)],
+    });
+  });
+}

@@ -1,0 +1,82 @@
+import { type Capabilities, HeedError } from '@heed/core';
+import type { ZetaSettings } from './options.js';
+import { columnsOf } from './kernels/values.js';
+import { maxLevels } from './kernels/window.js';
+
+/** Tokens and tiles of a call; pure, from shapes and capabilities. */
+export interface ZetaPlan {
+  /** Tokens that one workgroup sorts; a chunk is a power of two times it. */
+  block: number;
+  /** Levels of sorted runs. */
+  levels: number;
+  /** Rows (batch x head) that go through the kernels at once, so that temporaries stay small whatever the batch. */
+  slab: number;
+  forward: { tile: number; lanes: number };
+  backward: { tile: number; lanes: number };
+}
+
+const longestBlock = 1024;
+/** Temporaries of a slab, at most (unless one row alone needs more). */
+const slabBytes = 96 * 2 ** 20;
+
+/** Tokens a block: the chunk, halved until a workgroup can sort it. @throws HeedError INVALID_ARGUMENT when it cannot be halved */
+export function blockOf({ chunk, causal }: Pick<ZetaSettings, 'chunk' | 'causal'>): number {
+  if (!causal) return 256;
+  let block = chunk;
+  while (block > longestBlock && block % 2 === 0) block /= 2;
+  if (block > longestBlock)
+    throw new HeedError(
+      'INVALID_ARGUMENT',
+      `zeta: chunk is ${chunk}; use at most ${longestBlock} tokens, or a multiple of ${longestBlock}`,
+    );
+  return block;
+}
+
+/** Levels of runs that `tokens` tokens need. @throws HeedError LIMIT_EXCEEDED beyond 20 */
+export function levelsOf(tokens: number, block: number, causal: boolean): number {
+  const blocks = causal ? Math.floor(tokens / block) : Math.ceil(tokens / block);
+  const levels = blocks <= 1 ? 1 : (causal ? Math.floor(Math.log2(blocks)) : Math.ceil(Math.log2(blocks))) + 1;
+  if (levels > maxLevels)
+    throw new HeedError(
+      'LIMIT_EXCEEDED',
+      `zeta: ${tokens} tokens in blocks of ${block} need ${levels} levels of runs, ${maxLevels} are there; use a larger chunk`,
+    );
+  return levels;
+}
+
+/** The plan of a call. @throws HeedError LIMIT_EXCEEDED when window and topK do not fit into workgroup memory */
+export function planZeta(
+  settings: ZetaSettings,
+  shape: { rows: number; tokens: number; valueDim: number },
+  capabilities: Pick<Capabilities, 'limits'>,
+): ZetaPlan {
+  const { window, topK, localWindow, curves, causal } = settings;
+  const { rows, tokens, valueDim } = shape;
+  const block = blockOf(settings);
+  const levels = levelsOf(tokens, block, causal);
+  // 256 bytes for the counts and means beside them
+  const memory = Math.min(capabilities.limits.maxComputeWorkgroupStorageSize, 32 * 1024) - 256;
+  const tileOf = (bytes: number): number => [16, 8, 4, 2, 1].find((tile) => tile * bytes + 16 <= memory) ?? 0;
+  const kept = topK + localWindow;
+  const forwardTile = tileOf(8 * (window + kept));
+  const backwardTile = Math.min(8, tileOf(12 * (kept + 17)));
+  if (forwardTile === 0 || backwardTile === 0)
+    throw new HeedError(
+      'LIMIT_EXCEEDED',
+      `zeta: window ${window}, topK ${topK} and localWindow ${localWindow} need ${8 * (window + kept)} bytes of workgroup memory a query, this device has ${memory}; use smaller ones`,
+    );
+  const lanesOf = (items: number): number => Math.max(32, Math.min(256, 2 ** Math.ceil(Math.log2(items))));
+  const bytesPerRow = tokens * (curves * levels * 8 + window * 4 + 32 + columnsOf(valueDim));
+  return {
+    block,
+    levels,
+    slab: Math.max(1, Math.min(rows, Math.floor(slabBytes / Math.max(1, bytesPerRow)))),
+    forward: { tile: forwardTile, lanes: lanesOf(forwardTile * columnsOf(valueDim)) },
+    backward: { tile: backwardTile, lanes: lanesOf(backwardTile * (kept + 17)) },
+  };
+}
+
+/** Rows of the slabs: [first, count] each. */
+export function slabsOf(rows: number, slab: number): [number, number][] {
+  return Array.from({ length: Math.ceil(rows / slab) }, (_, i) => [i * slab, Math.min(slab, rows - i * slab)]);
+}
