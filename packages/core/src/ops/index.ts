@@ -14,3 +14,6 @@ export { searchSorted } from './searchsorted.js';
 export { broadcastTo, flip, permute, reshape, squeeze, transpose, unsqueeze } from './shape.js';
 export { slice, type SliceRange, split } from './slice.js';
 export { argsort, sort, type SortOptions, sortPairs, topK, type TopKOptions } from './sort/index.js';
+export { embedding, indexSelect, oneHot, takeAlongAxis } from './gather.js';
+export { bernoulli, dropout, normal, type RandomOptions, uniform } from './random.js';
+export { scatterAdd } from './scatter.js';
