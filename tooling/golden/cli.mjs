@@ -9,6 +9,7 @@ const USAGE = `npm run golden -- <folder or files...> [--tier ${tiers.join('|')}
   --tier T     caps the device to the tier; a kernel that has a form for it and ran below makes a case fell-back
   --only OP    runs this op and those beneath it (topk/zeta is topk/zeta.attention too); may be given more than once
   --json FILE  writes every figure to FILE
+  --make-matrix-cases  runs nothing; makes the cases of test/matrix-cases again from the float64 references
   --bundle FILE  runs nothing; writes this runner with all mappings as one script, for a machine without the workspace
 
 One line a case: pass|fail|unsupported|fell-back, op, file, largest error as a share of its tolerance, tier, kernel@tier,...

@@ -1,0 +1,6 @@
+import type { GoldenMapping } from '@heed/core/testing';
+import { engineGolden } from './engine/golden.js';
+
+/** Op names of the golden cases to the functions of this package. */
+const mapping: GoldenMapping = { ...engineGolden };
+export default mapping;
