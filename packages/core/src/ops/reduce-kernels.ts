@@ -20,7 +20,7 @@ import { product } from './check.js';
 
 // Reductions without gradients: what the ops in reduce.ts, and the gradients of broadcasting ops, are made of.
 
-export type Reduction = 'sum' | 'sumSquares' | 'prod' | 'max' | 'min' | 'logsumexp' | 'argmax' | 'argmin';
+export type Reduction = 'sum' | 'sumSquares' | 'max' | 'min' | 'logsumexp' | 'argmax' | 'argmin';
 type Finish = 'none' | 'sqrt';
 
 const lowest: Record<LaneScalar, string> = { f32: '-3.4028234e38', i32: 'i32(-2147483648)', u32: '0u' };
@@ -50,8 +50,6 @@ function reductionText(kind: Reduction, type: LaneScalar): ReductionText {
       return single('x.a + y.a', 'subgroupAdd', zero);
     case 'sumSquares':
       return single('x.a + y.a', 'subgroupAdd', zero, 'v * v');
-    case 'prod':
-      return single('x.a * y.a', 'subgroupMul', type === 'f32' ? '1.0' : type === 'i32' ? '1i' : '1u');
     case 'max':
       return single('max(x.a, y.a)', 'subgroupMax', lowest[type]);
     case 'min':
@@ -141,7 +139,7 @@ const reduceRows = defineKernel({
   bindings,
   uniforms: { shape: 'u32x8', strides: 'u32x8', rank: 'u32', rows: 'u32', n: 'u32', chunk: 'u32', chunks: 'u32', factor: 'f32' },
   modules: [stridedOffset],
-  tier: ({ form }: ReduceSpec) => (form === 'tree' ? 'baseline' : 'subgroups'),
+  tier: ({ form }: ReduceSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
   forms: ['baseline', 'subgroups'],
   wgsl: (spec) => {
     const text = reductionText(spec.kind, spec.type);
@@ -241,8 +239,7 @@ const reduceColumns = defineKernel({
     workgroupBarrier();
     if (slice == 0u && column < uniforms.inner && block < uniforms.outer) {
       var all = own;
-      for (var s = 1u; s < ${slices}u; s++) {
-        let at = s * ${lanes}u + lane;
+      for (var at = lane + ${lanes}u; at < 256u; at += ${lanes}u) {
         all = combineWide(all, Wide(sliceA[at]${b ? ', sliceB[at]' : ''}));
       }
       let to = (block * uniforms.chunks + part) * uniforms.inner + column;
@@ -273,9 +270,14 @@ export function planRows(rows: number, items: number, width: 1 | 4): ReducePlan 
   return { width, lanes, chunk, chunks: Math.max(1, Math.ceil(items / chunk)) };
 }
 
+/** Lanes side by side on columns; the others of 256 share rows. */
+function columnLanes(inner: number): 1 | 8 | 32 {
+  return inner <= 2 ? 1 : inner <= 16 ? 8 : 32;
+}
+
 /** @param inner vectors (or elements) a row of columns */
 export function planColumns(outer: number, n: number, inner: number, width: 1 | 4): ReducePlan {
-  const lanes = lanesFor(inner, 32);
+  const lanes = columnLanes(inner);
   const groups = outer * Math.ceil(inner / lanes);
   const slices = 256 / lanes;
   const wanted = Math.min(Math.ceil(n / (8 * slices)), Math.ceil(fullGrid / Math.max(1, groups)));
@@ -361,7 +363,7 @@ function reduceRun(kind: Reduction, source: Tensor, [start, end]: Run, options: 
   const aligned = inner % 4 === 0 && x.offset % 4 === 0 && stride % 4 === 0 && (outer === 1 || kept.strides.every((s) => s % 4 === 0));
   const width = aligned ? 4 : 1;
   const plan = planColumns(outer, n, inner / width, width);
-  const spec = { kind, finish: options.finish, type, width, lanes: plan.lanes, form: 'tree' } as const;
+  const spec = { kind, finish: options.finish, type, width, lanes: plan.lanes, form: 'memory' } as const;
   const first = { ...base, outer, n, stride: stride / width, inner: inner / width, chunk: plan.chunk, chunks: plan.chunks };
   const tiles = Math.ceil(inner / width / plan.lanes);
   const grid = [tiles * plan.chunks * outer];

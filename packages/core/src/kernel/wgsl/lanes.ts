@@ -1,5 +1,4 @@
 import type { Capabilities } from '../../device/capabilities.js';
-import { unroll } from '../modules.js';
 
 // Reductions over the lanes of a workgroup, several rows a workgroup: every lane of a row gets the row's result. The order is
 // fixed by the lane numbers and the subgroup size, so results repeat bit for bit on one device.
@@ -16,21 +15,19 @@ export interface LaneState {
   subgroup: string;
 }
 
-/** `tree`: workgroup memory. `shuffle`: a row lies inside a subgroup. `subgroups`: a row is whole subgroups. */
-export type LaneForm = 'tree' | 'shuffle' | 'subgroups';
+/** `memory`: workgroup memory. `shuffle`: a row lies inside a subgroup. `subgroups`: a row is whole subgroups. */
+export type LaneForm = 'memory' | 'shuffle' | 'subgroups';
 
 /** The form for rows of `lanes` lanes (a power of two). */
 export function laneForm(lanes: number, capabilities: Capabilities): LaneForm {
-  if (!capabilities.subgroups) return 'tree';
+  if (!capabilities.subgroups) return 'memory';
   if (lanes <= capabilities.subgroupMinSize) return 'shuffle';
-  return lanes % capabilities.subgroupMaxSize === 0 ? 'subgroups' : 'tree';
+  return lanes % capabilities.subgroupMaxSize === 0 ? 'subgroups' : 'memory';
 }
 
-/** Lanes for rows of `items` items: the next power of two, at most `most`. */
-export function lanesFor(items: number, most = 256): number {
-  let lanes = 1;
-  while (lanes < items && lanes < most) lanes *= 2;
-  return lanes;
+/** Lanes for rows of `items` items: one of four numbers, so that kernels are few; each lane has two items or more where lanes repeat. */
+export function lanesFor(items: number): 1 | 8 | 32 | 256 {
+  return items <= 2 ? 1 : items <= 16 ? 8 : items <= 128 ? 32 : 256;
 }
 
 /** Built-in values that `main` takes for a form. */
@@ -80,20 +77,37 @@ fn reduceLanes(own: State, lane: u32, subgroupSize: u32, subgroupLane: u32) -> S
   return all;
 }`;
   }
-  return `${struct}\n${combine}\n${memory}
+  if (lanes <= 16) {
+    return `${struct}\n${combine}\n${memory}
 fn reduceLanes(own: State, lane: u32) -> State {
   putLane(lane, own);
   workgroupBarrier();
-  ${unroll(
-    Math.log2(lanes),
-    (
-      i,
-    ) => `if ((lane & ${lanes - 1}u) < ${lanes >> (i + 1)}u) { putLane(lane, combine(getLane(lane), getLane(lane + ${lanes >> (i + 1)}u))); }
-  workgroupBarrier();`,
-    '\n  ',
-  )}
-  let all = getLane(lane & ${-lanes >>> 0}u);
+  let first = lane & ${-lanes >>> 0}u;
+  var all = getLane(first);
+  let end = min(first + ${lanes}u, ${slots}u);
+  for (var i = first + 1u; i < end; i++) { all = combine(all, getLane(i)); }
   workgroupBarrier();
+  return all;
+}`;
+  }
+  // Two barriers, not one a halving: blocks of 16 first, then the blocks of the row. Bounds are no literals: unrolled, the loops
+  // would take compilers seconds.
+  return `${struct}\n${combine}\n${memory}
+var<workgroup> blockA: array<${a}, 16>;${b ? `\nvar<workgroup> blockB: array<${b}, 16>;` : ''}
+fn reduceLanes(own: State, lane: u32) -> State {
+  putLane(lane, own);
+  workgroupBarrier();
+  if ((lane & 15u) == 0u) {
+    var part = own;
+    let end = min(lane + 16u, ${slots}u);
+    for (var i = lane + 1u; i < end; i++) { part = combine(part, getLane(i)); }
+    blockA[lane >> 4u] = part.a;${b ? ' blockB[lane >> 4u] = part.b;' : ''}
+  }
+  workgroupBarrier();
+  let first = (lane & ${-lanes >>> 0}u) >> 4u;
+  var all = State(blockA[first]${b ? ', blockB[first]' : ''});
+  let end = min(first + ${lanes / 16}u, 16u);
+  for (var i = first + 1u; i < end; i++) { all = combine(all, State(blockA[i]${b ? ', blockB[i]' : ''})); }
   return all;
 }`;
 }
@@ -115,6 +129,8 @@ export const sumPairState: LaneState = {
 /** Maximum and sum of exponentials below it: the online normaliser of Milakov and Gimelshein 2018, algorithm 3. */
 export const softmaxState: LaneState = {
   parts: ['f32', 'f32'],
-  combine: (S) => `let m = max(x.a, y.a); return ${S}(m, x.b * exp(x.a - m) + y.b * exp(y.a - m));`,
+  // one of the two factors is 1
+  combine: (S) =>
+    `let e = exp(-abs(x.a - y.a)); let s = x.a >= y.a; return ${S}(max(x.a, y.a), select(x.b * e, x.b, s) + select(y.b, y.b * e, s));`,
   subgroup: 'let m = subgroupMax(x.a); return State(m, subgroupAdd(x.b * exp(x.a - m)));',
 };
