@@ -19,3 +19,7 @@ export { searchSorted } from './searchsorted.js';
 export { broadcastTo, flip, permute, reshape, squeeze, transpose, unsqueeze } from './shape.js';
 export { slice, type SliceRange, split } from './slice.js';
 export { argsort, sort, type SortOptions, sortPairs, topK, type TopKOptions } from './sort/index.js';
+export { crossEntropy, type CrossEntropyOptions } from './cross-entropy.js';
+export { klDivergence, mse } from './losses.js';
+export { layerNorm, rmsNorm } from './norm.js';
+export { logSoftmax, softmax } from './softmax.js';
