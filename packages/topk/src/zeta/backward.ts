@@ -1,6 +1,6 @@
 import { scope, sortPairs, type Tensor, zeros } from '@heed/core';
 import { asContiguous, empty } from '@heed/core/~internal';
-import { packRows, planOf, runningSums } from './forward.js';
+import { packRows, runningSums } from './forward.js';
 import { differentiateKeys, differentiateTheta, meanTileSums, pairsOf, startsOf, sumGamma } from './kernels/backward-keys.js';
 import { differentiateQueries, workLength } from './kernels/backward-queries.js';
 import { scanSums, sumTile } from './kernels/sums.js';
@@ -39,7 +39,6 @@ export function backwardZeta(
   const dv = empty(device, v.shape, v.dtype);
   if (v.size === 0) return [zeros(device, q.shape), zeros(device, k.shape), dv, zeros(device, theta.shape)];
   const dTheta = empty(device, theta.shape);
-  const plan = planOf(q, v, settings);
   const { tensor: values, spec: valueSpec } = valueRows(v);
   const cotangent = asContiguous(dOut, 4);
   const rowSums = empty(device, [batch * heads]);
@@ -54,7 +53,7 @@ export function backwardZeta(
       const work = empty(device, [rows, tokens, workLength(topK, localWindow)]);
       const sums = mean ? runningSums(packedK, values, firstRow) : undefined;
       const call = { q: packedQ, k: packedK, v: values, dOut: cotangent, indices, theta, sums, work, ...at, entries: tiles + 1, causal };
-      differentiateQueries(call, { topK, localWindow, ...plan.backward });
+      differentiateQueries(call, { topK, localWindow });
       sumGamma(work, rowSums, at, topK + localWindow);
       const keys = empty(device, [rows, tokens * topK], 'u32');
       const slots = empty(device, [rows, tokens * topK], 'u32');

@@ -12,7 +12,6 @@ export interface ZetaPlan {
   /** Rows (batch x head) that go through the kernels at once, so that temporaries stay small whatever the batch. */
   slab: number;
   forward: { tile: number; lanes: number };
-  backward: { tile: number; lanes: number };
 }
 
 const longestBlock = 1024;
@@ -59,8 +58,7 @@ export function planZeta(
   const tileOf = (bytes: number): number => [16, 8, 4, 2, 1].find((tile) => tile * bytes + 16 <= memory) ?? 0;
   const kept = topK + localWindow;
   const forwardTile = tileOf(8 * (window + kept));
-  const backwardTile = Math.min(8, tileOf(12 * (kept + 17)));
-  if (forwardTile === 0 || backwardTile === 0)
+  if (forwardTile === 0)
     throw new HeedError(
       'LIMIT_EXCEEDED',
       `zeta: window ${window}, topK ${topK} and localWindow ${localWindow} need ${8 * (window + kept)} bytes of workgroup memory a query, this device has ${memory}; use smaller ones`,
@@ -72,7 +70,6 @@ export function planZeta(
     levels,
     slab: Math.max(1, Math.min(rows, Math.floor(slabBytes / Math.max(1, bytesPerRow)))),
     forward: { tile: forwardTile, lanes: lanesOf(forwardTile * columnsOf(valueDim)) },
-    backward: { tile: backwardTile, lanes: lanesOf(backwardTile * (kept + 17)) },
   };
 }
 

@@ -1,5 +1,5 @@
 import type { Tensor } from '@heed/core';
-import { defineKernel, read, write } from '@heed/core/~internal';
+import { defineKernel, range, read, readWrite, write } from '@heed/core/~internal';
 import { cauchyModule } from './attend.js';
 import { sumTile } from './sums.js';
 import { columnsOf, valueModule, valueRows, valueStrides } from './values.js';
@@ -11,24 +11,34 @@ export type BackwardSpec = {
   topK: number;
   localWindow: number;
   mean: boolean;
-  tile: number;
-  lanes: number;
 };
 
 /**
  * Floats a query in the work tensor: (p, dD) of each slot (topK, then localWindow), then dq (4), the mean key's gradient over the
- * number of its tokens (4), p of the mean over that number, and the sum of all dD; the rest is unused.
+ * number of its tokens (4), p of the mean over that number, the sum of all dD, and the 17 partial dot products of the mean value.
  */
 export function workLength(topK: number, localWindow: number): number {
-  return 2 * (topK + localWindow) + 12;
+  return 2 * (topK + localWindow) + 28;
 }
 
-// Backward, one query at a time: g_j = dO . v_j, p_j = w_j / S, dD_j = -w_j p_j (g_j - sum p g), dq = sum 2 dD_j (q - k_j).
-// tile    up to 8 queries; a lane takes the dot product of one slot, the history mean as 17 partial ones
-// bytes   reads size valueDim (topK + localWindow), writes 8 (topK + localWindow) + 48 a query
-// limits  12 (topK + localWindow + 17) bytes of workgroup memory a query
-const queryGradients = defineKernel({
-  name: 'zeta-backward-queries',
+const dotPlace = 10;
+const place = { rows: 'u32', firstRow: 'u32', heads: 'u32', tokens: 'u32', entries: 'u32', causal: 'u32' } as const;
+
+/** WGSL: token of slot s of query t, NONE where there is none. */
+const tokenText = (topK: number, localWindow: number): string => `
+    const NONE = 0xffffffffu;
+    fn placeOf(row: u32, t: u32) -> u32 { return ((row / uniforms.heads) * uniforms.tokens + t) * uniforms.heads + row % uniforms.heads; }
+    fn tokenOf(row: u32, t: u32, s: u32) -> u32 {
+      ${localWindow > 0 ? `if (s >= ${topK}u) { return select(NONE, t + ${topK}u - s, s - ${topK}u <= t); }` : ''}
+      return bitcast<u32>(load_indices(placeOf(row, t) * ${topK}u + s));
+    }`;
+
+// Weights w_j = 1 / (D_j + gamma^2) and dot products g_j = dO . v_j of all kept tokens; of the history mean as 17 partial products,
+// its running sum and the up to 16 tokens behind it.
+// tile    one slot of one query a lane, 256 lanes
+// bytes   reads 2 size valueDim, writes 8 a slot
+const slotProducts = defineKernel({
+  name: 'zeta-backward-products',
   bindings: {
     q: read<BackwardSpec>('f32', { width: 4 }),
     k: read<BackwardSpec>('f32', { width: 4 }),
@@ -39,157 +49,165 @@ const queryGradients = defineKernel({
     sums: read<BackwardSpec>('f32', { width: 4, when: ({ mean }) => mean }),
     work: write<BackwardSpec>('f32'),
   },
-  uniforms: { rows: 'u32', firstRow: 'u32', heads: 'u32', tokens: 'u32', entries: 'u32', causal: 'u32', ...valueStrides },
+  uniforms: { ...place, ...valueStrides },
   modules: (spec: BackwardSpec) => [cauchyModule, valueModule('v', spec), valueModule('dOut', spec)],
-  wgsl: (spec: BackwardSpec) => queryText(spec),
-});
-
-function queryText({ valueDim, vector, topK, localWindow, mean, tile, lanes }: BackwardSpec): string {
-  const columns = columnsOf(valueDim);
-  const slots = topK + localWindow;
-  const parts = mean ? sumTile + 1 : 0;
-  const rowItems = vector ? columns : valueDim;
-  const pad = (n: number): number => Math.ceil(n / 4) * 4;
-  const dot = (at: string): string => `for (var c = 0u; c < ${columns}u; c++) { g += dot(value_dOut(own, c), ${at}); }`;
-  return `
-    const NONE = 0xffffffffu;
-    var<workgroup> tokens: array<u32, ${pad(slots * tile)}>;
-    var<workgroup> weights: array<f32, ${pad(slots * tile)}>;
-    var<workgroup> dots: array<f32, ${pad((slots + parts) * tile)}>;
-    var<workgroup> totals: array<vec4f, ${tile}>;
-    var<workgroup> shares: array<vec4f, ${tile * 8}>;
-    var<workgroup> gammas: array<f32, ${tile * 8}>;
-    @compute @workgroup_size(${lanes})
+  wgsl: ({ valueDim, vector, topK, localWindow, mean }: BackwardSpec) => {
+    const columns = columnsOf(valueDim);
+    const slots = topK + localWindow;
+    const items = slots + (mean ? sumTile + 1 : 0);
+    return `
+    ${tokenText(topK, localWindow)}
+    @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let tiles = (uniforms.tokens + ${tile - 1}u) / ${tile}u;
-      let g0 = workgroupIndex(group, groups);
-      if (g0 >= uniforms.rows * tiles) { return; }
-      let r = g0 / tiles;
-      let first = (g0 % tiles) * ${tile}u;
+      let i = workgroupIndex(group, groups) * 256u + lane;
+      if (i >= uniforms.rows * uniforms.tokens * ${items}u) { return; }
+      let s = i % ${items}u;
+      let t = (i / ${items}u) % uniforms.tokens;
+      let r = i / ${items}u / uniforms.tokens;
       let row = uniforms.firstRow + r;
-      let gamma2 = gammaSquared(load_theta(row % uniforms.heads));
-      let keys = r * uniforms.tokens;
-      let values = (row / uniforms.heads) * uniforms.batchStride + (row % uniforms.heads) * uniforms.headStride;
-      let all = uniforms.causal == 0u;
-      for (var item = lane; item < ${slots * tile}u; item += ${lanes}u) {
-        let t = first + item % ${tile}u;
-        let s = item / ${tile}u;
-        var token = NONE;
-        var w = 0.0;
-        var g = 0.0;
-        if (t < uniforms.tokens) {
-          let place = ((row / uniforms.heads) * uniforms.tokens + t) * uniforms.heads + row % uniforms.heads;
-          ${localWindow > 0 ? `if (s >= ${topK}u) { if (s - ${topK}u <= t) { token = t + ${topK}u - s; } } else` : ''}
-          { token = bitcast<u32>(load_indices(place * ${topK}u + s)); }
-          if (token != NONE) {
-            w = 1.0 / (squaredDistance(load_q(keys + t), load_k(keys + token)) + gamma2);
-            let own = place * ${rowItems}u;
-            let other = values + token * uniforms.tokenStride;
-            ${dot('value_v(other, c)')}
-          }
-        }
-        tokens[item] = token;
-        weights[item] = w;
-        dots[item] = g;
+      let at = (r * uniforms.tokens + t) * ${workLength(topK, localWindow)}u;
+      // the row that dO is multiplied with: a token's value, or the running sum
+      var token = NONE;
+      ${
+        mean
+          ? `let all = uniforms.causal == 0u;
+      let tile = select(t / ${sumTile}u, uniforms.entries - 1u, all);
+      if (s > ${slots}u && !all && tile * ${sumTile}u + s - ${slots + 1}u <= t) { token = tile * ${sumTile}u + s - ${slots + 1}u; }`
+          : ''
+      }
+      if (s < ${slots}u) { token = tokenOf(row, t, s); }
+      let own = placeOf(row, t) * ${vector ? columns : valueDim}u;
+      var g = 0.0;
+      if (token != NONE) {
+        let other = (row / uniforms.heads) * uniforms.batchStride + (row % uniforms.heads) * uniforms.headStride + token * uniforms.tokenStride;
+        for (var c = 0u; c < ${columns}u; c++) { g += dot(value_dOut(own, c), value_v(other, c)); }
       }
       ${
         mean
-          ? `for (var item = lane; item < ${parts * tile}u; item += ${lanes}u) {
-        let t = first + item % ${tile}u;
-        let part = item / ${tile}u;
-        var g = 0.0;
-        if (t < uniforms.tokens) {
-          let own = (((row / uniforms.heads) * uniforms.tokens + t) * uniforms.heads + row % uniforms.heads) * ${rowItems}u;
-          let tile = select(t / ${sumTile}u, uniforms.entries - 1u, all);
-          let j = tile * ${sumTile}u + part - 1u;
-          if (part == 0u) {
-            let at = (r * uniforms.entries + tile) * ${columns + 1}u + 1u;
-            ${dot('load_sums(at + c)')}
-          } else if (j <= t && !all) {
-            let other = values + j * uniforms.tokenStride;
-            ${dot('value_v(other, c)')}
-          }
-        }
-        dots[${slots * tile}u + item] = g;
-      }`
+          ? `if (s == ${slots}u) {
+        let sum = (r * uniforms.entries + tile) * ${columns + 1}u + 1u;
+        for (var c = 0u; c < ${columns}u; c++) { g += dot(value_dOut(own, c), load_sums(sum + c)); }
+      }
+      if (s >= ${slots}u) { store_work(at + ${slots + dotPlace}u + s, g); return; }`
           : ''
       }
-      workgroupBarrier();
-      if (lane < ${tile}u && first + lane < uniforms.tokens) {
-        let t = first + lane;
-        let at = (r * uniforms.tokens + t) * ${workLength(topK, localWindow)}u + ${2 * slots}u;
-        var total = 0.0;
-        var weighted = 0.0;
-        for (var s = 0u; s < ${slots}u; s++) {
-          total += weights[s * ${tile}u + lane];
-          weighted += weights[s * ${tile}u + lane] * dots[s * ${tile}u + lane];
+      var w = 0.0;
+      if (token != NONE) {
+        let keys = r * uniforms.tokens;
+        w = 1.0 / (squaredDistance(load_q(keys + t), load_k(keys + token)) + gammaSquared(load_theta(row % uniforms.heads)));
+      }
+      store_work(at + 2u * s, w);
+      store_work(at + 2u * s + 1u, g);
+    }`;
+  },
+});
+
+// p_j = w_j / S, dD_j = -w_j p_j (g_j - sum p g) in place of weights and products; dq = sum 2 dD_j (q - k_j).
+// tile    8 queries x 8 lanes
+// bytes   reads and writes 8 a slot, reads 20 more
+const queryGradients = defineKernel({
+  name: 'zeta-backward-queries',
+  bindings: {
+    q: read<BackwardSpec>('f32', { width: 4 }),
+    k: read<BackwardSpec>('f32', { width: 4 }),
+    indices: read<BackwardSpec>('i32'),
+    theta: read<BackwardSpec>('f32', { when: ({ mean }) => mean }),
+    sums: read<BackwardSpec>('f32', { width: 4, when: ({ mean }) => mean }),
+    work: readWrite<BackwardSpec>('f32'),
+  },
+  uniforms: place,
+  modules: [cauchyModule],
+  wgsl: ({ valueDim, topK, localWindow, mean }: BackwardSpec) => {
+    const slots = topK + localWindow;
+    return `
+    ${tokenText(topK, localWindow)}
+    var<workgroup> totals: array<vec2f, 64>;
+    var<workgroup> shares: array<vec4f, 64>;
+    var<workgroup> gammas: array<f32, 64>;
+    @compute @workgroup_size(64)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      let i = workgroupIndex(group, groups) * 8u + lane / 8u;
+      let inside = i < uniforms.rows * uniforms.tokens;
+      let part = lane % 8u;
+      let t = i % uniforms.tokens;
+      let r = i / uniforms.tokens;
+      let row = uniforms.firstRow + r;
+      let at = i * ${workLength(topK, localWindow)}u;
+      var total = vec2f(0.0);
+      var own = vec4f(0.0);
+      var toMean = vec4f(0.0);
+      var meanW = 0.0;
+      var meanG = 0.0;
+      var count = 1.0;
+      if (inside) {
+        own = load_q(i);
+        for (var s = part; s < ${slots}u; s += 8u) {
+          let w = load_work(at + 2u * s);
+          total += vec2f(w, w * load_work(at + 2u * s + 1u));
         }
-        var meanD = 0.0;
-        var difference = vec4f(0.0);
         ${
           mean
-            ? `let tile = select(t / ${sumTile}u, uniforms.entries - 1u, all);
-        let count = f32(select(t + 1u, uniforms.tokens, all));
-        var center = load_sums((r * uniforms.entries + tile) * ${columns + 1}u);
-        for (var j = tile * ${sumTile}u; j <= t && !all; j++) { center += load_k(keys + j); }
-        difference = load_q(keys + t) - center / count;
-        let w = 1.0 / (squaredDistance(load_q(keys + t), center / count) + gamma2);
-        var g = 0.0;
-        for (var part = 0u; part < ${parts}u; part++) { g += dots[(${slots}u + part) * ${tile}u + lane]; }
-        g /= count;
-        total += w;
-        weighted += w * g;
-        meanD = -w * (w / total) * (g - weighted / total);
-        for (var d = 0u; d < 4u; d++) { store_work(at + 4u + d, -2.0 * meanD * difference[d] / count); }
-        store_work(at + 8u, w / total / count);`
+            ? `if (part == 0u) {
+          let all = uniforms.causal == 0u;
+          let tile = select(t / ${sumTile}u, uniforms.entries - 1u, all);
+          count = f32(select(t + 1u, uniforms.tokens, all));
+          var center = load_sums((r * uniforms.entries + tile) * ${columnsOf(valueDim) + 1}u);
+          for (var j = tile * ${sumTile}u; j <= t && !all; j++) { center += load_k(r * uniforms.tokens + j); }
+          center /= count;
+          for (var j = 0u; j <= ${sumTile}u; j++) { meanG += load_work(at + ${2 * slots + dotPlace}u + j); }
+          meanG /= count;
+          toMean = own - center;
+          meanW = 1.0 / (squaredDistance(own, center) + gammaSquared(load_theta(row % uniforms.heads)));
+          total += vec2f(meanW, meanW * meanG);
+        }`
             : ''
         }
-        totals[lane] = vec4f(select(0.0, 1.0 / total, total > 0.0), select(0.0, weighted / total, total > 0.0), meanD, 0.0);
-        shares[lane * 8u] = 2.0 * meanD * difference;
       }
+      totals[lane] = total;
       workgroupBarrier();
-      for (var item = lane; item < ${slots * tile}u; item += ${lanes}u) {
-        let slot = item % ${tile}u;
-        let t = first + slot;
-        if (t >= uniforms.tokens) { continue; }
-        let p = weights[item] * totals[slot].x;
-        let dD = -weights[item] * p * (dots[item] - totals[slot].y);
-        dots[item] = dD;
-        let at = (r * uniforms.tokens + t) * ${workLength(topK, localWindow)}u + (item / ${tile}u) * 2u;
-        store_work(at, p);
-        store_work(at + 1u, dD);
-      }
-      workgroupBarrier();
-      for (var item = lane; item < ${tile * 8}u; item += ${lanes}u) {
-        let slot = item / 8u;
-        let t = first + slot;
-        if (t >= uniforms.tokens) { continue; }
-        var share = vec4f(0.0);
-        var gamma = 0.0;
-        // what the mean token gives was left in the first share
-        if (item % 8u == 0u) { share = shares[item]; gamma = totals[slot].z; }
-        let own = load_q(keys + t);
-        for (var s = item % 8u; s < ${slots}u; s += 8u) {
-          let token = tokens[s * ${tile}u + slot];
-          if (token == NONE) { continue; }
-          let dD = dots[s * ${tile}u + slot];
-          share += 2.0 * dD * (own - load_k(keys + token));
+      total = vec2f(0.0);
+      for (var j = 0u; j < 8u; j++) { total += totals[(lane & 56u) + j]; }
+      let scale = select(0.0, 1.0 / total.x, total.x > 0.0);
+      let g = total.y * scale;
+      var share = vec4f(0.0);
+      var gamma = 0.0;
+      if (inside) {
+        for (var s = part; s < ${slots}u; s += 8u) {
+          let w = load_work(at + 2u * s);
+          let dD = -w * w * scale * (load_work(at + 2u * s + 1u) - g);
+          store_work(at + 2u * s, w * scale);
+          store_work(at + 2u * s + 1u, dD);
+          let token = tokenOf(row, t, s);
+          if (token != NONE) { share += 2.0 * dD * (own - load_k(r * uniforms.tokens + token)); }
           gamma += dD;
         }
-        shares[item] = share;
-        gammas[item] = gamma;
+        ${
+          mean
+            ? `if (part == 0u) {
+          let dD = -meanW * meanW * scale * (meanG - g);
+          let toKey = 2.0 * dD * toMean;
+          share += toKey;
+          gamma += dD;
+          ${range(4)
+            .map((d) => `store_work(at + ${2 * slots + 4 + d}u, -toKey[${d}] / count);`)
+            .join(' ')}
+          store_work(at + ${2 * slots + 8}u, meanW * scale / count);
+        }`
+            : ''
+        }
       }
+      shares[lane] = share;
+      gammas[lane] = gamma;
       workgroupBarrier();
-      if (lane < ${tile}u && first + lane < uniforms.tokens) {
-        let at = (r * uniforms.tokens + first + lane) * ${workLength(topK, localWindow)}u + ${2 * slots}u;
-        var dq = vec4f(0.0);
-        var gamma = 0.0;
-        for (var s = 0u; s < 8u; s++) { dq += shares[lane * 8u + s]; gamma += gammas[lane * 8u + s]; }
-        for (var d = 0u; d < 4u; d++) { store_work(at + d, dq[d]); }
-        store_work(at + 9u, gamma);
-      }
+      if (!inside || part != 0u) { return; }
+      for (var j = 1u; j < 8u; j++) { share += shares[lane + j]; gamma += gammas[lane + j]; }
+      ${range(4)
+        .map((d) => `store_work(at + ${2 * slots + d}u, share[${d}]);`)
+        .join(' ')}
+      store_work(at + ${2 * slots + 9}u, gamma);
     }`;
-}
+  },
+});
 
 /** The tensors of the backward pass over a slab of rows. */
 export interface BackwardCall {
@@ -211,14 +229,18 @@ export interface BackwardCall {
   causal: boolean;
 }
 
-export function differentiateQueries(call: BackwardCall, sizes: Pick<BackwardSpec, 'topK' | 'localWindow' | 'tile' | 'lanes'>): void {
+/** Fills `work`: probabilities, gradients of the distances, dq and what the mean tokens get. */
+export function differentiateQueries(call: BackwardCall, sizes: Pick<BackwardSpec, 'topK' | 'localWindow'>): void {
   const { q, k, dOut, indices, theta, sums, work, rows, firstRow, heads, tokens, entries, causal } = call;
-  const { tensor, spec, strides } = valueRows(call.v);
-  const { topK, localWindow, tile, lanes } = sizes;
-  queryGradients.run(q.device, {
-    spec: { ...spec, topK, localWindow, tile, lanes, mean: sums !== undefined },
+  const { tensor, spec: values, strides } = valueRows(call.v);
+  const spec = { ...values, ...sizes, mean: sums !== undefined };
+  const uniforms = { rows, firstRow, heads, tokens, entries, causal: causal ? 1 : 0 };
+  const items = sizes.topK + sizes.localWindow + (spec.mean ? sumTile + 1 : 0);
+  slotProducts.run(q.device, {
+    spec,
     tensors: { q, k, v: tensor, dOut, indices, theta, sums, work },
-    uniforms: { rows, firstRow, heads, tokens, entries, causal: causal ? 1 : 0, ...strides },
-    grid: [rows * Math.ceil(tokens / tile)],
+    uniforms: { ...uniforms, ...strides },
+    grid: [Math.ceil((rows * tokens * items) / 256)],
   });
+  queryGradients.run(q.device, { spec, tensors: { q, k, indices, theta, sums, work }, uniforms, grid: [Math.ceil((rows * tokens) / 8)] });
 }
