@@ -1,4 +1,5 @@
 import { type Capabilities, type DType, HeedError } from '@heed/core';
+import { type MatrixTile, matrixTile } from './matrix-tile.js';
 
 /** How the token-by-token kernel cuts a state. */
 export interface RecurrentTile {
@@ -34,12 +35,18 @@ export interface ScanPlan {
   segments: number;
   segmentTokens: number;
   recurrent: RecurrentTile;
-  /** Rows and columns that a segment's state is stored with; the matrix form pads them to fragments. */
-  stateRows: number;
-  stateColumns: number;
+  matrix: MatrixTile | undefined;
   dispatches: readonly ('states' | 'segment-scan' | 'outputs')[];
   /** Bytes that the dispatches move: operands, states, outputs; a column tile more reads q and k once more. */
   bytes: number;
+}
+
+/** What depends on the kind of device and is no capability of WebGPU. */
+export interface ScanTuning {
+  /** Workgroups that keep the device busy. */
+  fill: number;
+  /** Most rows of a state a lane: 16 keep shared loads few; a processor's driver compiles 4 several times faster. */
+  laneRows: 4 | 8 | 16;
 }
 
 /** Fewer tokens than this a segment are not worth a state written, scanned and read. */
@@ -47,44 +54,42 @@ const leastSegment = 128;
 
 /**
  * The plan of a scan: a pure function of shape and capabilities.
- * @param fill workgroups that keep the device busy
  * @throws HeedError LIMIT_EXCEEDED when no tile fits the device
  */
-export function planScan(shape: ScanShape, capabilities: Capabilities, fill = 512): ScanPlan {
+export function planScan(shape: ScanShape, capabilities: Capabilities, tuning: ScanTuning): ScanPlan {
   const { batch, tokens, heads, keyDim, valueDim, dtype } = shape;
-  const recurrent = recurrentTile(keyDim, valueDim, capabilities.limits.maxComputeWorkgroupStorageSize);
-  const { columns, tile: step } = recurrent;
+  const recurrent = recurrentTile(keyDim, valueDim, capabilities.limits.maxComputeWorkgroupStorageSize, tuning);
+  const matrix = dtype === 'f16' ? matrixTile(keyDim, valueDim, capabilities) : undefined;
+  const columns = matrix?.columns ?? recurrent.columns;
+  const step = matrix?.chunk ?? recurrent.tile;
   const perSegment = batch * heads * Math.ceil(valueDim / columns);
-  const wanted = Math.max(1, Math.min(Math.floor(fill / Math.max(1, perSegment)), Math.ceil(tokens / leastSegment)));
+  const wanted = Math.max(1, Math.min(Math.floor(tuning.fill / Math.max(1, perSegment)), Math.ceil(tokens / leastSegment)));
   const segmentTokens = Math.max(1, shape.chunk ?? Math.ceil(Math.ceil(tokens / wanted) / step) * step);
   const segments = Math.max(1, Math.ceil(tokens / segmentTokens));
   const serial = segments === 1;
-  const stateRows = keyDim;
-  const stateColumns = valueDim;
   const tiles = Math.ceil(valueDim / columns);
   const size = dtype === 'f16' ? 2 : 4;
   const perToken = tiles * 2 * keyDim + 2 * valueDim + (serial ? 0 : tiles * keyDim + valueDim);
-  const states = serial ? 0 : segments * stateRows * stateColumns * 4 * 4;
+  const states = serial ? 0 : 4 * segments * keyDim * valueDim * 4;
   return {
     form: serial ? 'serial' : segmentTokens <= step ? 'chunk-parallel' : 'segments',
-    kernel: 'recurrent',
+    kernel: matrix ? 'matrix' : 'recurrent',
     segments,
     segmentTokens,
     recurrent,
-    stateRows,
-    stateColumns,
+    matrix,
     dispatches: serial ? ['outputs'] : ['states', 'segment-scan', 'outputs'],
     bytes: batch * heads * (tokens * perToken * size + states),
   };
 }
 
 /** Tile for a few tokens: the widest columns that still give every part of the device a workgroup. */
-export function stepTile(states: number, keyDim: number, valueDim: number, workgroupBytes: number, fill: number): RecurrentTile {
+export function stepTile(states: number, keyDim: number, valueDim: number, workgroupBytes: number, tuning: ScanTuning): RecurrentTile {
   for (const most of [64, 32]) {
-    const tile = recurrentTile(keyDim, valueDim, workgroupBytes, most);
-    if (states * Math.ceil(valueDim / tile.columns) >= fill) return tile;
+    const tile = recurrentTile(keyDim, valueDim, workgroupBytes, tuning, most);
+    if (states * Math.ceil(valueDim / tile.columns) >= tuning.fill) return tile;
   }
-  return recurrentTile(keyDim, valueDim, workgroupBytes, 16);
+  return recurrentTile(keyDim, valueDim, workgroupBytes, tuning, 16);
 }
 
 /**
@@ -92,13 +97,13 @@ export function stepTile(states: number, keyDim: number, valueDim: number, workg
  * @param widest most columns
  * @throws HeedError LIMIT_EXCEEDED when a head dimension is too large
  */
-export function recurrentTile(keyDim: number, valueDim: number, workgroupBytes: number, widest = 64): RecurrentTile {
+export function recurrentTile(keyDim: number, valueDim: number, workgroupBytes: number, tuning: ScanTuning, widest = 64): RecurrentTile {
   for (const most of [64, 32, 16, 8, 4]) {
     if (most > widest) continue;
     const columns = Math.ceil(valueDim / Math.ceil(valueDim / most) / 4) * 4;
     const groups = columns / 4;
     const lanes = (rows: number): number => groups * Math.ceil(keyDim / rows);
-    const rows = [16, 8].find((count) => lanes(count) >= 32) ?? 4;
+    const rows = [16, 8].find((count) => count <= tuning.laneRows && lanes(count) >= 32) ?? 4;
     const slabs = Math.ceil(keyDim / rows);
     if (lanes(rows) > 256) continue;
     const perToken = 16 * ((2 * slabs * rows) / 4 + groups + (slabs > 1 ? slabs * groups : 0));

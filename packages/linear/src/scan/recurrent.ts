@@ -3,11 +3,11 @@
 // bytes   reads q, k, v once a column tile, writes out once; mode `states` reads k, v and writes one S a segment
 // limits  keyDim <= 1024; three multiply-adds a state element and token, so no chunk of scores and no matrix product
 // source  Qin et al. 2024 (arXiv 2401.04658), section 3; roles are swapped and time reversed for its backward
-import type { Tensor } from '@heed/core';
+import type { Tensor, Tier } from '@heed/core';
 import { defineKernel, read, readWrite, unroll, write } from '@heed/core/~internal';
 import type { RecurrentTile } from './plan.js';
 import { type Sweep, sweepUniforms, sweepValues } from './sweep.js';
-import { lengthOf, rateOf, segmentOf, vectorLoad, vectorStore } from './text.js';
+import { aliveFrom, lengthOf, rateOf, segmentOf, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
 import { rowWidth } from './views.js';
 
 /** `states`: only the state that each segment adds; `outputs`: the outputs of each segment. */
@@ -33,22 +33,26 @@ interface RecurrentSpec extends RecurrentTile {
   lengths: boolean;
 }
 
-const kernel = defineKernel({
-  name: 'linear-recurrent',
-  bindings: {
-    q: read<RecurrentSpec>('float', { width: (s) => s.qWidth, when: (s) => s.mode === 'outputs' }),
-    k: read<RecurrentSpec>('float', { width: (s) => s.kWidth }),
-    v: read<RecurrentSpec>('float', { width: (s) => s.vWidth }),
-    decay: read<RecurrentSpec>('f32'),
-    lengths: read<RecurrentSpec>('i32', { when: (s) => s.lengths }),
-    initial: read<RecurrentSpec>('f32', { width: (s) => (s.transposed ? 1 : s.stateWidth), when: (s) => s.initial === 'given' }),
-    state: readWrite<RecurrentSpec>('f32', { width: (s) => s.stateWidth, when: (s) => s.final }),
-    out: write<RecurrentSpec>('float', { width: (s) => s.outWidth, when: (s) => s.mode === 'outputs' }),
-  },
-  uniforms: sweepUniforms,
-  forms: ['baseline'],
-  wgsl: recurrentText,
-});
+const kernelWith = (forms: readonly Tier[]) =>
+  defineKernel({
+    name: 'linear-recurrent',
+    bindings: {
+      q: read<RecurrentSpec>('float', { width: (s) => s.qWidth, when: (s) => s.mode === 'outputs' }),
+      k: read<RecurrentSpec>('float', { width: (s) => s.kWidth }),
+      v: read<RecurrentSpec>('float', { width: (s) => s.vWidth }),
+      decay: read<RecurrentSpec>('f32'),
+      lengths: read<RecurrentSpec>('i32', { when: (s) => s.lengths }),
+      initial: read<RecurrentSpec>('f32', { width: (s) => (s.transposed ? 1 : s.stateWidth), when: (s) => s.initial === 'given' }),
+      state: readWrite<RecurrentSpec>('f32', { width: (s) => s.stateWidth, when: (s) => s.final }),
+      out: write<RecurrentSpec>('float', { width: (s) => s.outWidth, when: (s) => s.mode === 'outputs' }),
+    },
+    uniforms: sweepUniforms,
+    forms,
+    wgsl: recurrentText,
+  });
+const kernel = kernelWith(['baseline']);
+// where chunks of f16 on fragments would have been the form: a trace shows that this is a fall-back
+const fallback = kernelWith(['baseline', 'matrix']);
 
 function recurrentText(s: RecurrentSpec): string {
   const groups = s.columns / 4;
@@ -76,7 +80,7 @@ function recurrentText(s: RecurrentSpec): string {
     ${vectorLoad('v', s.vWidth, s.valueDim)}
     ${segmentOf}
     ${lengthOf(s.lengths)}
-    fn tokenAt(i: u32, length: u32) -> u32 { return ${s.reverse ? 'length - 1u - i' : 'i'}; }
+    ${tokenOf(s.reverse)}
     ${s.initial === 'inPlace' ? vectorLoad('state', s.stateWidth, s.valueDim) : ''}
     ${s.initial === 'given' && !s.transposed ? vectorLoad('initial', s.stateWidth, s.valueDim) : ''}
     ${s.initial === 'given' && s.transposed ? transposedLoad(s) : ''}
@@ -95,8 +99,11 @@ function recurrentText(s: RecurrentSpec): string {
       let head = place.y;
       let batch = place.w;
       let length = lengthOf(batch);
-      let first = min(place.z * uniforms.segmentTokens, length);
+      let firstToken = place.z * uniforms.segmentTokens;
+      let first = min(firstToken, length);
       let end = min(first + uniforms.segmentTokens, length);
+      // a bound that compilers cannot see: some unroll the sum over slabs and take seconds for it
+      let slabs = min(${slabs}u, ${slabs - 1}u + groups.x);
       let column = lane % ${groups}u;
       let slab = lane / ${groups}u;
       let rate = ${rateOf('head')};
@@ -105,13 +112,13 @@ function recurrentText(s: RecurrentSpec): string {
       ${unroll(s.rows, (r) => `var s${r} = vec4f();`, ' ')}
       ${s.initial === 'none' ? '' : loadState(s)}
       var at = first;
-      ${s.mode === 'states' ? deadTokens : ''}
+      ${s.mode === 'states' ? aliveFrom : ''}
       while (at < end) {
         let tokens = min(${s.tile}u, end - at);
         workgroupBarrier();
         ${outputs ? stage('q', keyVectors, ' * uniforms.queryScale', '') : ''}
         ${stage('k', keyVectors, ' * uniforms.keyScale', '')}
-        ${stage('v', groups, '', `columns / 4u + `)}
+        ${stage('v', groups, '', `columns + `)}
         workgroupBarrier();
         for (var i = 0u; i < tokens; i++) {
           let value = staged_v[i * ${groups}u + column];
@@ -128,7 +135,7 @@ function recurrentText(s: RecurrentSpec): string {
           let i = e / ${groups}u;
           let c = e % ${groups}u;
           var sum = vec4f();
-          ${unroll(slabs, (slab) => `sum += partial[(i * ${slabs}u + ${slab}u) * ${groups}u + c];`)}
+          for (var slab = 0u; slab < slabs; slab++) { sum += partial[(i * ${slabs}u + slab) * ${groups}u + c]; }
           ${storeOut('at + i', 'c', 'sum')}
         }`
             : ''
@@ -136,28 +143,13 @@ function recurrentText(s: RecurrentSpec): string {
         at += tokens;
       }
       ${s.final ? storeState(s) : ''}
-      ${outputs && s.lengths ? zeroTail(groups, lanes) : ''}
+      ${outputs && s.lengths ? zeroTail(s.columns, lanes) : ''}
     }`;
 }
-
-// What decayed below 1e-8 by the end of the segment adds nothing in f32: begin behind it.
-const deadTokens = `
-      let alive = u32(min(27.0 / max(-rate, 1e-6), 1e9));
-      at = max(first, end - min(end, alive));`;
 
 function storeOut(i: string, column: string, value: string): string {
   return `{ let token = tokenAt(${i}, length);
             vectorTo_out(batch * uniforms.outBatch + token * uniforms.outToken + head * uniforms.outHead, columns + ${column} * 4u, ${value}); }`;
-}
-
-// Tokens behind the length of a batch entry give zeros.
-function zeroTail(groups: number, lanes: number): string {
-  return `
-      let tailFirst = max(length, place.z * uniforms.segmentTokens);
-      let tailEnd = min((place.z + 1u) * uniforms.segmentTokens, uniforms.tokens);
-      for (var e = lane + tailFirst * ${groups}u; e < tailEnd * ${groups}u; e += ${lanes}u) {
-        vectorTo_out(batch * uniforms.outBatch + (e / ${groups}u) * uniforms.outToken + head * uniforms.outHead, columns + (e % ${groups}u) * 4u, vec4f());
-      }`;
 }
 
 function loadState(s: RecurrentSpec): string {
@@ -199,6 +191,8 @@ export interface RecurrentRun {
   /** Written with the state behind each segment; with `inPlace` also read as the state before it. */
   state?: Tensor | undefined;
   inPlace?: boolean | undefined;
+  /** A whole scan of f16, for which there is a form on fragments. */
+  fallback?: boolean | undefined;
 }
 
 /** Records one dispatch of the recurrence over every segment, head and batch entry. */
@@ -207,7 +201,7 @@ export function runRecurrent(run: RecurrentRun): void {
   const keyDim = k.dim(3);
   const valueDim = v.dim(3);
   const values = sweepValues(sweep, { q, k, v, out }, Math.ceil(valueDim / tile.columns));
-  kernel.run(k.device, {
+  (run.fallback ? fallback : kernel).run(k.device, {
     spec: {
       ...tile,
       mode: out ? 'outputs' : 'states',

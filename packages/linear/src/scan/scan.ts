@@ -1,6 +1,8 @@
 import { type Device, type Tensor, zeros } from '@heed/core';
 import { empty } from '@heed/core/~internal';
-import { planScan, type ScanPlan, stepTile } from './plan.js';
+import { planScan, type ScanPlan, type ScanTuning, stepTile } from './plan.js';
+import { runMatrix } from './matrix.js';
+import type { MatrixTile } from './matrix-tile.js';
 import { runRecurrent } from './recurrent.js';
 import { runSegmentScan } from './segment-scan.js';
 import type { Sweep } from './sweep.js';
@@ -23,16 +25,16 @@ export interface Scan {
   plan: ScanPlan;
 }
 
-/** Workgroups that keep a device busy: four an SM on the largest GPUs, a few on a processor. */
-export function workgroupsToFill(device: Device): number {
-  return device.isSoftware ? 8 : 512;
+/** Four workgroups an SM of the largest GPUs; a few for a processor. */
+export function tuningFor(device: Device): ScanTuning {
+  return device.isSoftware ? { fill: 8, laneRows: 4 } : { fill: 512, laneRows: 16 };
 }
 
 /** Plan of a scan of these tensors on their device. */
 export function planFor(k: Tensor, v: Tensor, chunk: number | undefined): ScanPlan {
   const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
   const shape = { batch, tokens, heads, keyDim, valueDim: v.dim(3), dtype: k.dtype, chunk };
-  return planScan(shape, k.device.capabilities, workgroupsToFill(k.device));
+  return planScan(shape, k.device.capabilities, tuningFor(k.device));
 }
 
 /** The plan for other keys and values in the segments of `plan`, so that both can share states. */
@@ -42,7 +44,7 @@ export function planLike(plan: ScanPlan, k: Tensor, v: Tensor): ScanPlan {
 
 /**
  * The first two dispatches of a segmented plan: what each segment adds, then the state before each, f32 [batch, heads, segments,
- * stateRows, stateColumns], and the state behind the last where it is wanted.
+ * keyDim, valueDim], and the state behind the last where it is wanted.
  * @param initial state before the first token, contiguous f32 [batch, heads, keyDim, valueDim]; default zeros
  */
 export function segmentStates(
@@ -52,14 +54,12 @@ export function segmentStates(
 ): { states: Tensor; final: Tensor | undefined } {
   const { k, v, plan } = scan;
   const sweep = sweepOf(scan);
-  const states = empty(k.device, [sweep.batch, sweep.heads, plan.segments, plan.stateRows, plan.stateColumns]);
+  const states = empty(k.device, [sweep.batch, sweep.heads, plan.segments, k.dim(3), v.dim(3)]);
   const final = options.final ? empty(k.device, [sweep.batch, sweep.heads, k.dim(3), v.dim(3)]) : undefined;
-  runRecurrent({ sweep, tile: plan.recurrent, k, v, state: states });
-  runSegmentScan(
-    sweep,
-    { rows: plan.stateRows, columns: plan.stateColumns, keyDim: k.dim(3), valueDim: v.dim(3) },
-    { states, initial, final },
-  );
+  const matrix = matrixFor(plan, k, v);
+  if (matrix) runMatrix({ sweep, tile: matrix, k, v, state: states });
+  else runRecurrent({ sweep, tile: plan.recurrent, k, v, state: states, fallback: k.dtype === 'f16' });
+  runSegmentScan(sweep, k.dim(3) * v.dim(3), { states, initial, final });
   return { states, final };
 }
 
@@ -95,7 +95,7 @@ export function stepScan(scan: Omit<Scan, 'plan' | 'reverse'>, state: Tensor): T
   const out = empty(k.device, [batch, tokens, heads, v.dim(3)], v.dtype);
   if (out.size === 0) return out;
   const { limits } = k.device.capabilities;
-  const tile = stepTile(batch * heads, keyDim, v.dim(3), limits.maxComputeWorkgroupStorageSize, workgroupsToFill(k.device));
+  const tile = stepTile(batch * heads, keyDim, v.dim(3), limits.maxComputeWorkgroupStorageSize, tuningFor(k.device));
   runRecurrent({ sweep: sweepOf({ ...scan, plan: { segments: 1, segmentTokens: tokens } }), tile, q, k, v, out, state, inPlace: true });
   return out;
 }
@@ -106,17 +106,16 @@ export function sweepOutputs(
   tensors: { initial?: Tensor | undefined; transposed?: boolean | undefined; final?: Tensor | undefined; out: Tensor },
 ): void {
   const { q, k, v, plan } = scan;
-  runRecurrent({
-    sweep: sweepOf(scan),
-    tile: plan.recurrent,
-    q,
-    k,
-    v,
-    out: tensors.out,
-    initial: tensors.initial,
-    transposed: tensors.transposed,
-    state: tensors.final,
-  });
+  const { initial, transposed, final, out } = tensors;
+  const run = { sweep: sweepOf(scan), q, k, v, out, initial, transposed, state: final };
+  const matrix = matrixFor(plan, q, k, v);
+  if (matrix) runMatrix({ ...run, tile: matrix });
+  else runRecurrent({ ...run, tile: plan.recurrent, fallback: k.dtype === 'f16' });
+}
+
+/** The tile on fragments, if all operands are f16 (a cotangent may be f32). */
+function matrixFor(plan: ScanPlan, ...operands: Tensor[]): MatrixTile | undefined {
+  return operands.every((x) => x.dtype === 'f16') ? plan.matrix : undefined;
 }
 
 function sweepOf(scan: Omit<Scan, 'q' | 'plan'> & { plan: Pick<ScanPlan, 'segments' | 'segmentTokens'> }): Sweep {

@@ -28,10 +28,7 @@ const kernel = defineKernel({
     heads: 'u32',
     segments: 'u32',
     segmentTokens: 'u32',
-    rows: 'u32',
-    columns: 'u32',
-    keyDim: 'u32',
-    valueDim: 'u32',
+    size: 'u32',
     groupsPerHead: 'u32',
     workgroups: 'u32',
   },
@@ -43,18 +40,13 @@ const kernel = defineKernel({
       if (index >= uniforms.workgroups) { return; }
       let pair = index / uniforms.groupsPerHead;
       let element = ((index % uniforms.groupsPerHead) * 256u + lane) * ${s.width}u;
-      let size = uniforms.rows * uniforms.columns;
-      if (element >= size) { return; }
-      let row = element / uniforms.columns;
-      let column = element % uniforms.columns;
-      // padding of the matrix form lies outside of the state that goes in and out
-      let inside = row < uniforms.keyDim && column < uniforms.valueDim;
-      let own = (pair * uniforms.keyDim + row) * uniforms.valueDim + column;
+      if (element >= uniforms.size) { return; }
       let length = lengthOf(pair / uniforms.heads);
       let rate = ${rateOf('pair % uniforms.heads')};
       let whole = exp2(rate * f32(uniforms.segmentTokens));
-      ${s.initial ? `var state = ${s.width === 4 ? 'vec4f()' : '0.0'}; if (inside) { state = load_initial(own / ${s.width}u); }` : `var state = ${s.width === 4 ? 'vec4f()' : '0.0'};`}
-      var at = (pair * uniforms.segments * size + element) / ${s.width}u;
+      let own = (pair * uniforms.size + element) / ${s.width}u;
+      var state = ${s.initial ? 'load_initial(own)' : s.width === 4 ? 'vec4f()' : '0.0'};
+      var at = (pair * uniforms.segments * uniforms.size + element) / ${s.width}u;
       for (var segment = 0u; segment < uniforms.segments; segment++) {
         let added = load_states(at);
         store_states(at, state);
@@ -62,21 +54,20 @@ const kernel = defineKernel({
         let count = min(uniforms.segmentTokens, length - first);
         let factor = select(exp2(rate * f32(count)), whole, count == uniforms.segmentTokens);
         state = state * factor + added;
-        at += size / ${s.width}u;
+        at += uniforms.size / ${s.width}u;
       }
-      ${s.final ? `if (inside) { store_last(own / ${s.width}u, state); }` : ''}
+      ${s.final ? 'store_last(own, state);' : ''}
     }`,
 });
 
-/** Records the scan over segments: `states` becomes the state before each segment. */
+/** Records the scan over segments: `states`, of `size` elements each, become the state before each segment. */
 export function runSegmentScan(
   sweep: Sweep,
-  layout: { rows: number; columns: number; keyDim: number; valueDim: number },
+  size: number,
   tensors: { states: Operand; initial?: Operand | undefined; final?: Operand | undefined },
 ): void {
-  const { rows, columns, keyDim, valueDim } = layout;
-  const width = valueDim % 4 === 0 && columns % 4 === 0 ? 4 : 1;
-  const groupsPerHead = Math.ceil((rows * columns) / width / 256);
+  const width = size % 4 === 0 ? 4 : 1;
+  const groupsPerHead = Math.ceil(size / width / 256);
   const workgroups = groupsPerHead * sweep.batch * sweep.heads;
   kernel.run(sweep.decay.device, {
     spec: { width, initial: tensors.initial !== undefined, final: tensors.final !== undefined, lengths: sweep.lengths !== undefined },
@@ -86,10 +77,7 @@ export function runSegmentScan(
       heads: sweep.heads,
       segments: sweep.segments,
       segmentTokens: sweep.segmentTokens,
-      rows,
-      columns,
-      keyDim,
-      valueDim,
+      size,
       groupsPerHead,
       workgroups,
     },

@@ -1,4 +1,5 @@
 import { unroll, wgslFloat } from '@heed/core/~internal';
+import type { HalfLoad } from './views.js';
 
 // Pieces of WGSL that the kernels of the scan share; all of them read the uniforms of `sweepUniforms`.
 
@@ -40,4 +41,73 @@ export function vectorStore(name: string, width: number, dim: number): string {
       ? `if (d < ${dim}u) { store_${name}((base + d) / 4u, value); }`
       : unroll(4, (c) => `if (d + ${c}u < ${dim}u) { store_${name}(base + d + ${c}u, value[${c}]); }`, ' ');
   return `fn vectorTo_${name}(base: u32, d: u32, value: vec4f) { ${body} }`;
+}
+
+/** `tokenAt(i, length)`: the token that is swept as number i. */
+export function tokenOf(reverse: boolean): string {
+  return `fn tokenAt(i: u32, length: u32) -> u32 { return ${reverse ? 'length - 1u - i' : 'i'}; }`;
+}
+
+/** What decayed below 1e-8 by the end of the segment adds nothing in f32: a sweep that only makes states begins behind it. */
+export const aliveFrom = `
+      let alive = u32(min(27.0 / max(-rate, 1e-6), 1e9));
+      at = max(first, end - min(end, alive));`;
+
+/** Zeros for the outputs of a segment's tokens behind the length of a batch entry. */
+export function zeroTail(columns: number, lanes: number): string {
+  const groups = columns / 4;
+  return `
+      let tailFirst = max(length, firstToken);
+      let tailEnd = min(firstToken + uniforms.segmentTokens, uniforms.tokens);
+      for (var e = lane + tailFirst * ${groups}u; e < tailEnd * ${groups}u; e += ${lanes}u) {
+        vectorTo_out(batch * uniforms.outBatch + (e / ${groups}u) * uniforms.outToken + head * uniforms.outHead, columns + (e % ${groups}u) * 4u, vec4f());
+      }`;
+}
+
+/** An f16 tile of `rows` tokens in workgroup memory, `width` wide; what lies outside of the operand is zero. */
+export interface HalfTile {
+  /** Binding. */
+  name: string;
+  /** Workgroup array. */
+  tile: string;
+  load: HalfLoad;
+  /** Elements of a row of the operand. */
+  dim: number;
+  width: number;
+  /** Halves from one row of the tile to the next. */
+  stride: number;
+  /** First element of the operand's row. */
+  first: string;
+  rows: number;
+  lanes: number;
+}
+
+/** Loads a tile from token number `at` on, `count` rows. */
+export function halfTile({ name, tile, load, dim, width, stride, first, rows, lanes }: HalfTile): string {
+  const size = load === 'half8' ? 8 : load === 'half4' ? 4 : 1;
+  const across = width / size;
+  const zero = load === 'half8' ? 'vec4u()' : load === 'half4' ? 'vec4<f16>()' : '0.0h';
+  const put =
+    load === 'half8'
+      ? unroll(
+          4,
+          (i) =>
+            `let pair${i} = bitcast<vec2<f16>>(value[${i}]); ${tile}[place + ${2 * i}u] = pair${i}.x; ${tile}[place + ${2 * i + 1}u] = pair${i}.y;`,
+          ' ',
+        )
+      : load === 'half4'
+        ? unroll(4, (i) => `${tile}[place + ${i}u] = value[${i}];`, ' ')
+        : `${tile}[place] = value;`;
+  return `
+        for (var e = lane; e < ${rows * across}u; e += ${lanes}u) {
+          let r = e / ${across}u;
+          let d = e % ${across}u * ${size}u;
+          let place = r * ${stride}u + d;
+          var value = ${zero};
+          if (r < count && ${first} + d < ${dim}u) {
+            let base = batch * uniforms.${name}Batch + tokenAt(at + r, length) * uniforms.${name}Token + head * uniforms.${name}Head;
+            value = ${name}[base_${name}() + (base + ${first} + d) / ${size}u];
+          }
+          ${put}
+        }`;
 }
