@@ -1,0 +1,38 @@
+import { apply } from '../autodiff/tape.js';
+import { scope } from '../tensor/scope.js';
+import type { Tensor } from '../tensor/tensor.js';
+import { prepareCall } from './call.js';
+import { runForward } from './forward.js';
+import type { AttentionResult } from './merge.js';
+import type { AttentionOptions } from './options.js';
+
+/**
+ * Softmax attention: out = softmax(scale q k^T, with what the options add) v. Differentiable in q, k, v, sinks, keyBias and
+ * captured arrays; gradients are deterministic.
+ * @param q [batch, queries, heads, headDim], f32 or f16, head dimensions 1 to 256; views with outer strides are read as they lie
+ * @param k [batch, keys, kvHeads, headDim]; kvHeads divides heads (grouped heads): query head h reads head floor(h kvHeads / heads)
+ * @param v [batch, keys, kvHeads, valueDim]
+ * @returns [batch, queries, heads, valueDim] in the dtype of q; rows that see no key are 0
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT when arguments do not fit together, LIMIT_EXCEEDED when a
+ *   tensor needs a larger binding than the device has
+ */
+export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
+  return scope(() => attentionWithLse(q, k, v, options).out);
+}
+
+/** As `attention`, with the natural logsumexp of each row's scores; differentiable in both results. */
+export function attentionWithLse(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): AttentionResult {
+  return scope(() => {
+    const call = prepareCall('attention', q, k, v, options);
+    const differentiable = call.arrays.filter((array) => array.differentiable).map((array) => array.tensor);
+    const [out, lse] = apply<readonly [Tensor, Tensor]>({
+      name: 'attention',
+      inputs: [q, k, v, ...differentiable],
+      forward: () => {
+        const result = runForward(call, { q, k, v, arrays: call.arrays.map((array) => array.tensor) });
+        return [result.out, result.lse];
+      },
+    });
+    return { out, lse };
+  });
+}

@@ -1,0 +1,167 @@
+import type { Operand } from '../kernel/bindings.js';
+import { freeNames } from '../kernel/expr/index.js';
+import { sizeOf } from '../tensor/tensor.js';
+import type { Tensor } from '../tensor/tensor.js';
+import { type MaskArena, maskArena } from './arena.js';
+import type { AttentionCall } from './call.js';
+import { renderMask, renderScore } from './code.js';
+import { packExtras } from './extras.js';
+import { log2e, type ScoreSpec, type ScoreUniforms, type UniformsOf } from './kernels/common.js';
+import type { TileSizes } from './mask/index.js';
+import { itemStrides, vectorRows } from './problem.js';
+
+/** Tensors of a call, possibly other handles than those of the options: the backward runs on saved ones. */
+export interface CallTensors {
+  q: Tensor;
+  k: Tensor;
+  v: Tensor;
+  /** As the call's `arrays`. */
+  arrays: readonly Tensor[];
+}
+
+/** How a dispatch walks the call. */
+export interface Walk {
+  /** Elements an item of its tile. */
+  width: number;
+  /** Query and key tokens of its tiles. */
+  tiles: TileSizes;
+  /** The workgroup owns key rows and walks the transposed lists. */
+  transposed: boolean;
+  /** Further tensors whose rows are loaded as those of q, k and v. */
+  rows?: readonly Tensor[];
+}
+
+/** Spec, run-time values and buffers that all attention kernels share. */
+export interface Bound {
+  spec: ScoreSpec;
+  uniforms: UniformsOf<ScoreUniforms>;
+  extras: Tensor | undefined;
+  arena: Operand | undefined;
+}
+
+/** Binds a call's run-time values for one dispatch. Packed arrays are allocated in the current scope. */
+export function bindCall(call: AttentionCall, { q, k, v, arrays }: CallTensors, walk: Walk): Bound {
+  const { sizes, options, scale, score, bias, device, visibility } = call;
+  const vector = walk.width === 4 && vectorRows([q, k, v, ...(walk.rows ?? [])]);
+  const extras = packExtras(device, arrays);
+  const at = (name: string): number => {
+    const index = call.arrays.findIndex((array) => array.name === name);
+    return index < 0 ? 0 : (extras.at[index] ?? 0);
+  };
+  const { mask } = visibility;
+  const free = mask && freeNames(mask.predicate);
+  // without the queries' positions the host cannot list tiles: every tile is then tested pair by pair
+  const listed = mask !== undefined && call.queryOffset !== undefined;
+  const needsArena =
+    listed || (free?.captures ?? []).some(({ name }) => call.slots.captures.some((c) => c.name === `mask ${name}` && c.buffer === 'arena'));
+  const { queries, keys, heads, batch } = sizes;
+  const arena =
+    mask && needsArena
+      ? maskArena(
+          device,
+          mask,
+          listed
+            ? { queries, keys, offset: call.queryOffset ?? 0, heads, batch, tiles: walk.tiles, transposed: walk.transposed }
+            : undefined,
+        )
+      : undefined;
+  const [qBatch, qRow, qHead] = itemStrides(q, vector);
+  const [kBatch, kRow, kHead] = itemStrides(k, vector);
+  const [vBatch, vRow, vHead] = itemStrides(v, vector);
+  return {
+    extras: extras.tensor,
+    arena: arena?.operand,
+    spec: {
+      headDim: sizes.headDim,
+      valueDim: sizes.valueDim,
+      vector,
+      list: listed ? 'runs' : 'band',
+      packed: 0,
+      lengths: options.lengths !== undefined,
+      offsets: call.queryOffset === undefined,
+      keyBias: bias !== undefined,
+      sinks: options.sinks !== undefined,
+      opaque: device.isSoftware,
+      score: score ? renderScore(score.fn, call.slots) : '',
+      mask: mask ? renderMask(mask, call.slots) : '',
+      extras: extras.tensor !== undefined,
+      arena: arena !== undefined,
+    },
+    uniforms: {
+      one: 1,
+      heads,
+      kvHeads: sizes.kvHeads,
+      group: heads / sizes.kvHeads,
+      queries,
+      keys,
+      queryOffset: call.queryOffset ?? 0,
+      ...visibility.band,
+      scale,
+      scale2: scale * log2e,
+      qBatch,
+      qRow,
+      qHead,
+      kBatch,
+      kRow,
+      kHead,
+      vBatch,
+      vRow,
+      vHead,
+      lengthsAt: at('lengths'),
+      offsetsAt: at('offsets'),
+      sinksAt: at('sinks'),
+      biasAt: at('keyBias'),
+      biasBatch: bias?.batch ?? 0,
+      biasHead: bias?.head ?? 0,
+      biasGroup: bias?.group ?? 1,
+      blockQueries: 0,
+      blockKeys: 0,
+      listRows: (walk.transposed ? arena?.rows.transposed : arena?.rows.forward) ?? 0,
+      listHeads: arena?.heads ?? 1,
+      listBatches: arena?.batches ?? 1,
+      listGroup: 1,
+      listWords: 0,
+      ...(arena ? (walk.transposed ? arena.transposed : arena.forward) : { rowsAt: 0, runsAt: 0 }),
+      ...slotValues(call, at, arena),
+    },
+  };
+}
+
+function slotValues(call: AttentionCall, at: (name: string) => number, arena: MaskArena | undefined): SlotUniforms {
+  const { score, visibility } = call;
+  const free = visibility.mask && freeNames(visibility.mask.predicate);
+  const sources = { ...visibility.mask?.captures };
+  const captures = call.slots.captures.map(({ name, buffer }) => {
+    const own = name.slice(name.indexOf(' ') + 1);
+    const source = name.startsWith('mask ') ? sources[own] : score?.captures[own];
+    const size = source === undefined ? 1 : 'length' in source ? source.length : sizeOf(source.shape);
+    return { at: buffer === 'arena' ? (arena?.captureAt[own] ?? 0) : at(name), size };
+  });
+  const values = [
+    ...(score?.fn.uniforms ?? []).map(({ name, type }) => toBits(score?.uniforms[name] ?? 0, type)),
+    ...(free?.uniforms ?? []).map(({ name, type }) => toBits(visibility.mask?.uniforms[name] ?? 0, type)),
+  ];
+  const half = (list: readonly number[], second: boolean): number[] => list.slice(second ? 8 : 0, second ? 16 : 8);
+  const places = captures.map((c) => c.at);
+  const sizes = captures.map((c) => c.size);
+  return {
+    captureAt0: half(places, false),
+    captureAt1: half(places, true),
+    captureLength0: half(sizes, false),
+    captureLength1: half(sizes, true),
+    values0: half(values, false),
+    values1: half(values, true),
+  };
+}
+
+type SlotUniforms = Pick<
+  UniformsOf<ScoreUniforms>,
+  'captureAt0' | 'captureAt1' | 'captureLength0' | 'captureLength1' | 'values0' | 'values1'
+>;
+
+function toBits(value: number, type: 'f32' | 'i32' | 'u32'): number {
+  const view = new DataView(new ArrayBuffer(4));
+  if (type === 'f32') view.setFloat32(0, value);
+  else view.setInt32(0, value);
+  return view.getUint32(0);
+}

@@ -1,0 +1,7 @@
+// The attention engine: dense, masked and block-sparse attention, masks, score functions, merging by logsumexp.
+export { attention, attentionWithLse } from './attention.js';
+export { type AttentionResult, mergeAttention } from './merge.js';
+export type { AttentionOptions } from './options.js';
+export { type AttentionPlan, type AttentionShape, planAttention } from './plan.js';
+export { alibiSlopes, type CapturedValues, type ScoreMod, scoreMod, type ScorePosition } from './score.js';
+export * from './mask/index.js';

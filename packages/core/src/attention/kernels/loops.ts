@@ -1,0 +1,103 @@
+// Loops over the key tiles that a query tile sees, and over the query rows that a key tile is seen by.
+import type { ScoreSpec } from './common.js';
+
+/**
+ * Text that runs `body` for each key tile of a query tile.
+ *
+ * Reads: `b`, `listHead` (query head, or first of the group), `qFirst`, `qLast` (positions of the first and last row, i32),
+ * `queryBlock` (selections), `keyEnd`. In the body: `keyStart`, `keyStop` (keys from there on do not belong to the tile),
+ * `masked` (some pair of the tile may be invisible).
+ * @param splits the loop takes part `split` of `uniforms.splits` of the tiles
+ */
+export function keyLoop(spec: ScoreSpec, columns: number, body: string, splits = false): string {
+  const always = spec.mask === '' ? '' : ' || true';
+  const range = (count: string): string =>
+    splits
+      ? `let share = (${count} + uniforms.splits - 1u) / uniforms.splits;
+         let begin = min(split * share, ${count}); let end = min(begin + share, ${count});`
+      : `let begin = 0u; let end = ${count};`;
+  const bandTest = `keyStart + ${columns}u > keyStop || i32(keyStart + ${columns}u) - 1 > qFirst + uniforms.right || (i32(keyStart) < qLast - uniforms.left && keyStart + ${columns}u > uniforms.prefix)`;
+  const outside = `i32(keyStart) > qLast + uniforms.right || (i32(keyStart + ${columns}u) <= qFirst - uniforms.left && keyStart >= uniforms.prefix)`;
+  switch (spec.list) {
+    case 'band':
+      return `
+        let bandEnd = u32(clamp(qLast + uniforms.right + 1, 0, i32(keyEnd)));
+        let firstTile = min(u32(max(qFirst - uniforms.left, 0)), bandEnd) / ${columns}u;
+        let prefixTiles = min(firstTile, (min(uniforms.prefix, bandEnd) + ${columns - 1}u) / ${columns}u);
+        let count = prefixTiles + (bandEnd + ${columns - 1}u) / ${columns}u - firstTile;
+        ${range('count')}
+        for (var n = begin; n < end; n++) {
+          let keyStart = select(firstTile + n - prefixTiles, n, n < prefixTiles) * ${columns}u;
+          let keyStop = keyEnd;
+          let masked = ${bandTest}${always};
+          ${body}
+        }`;
+    case 'runs':
+      return runLoop(columns, range, body);
+    case 'ids':
+      return `
+        let row = listRowOf(b, listHead, queryBlock);
+        let tilesABlock = (uniforms.blockKeys + ${columns - 1}u) / ${columns}u;
+        let count = min(arena[base_arena() + uniforms.rowsAt + row], uniforms.listWords) * tilesABlock;
+        ${range('count')}
+        for (var n = begin; n < end; n++) {
+          let block = arena[base_arena() + uniforms.runsAt + row * uniforms.listWords + n / tilesABlock];
+          let keyStart = block * uniforms.blockKeys + n % tilesABlock * ${columns}u;
+          let keyStop = min(keyEnd, (block + 1u) * uniforms.blockKeys);
+          if (keyStart >= keyStop || ${outside}) { continue; }
+          let masked = ${bandTest}${always};
+          ${body}
+        }`;
+    case 'bits':
+      return `
+        let row = base_arena() + uniforms.runsAt + listRowOf(b, listHead, queryBlock) * uniforms.listWords;
+        let tilesABlock = (uniforms.blockKeys + ${columns - 1}u) / ${columns}u;
+        ${splits ? 'var count = 0u; for (var w = 0u; w < uniforms.listWords; w++) { count += countOneBits(arena[row + w]) * tilesABlock; }' : 'let count = 0xffffffffu;'}
+        ${range('count')}
+        var n = 0u;
+        for (var w = 0u; w < uniforms.listWords; w++) {
+          var bits = arena[row + w];
+          while (bits != 0u) {
+            let block = w * 32u + firstTrailingBit(bits);
+            bits &= bits - 1u;
+            for (var part = 0u; part < tilesABlock; part++) {
+              let keyStart = block * uniforms.blockKeys + part * ${columns}u;
+              let keyStop = min(keyEnd, (block + 1u) * uniforms.blockKeys);
+              let mine = n >= begin && n < end;
+              n++;
+              if (!mine || keyStart >= keyStop || ${outside}) { continue; }
+              let masked = ${bandTest}${always};
+              ${body}
+            }
+          }
+        }`;
+  }
+}
+
+/** Rows of the arena of mask/tile-runs.ts: full runs first, then partial ones. */
+function runLoop(columns: number, range: (count: string) => string, body: string): string {
+  return `
+    let row = listRowOf(b, listHead, tileNumber);
+    let runs = base_arena() + uniforms.runsAt;
+    let firstRun = arena[base_arena() + uniforms.rowsAt + 2u * row];
+    let endRun = arena[base_arena() + uniforms.rowsAt + 2u * row + 2u];
+    var count = 0u;
+    for (var run = firstRun; run < endRun; run++) { count += (arena[runs + 2u * run + 1u] & 0x7fffffffu) - arena[runs + 2u * run]; }
+    ${range('count')}
+    var before = 0u;
+    for (var run = firstRun; run < endRun; run++) {
+      let first = arena[runs + 2u * run];
+      let stop = arena[runs + 2u * run + 1u];
+      let length = (stop & 0x7fffffffu) - first;
+      let from = first + min(max(begin, before) - before, length);
+      let to = first + min(max(end, before) - before, length);
+      before += length;
+      for (var tile = from; tile < to; tile++) {
+        let keyStart = tile * ${columns}u;
+        let keyStop = keyEnd;
+        if (keyStart >= keyStop) { continue; }
+        let masked = stop < 0x80000000u || keyStart + ${columns}u > keyStop;
+        ${body}
+      }
+    }`;
+}

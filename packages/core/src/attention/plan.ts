@@ -1,0 +1,146 @@
+import type { Capabilities } from '../device/capabilities.js';
+import { outputItems, tileBytes, type TileSpec } from './kernels/tile.js';
+
+/** What a plan depends on. Lengths choose between a few tiles and split counts; they never specialise a kernel. */
+export interface AttentionShape {
+  batch: number;
+  queries: number;
+  keys: number;
+  heads: number;
+  kvHeads: number;
+  headDim: number;
+  valueDim: number;
+  /** A selection whose query blocks bind the tile: its tokens a block. */
+  blockQueries?: number;
+  /** One list serves all query heads of a group (a mask without heads, a selection a KV head). Default true. */
+  sharedList?: boolean;
+}
+
+/** A register-tile dispatch. */
+export interface TilePlan {
+  tile: TileSpec;
+  /** Row reductions by subgroup shuffles. */
+  shuffles: boolean;
+}
+
+export interface ForwardPlan extends TilePlan {
+  /** Rows are (query, head of the group) pairs of a KV head: each key is loaded once a group. */
+  packed: boolean;
+  /** Parts of the key list, merged by a second dispatch. */
+  splits: number;
+}
+
+export interface AttentionPlan {
+  forward: ForwardPlan;
+  dq: TilePlan;
+  dkv: TilePlan;
+}
+
+/** Rows up to which queries and heads of a group share a tile (decode). */
+export const packedRows = 16;
+/** Workgroups that fill a large GPU several times over. */
+const wantedWorkgroups = 512;
+const tokensASplit = 256;
+
+/**
+ * Chooses tiles, packing and splits: a pure function of shapes and capabilities.
+ * A tile is chosen by head dimensions, workgroup memory and whether there are few queries.
+ * @param options.software a software device: small tiles of single elements, which it compiles and runs faster
+ */
+export function planAttention(shape: AttentionShape, capabilities: Capabilities, options: { software?: boolean } = {}): AttentionPlan {
+  const software = options.software ?? false;
+  const { headDim, valueDim } = shape;
+  return {
+    forward: planForward(shape, capabilities, software),
+    dq: planTile(capabilities, { rows: shape.queries, contract: Math.max(headDim, valueDim), accumulate: headDim, software }),
+    dkv: planTile(capabilities, {
+      rows: shape.keys,
+      contract: Math.max(headDim, valueDim),
+      accumulate: Math.max(headDim, valueDim),
+      outputs: 2,
+      software,
+    }),
+  };
+}
+
+function planForward(shape: AttentionShape, capabilities: Capabilities, software: boolean): ForwardPlan {
+  const { headDim, valueDim, heads, kvHeads, batch, keys } = shape;
+  const group = heads / kvHeads;
+  const queries = Math.min(shape.queries, shape.blockQueries ?? shape.queries);
+  const packed = (shape.sharedList ?? true) && queries * group <= packedRows;
+  const rows = packed ? queries * group : queries;
+  const plan = planTile(capabilities, { rows, contract: headDim, accumulate: valueDim, software });
+  if (!packed || shape.queries > packedRows) return { ...plan, packed, splits: 1 };
+  const splits = Math.min(Math.ceil(wantedWorkgroups / Math.max(1, batch * kvHeads)), Math.ceil(keys / tokensASplit));
+  return { ...plan, packed, splits: Math.max(1, splits) };
+}
+
+interface TileNeed {
+  rows: number;
+  contract: number;
+  accumulate: number;
+  /** Accumulated outputs held at once. Default 1. */
+  outputs?: number;
+  software: boolean;
+}
+
+/** The tile for a number of rows and dimensions; few rows get flat tiles. */
+export function planTile(capabilities: Capabilities, need: TileNeed): TilePlan {
+  const { maxComputeWorkgroupStorageSize: memory } = capabilities.limits;
+  const dims = { contract: need.contract, accumulate: need.accumulate };
+  for (const base of need.software ? softwareBases(need) : bases(need)) {
+    const tile = fit(base, dims, memory);
+    if (tile) {
+      const shuffles = capabilities.subgroups && capabilities.subgroupMinSize >= tile.lanesX;
+      return { tile, shuffles };
+    }
+  }
+  throw new Error(`attention: no tile of ${need.contract} x ${need.accumulate} fits ${memory} bytes of workgroup memory`);
+}
+
+type Base = Pick<TileSpec, 'rows' | 'columns' | 'lanesX' | 'lanesY' | 'width'>;
+
+function bases(need: TileNeed): Base[] {
+  const wide = need.accumulate * (need.outputs ?? 1) > 128;
+  const width = 4;
+  if (need.rows <= 1) return [{ rows: 1, columns: 128, lanesX: 32, lanesY: 1, width }];
+  if (need.rows <= 2) return [{ rows: 2, columns: 64, lanesX: 16, lanesY: 2, width }];
+  if (need.rows <= 4) return [{ rows: 4, columns: 64, lanesX: 16, lanesY: 4, width }];
+  if (need.rows <= 8) return [{ rows: 8, columns: 64, lanesX: 16, lanesY: 8, width }];
+  if (need.rows <= 16)
+    return [
+      { rows: 16, columns: 32, lanesX: 8, lanesY: 8, width },
+      { rows: 16, columns: 64, lanesX: 16, lanesY: 8, width },
+    ];
+  if (wide) return [{ rows: 32, columns: 64, lanesX: 16, lanesY: 8, width }];
+  if (need.rows <= 32) return [{ rows: 32, columns: 32, lanesX: 8, lanesY: 8, width }];
+  return [{ rows: 64, columns: 32, lanesX: 8, lanesY: 16, width }];
+}
+
+/** Tiles with few memory accesses in their text: a software driver compiles in the square of those. */
+function softwareBases(need: TileNeed): Base[] {
+  const lanesX = need.accumulate * (need.outputs ?? 1) <= 64 ? 8 : 16;
+  if (need.rows <= 1) return [{ rows: 1, columns: 4 * lanesX, lanesX, lanesY: 1, width: 1 }];
+  if (need.rows <= 4) return [{ rows: 4, columns: 4 * lanesX, lanesX, lanesY: 4, width: 1 }];
+  return [{ rows: 16, columns: 32, lanesX, lanesY: 8, width: 1 }];
+}
+
+/** The deepest stages that fit. */
+function fit(base: Base, dims: { contract: number; accumulate: number }, memory: number): TileSpec | undefined {
+  const need = Math.ceil(dims.contract / base.width) * base.width;
+  for (const depth of [256, 128, 64, 32, 16, 8, 4]) {
+    if (depth > 4 && depth / 2 >= need) continue;
+    for (const slab of [64, 32, 16, 8, 4]) {
+      if (slab > base.columns) continue;
+      const tile = { ...base, depth, slab };
+      // a shallow slab costs barriers, so depth grows only where the slab keeps 8 rows at least
+      if (tileBytes(tile, dims) <= memory && (slab >= 8 || depth <= 16)) return tile;
+    }
+  }
+  return undefined;
+}
+
+/** Named accumulator items of a lane, for tests of register use. */
+export function accumulatorsALane(tile: TileSpec, dim: number): number {
+  return (tile.rows / tile.lanesY) * outputItems(tile, dim);
+}
