@@ -1,7 +1,7 @@
 import { fragmentLanes, Fragments, type KernelContext } from '@heed/core/~internal';
 import { FragmentLoops, type Index, plus, times, u32 } from './fragment-loops.js';
 import { floatPad, halfPad, matrixSubgroups, paddedKeys, stageFloats } from './matrix-tile.js';
-import { aliveFrom, type HalfTile, halfTile, lengthOf, rateOf, segmentOf, tokenOf, vectorStore, zeroTail } from './text.js';
+import { aliveFrom, type HalfTile, halfTile, initialOf, lengthOf, rateOf, segmentOf, tokenOf, vectorStore, zeroTail } from './text.js';
 import type { HalfLoad } from './views.js';
 
 /** What specialises the kernel on fragments. */
@@ -18,9 +18,7 @@ export interface MatrixSpec {
   loadV: HalfLoad;
   outWidth: number;
   initial: boolean;
-  transposed: boolean;
   final: boolean;
-  reverse: boolean;
   lengths: boolean;
 }
 
@@ -63,7 +61,8 @@ class MatrixText {
     return `
       ${segmentOf}
       ${lengthOf(s.lengths)}
-      ${tokenOf(s.reverse)}
+      ${tokenOf}
+      ${s.initial ? initialOf(s.keyDim, s.valueDim) : ''}
       ${halves('keys', s.chunk * this.keyStride)}
       ${halves('values', s.chunk * this.valueStride)}
       ${s.outputs ? halves('queries', s.chunk * this.keyStride) : ''}
@@ -125,7 +124,7 @@ class MatrixText {
           ${this.loadValues()}
           ${this.operandState()}
           ${this.scores()}
-          ${this.scaleRows('queries', s.reverse ? 'r' : 'r + 1u', 'queryScale')}
+          ${this.scaleRows('queries', 'r + 1u - uniforms.reverse', 'queryScale')}
           ${this.scaleKeys()}
           workgroupBarrier();
           ${loops.declare('o', s.chunk / 16)}
@@ -158,7 +157,7 @@ class MatrixText {
   }
 
   private scaleKeys(): string {
-    return this.scaleRows('keys', this.s.reverse ? 'count - r' : 'count - 1u - r', 'keyScale');
+    return this.scaleRows('keys', 'count + uniforms.reverse - 1u - r', 'keyScale');
   }
 
   // Rows behind the last are zeros, whatever their clamped power.
@@ -267,18 +266,9 @@ class MatrixText {
   }
 
   private loadInitial(): string {
-    const { s } = this;
-    const at = s.transposed ? `(columns + c) * ${s.keyDim}u + row` : `row * ${s.valueDim}u + columns + c`;
     return this.slices(
       (first, rows) => `
-          ${this.eachStaged(
-            first,
-            rows,
-            `
-            var value = 0.0;
-            if (row < ${s.keyDim}u && columns + c < ${s.valueDim}u) { value = load_initial(stateBase + ${at}); }
-            stage[place] = value;`,
-          )}
+          ${this.eachStaged(first, rows, 'stage[place] = initialAt(stateBase, row, columns + c);')}
           workgroupBarrier();
           ${this.sliceFragments(first, rows, (accumulator, offset) => this.f.loadResult(accumulator, 'stage', offset, `${this.floatStride}u`))}
           workgroupBarrier();`,

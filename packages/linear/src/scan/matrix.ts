@@ -48,7 +48,7 @@ export interface MatrixRun {
 export function runMatrix({ sweep, tile, q, k, v, out, initial, transposed = false, state }: MatrixRun): void {
   const keyDim = k.dim(3);
   const valueDim = v.dim(3);
-  const values = sweepValues(sweep, { q, k, v, out }, Math.ceil(valueDim / tile.columns));
+  const values = sweepValues(sweep, { q, k, v, out }, Math.ceil(valueDim / tile.columns), transposed);
   kernel.run(k.device, {
     spec: {
       outputs: out !== undefined,
@@ -62,9 +62,7 @@ export function runMatrix({ sweep, tile, q, k, v, out, initial, transposed = fal
       loadV: halfLoad(v),
       outWidth: rowWidth(out),
       initial: initial !== undefined,
-      transposed,
       final: state !== undefined,
-      reverse: sweep.reverse,
       lengths: sweep.lengths !== undefined,
     },
     tensors: { q, k, v, decay: sweep.decay, lengths: sweep.lengths, initial, state, out },

@@ -7,7 +7,7 @@ import type { Tensor, Tier } from '@heed/core';
 import { defineKernel, read, readWrite, unroll, write } from '@heed/core/~internal';
 import type { RecurrentTile } from './plan.js';
 import { type Sweep, sweepUniforms, sweepValues } from './sweep.js';
-import { aliveFrom, lengthOf, rateOf, segmentOf, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
+import { aliveFrom, initialOf, lengthOf, rateOf, segmentOf, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
 import { rowWidth } from './views.js';
 
 /** `states`: only the state that each segment adds; `outputs`: the outputs of each segment. */
@@ -25,11 +25,8 @@ interface RecurrentSpec extends RecurrentTile {
   stateWidth: number;
   /** State before a segment: zeros, the binding `initial`, or the binding `state` that is also written at the end. */
   initial: 'none' | 'given' | 'inPlace';
-  /** `initial` is stored [valueDim, keyDim]. */
-  transposed: boolean;
   /** Writes the state after a segment. */
   final: boolean;
-  reverse: boolean;
   lengths: boolean;
 }
 
@@ -42,7 +39,7 @@ const kernelWith = (forms: readonly Tier[]) =>
       v: read<RecurrentSpec>('float', { width: (s) => s.vWidth }),
       decay: read<RecurrentSpec>('f32'),
       lengths: read<RecurrentSpec>('i32', { when: (s) => s.lengths }),
-      initial: read<RecurrentSpec>('f32', { width: (s) => (s.transposed ? 1 : s.stateWidth), when: (s) => s.initial === 'given' }),
+      initial: read<RecurrentSpec>('f32', { when: (s) => s.initial === 'given' }),
       state: readWrite<RecurrentSpec>('f32', { width: (s) => s.stateWidth, when: (s) => s.final }),
       out: write<RecurrentSpec>('float', { width: (s) => s.outWidth, when: (s) => s.mode === 'outputs' }),
     },
@@ -62,11 +59,9 @@ function recurrentText(s: RecurrentSpec): string {
   const outputs = s.mode === 'outputs';
   const vectors = s.rows / 4;
   const component = ['x', 'y', 'z', 'w'];
-  // S <- lambda S + k v before the output; in reverse the decay comes after it (the state is that of the token behind)
   const row = (r: number): string => {
-    const key = `key${Math.floor(r / 4)}.${component[r % 4]} * value`;
-    const output = outputs ? `sum += query${Math.floor(r / 4)}.${component[r % 4]} * s${r};` : '';
-    return s.reverse ? `s${r} += ${key}; ${output} s${r} *= lambda;` : `s${r} = s${r} * lambda + ${key}; ${output}`;
+    const of = `${Math.floor(r / 4)}.${component[r % 4]}`;
+    return `s${r} = s${r} * factor + key${of} * value; ${outputs ? `sum += query${of} * s${r};` : ''}`;
   };
   const stage = (name: string, vectorsPerToken: number, scale: string, first: string): string => `
       for (var e = lane; e < tokens * ${vectorsPerToken}u; e += ${lanes}u) {
@@ -80,10 +75,9 @@ function recurrentText(s: RecurrentSpec): string {
     ${vectorLoad('v', s.vWidth, s.valueDim)}
     ${segmentOf}
     ${lengthOf(s.lengths)}
-    ${tokenOf(s.reverse)}
+    ${tokenOf}
     ${s.initial === 'inPlace' ? vectorLoad('state', s.stateWidth, s.valueDim) : ''}
-    ${s.initial === 'given' && !s.transposed ? vectorLoad('initial', s.stateWidth, s.valueDim) : ''}
-    ${s.initial === 'given' && s.transposed ? transposedLoad(s) : ''}
+    ${s.initial === 'given' ? initialOf(s.keyDim, s.valueDim) : ''}
     ${s.final ? vectorStore('state', s.stateWidth, s.valueDim) : ''}
     ${outputs ? vectorStore('out', s.outWidth, s.valueDim) : ''}
     ${outputs ? `var<workgroup> staged_q: array<vec4f, ${s.tile * keyVectors}>;` : ''}
@@ -122,6 +116,8 @@ function recurrentText(s: RecurrentSpec): string {
         workgroupBarrier();
         for (var i = 0u; i < tokens; i++) {
           let value = staged_v[i * ${groups}u + column];
+          // in reverse the state that the first token meets is the one behind it, undecayed
+          let factor = select(lambda, 1.0, uniforms.reverse == 1u && at + i == first);
           ${unroll(vectors, (r) => `let key${r} = staged_k[i * ${keyVectors}u + slab * ${vectors}u + ${r}u];`, ' ')}
           ${outputs ? unroll(vectors, (r) => `let query${r} = staged_q[i * ${keyVectors}u + slab * ${vectors}u + ${r}u];`, ' ') : ''}
           ${outputs ? 'var sum = vec4f();' : ''}
@@ -153,27 +149,23 @@ function storeOut(i: string, column: string, value: string): string {
 }
 
 function loadState(s: RecurrentSpec): string {
-  const source = s.initial === 'given' ? 'initial' : 'state';
-  return unroll(s.rows, (r) => {
-    const load = s.transposed
-      ? `transposed_initial(stateBase, row, columns + column * 4u)`
-      : `vector_${source}(stateBase + row * ${s.valueDim}u, columns + column * 4u)`;
-    return `{ let row = slab * ${s.rows}u + ${r}u; if (row < ${s.keyDim}u) { s${r} = ${load}; } }`;
-  });
-}
-
-function storeState(s: RecurrentSpec): string {
-  return unroll(
-    s.rows,
-    (r) =>
-      `{ let row = slab * ${s.rows}u + ${r}u; if (row < ${s.keyDim}u) { vectorTo_state(stateBase + row * ${s.valueDim}u, columns + column * 4u, s${r}); } }`,
+  const four = [0, 1, 2, 3].map((c) => `initialAt(stateBase, row, columns + column * 4u + ${c}u)`).join(', ');
+  return unroll(s.rows, (r) =>
+    s.initial === 'given'
+      ? `{ let row = slab * ${s.rows}u + ${r}u; s${r} = vec4f(${four}); }`
+      : `{ let row = slab * ${s.rows}u + ${r}u; if (row < ${s.keyDim}u) { s${r} = vector_state(stateBase + row * ${s.valueDim}u, columns + column * 4u); } }`,
   );
 }
 
-function transposedLoad(s: RecurrentSpec): string {
-  const element = (c: number): string =>
-    `select(0.0, load_initial(base + (column + ${c}u) * ${s.keyDim}u + row), column + ${c}u < ${s.valueDim}u)`;
-  return `fn transposed_initial(base: u32, row: u32, column: u32) -> vec4f { return vec4f(${[0, 1, 2, 3].map(element).join(', ')}); }`;
+// In reverse the state behind the last token is decayed by it, too.
+function storeState(s: RecurrentSpec): string {
+  return `
+      let last = select(1.0, lambda, uniforms.reverse == 1u && first < end);
+      ${unroll(
+        s.rows,
+        (r) =>
+          `{ let row = slab * ${s.rows}u + ${r}u; if (row < ${s.keyDim}u) { vectorTo_state(stateBase + row * ${s.valueDim}u, columns + column * 4u, s${r} * last); } }`,
+      )}`;
 }
 
 /** What one dispatch of the recurrence reads and writes. */
@@ -200,7 +192,7 @@ export function runRecurrent(run: RecurrentRun): void {
   const { sweep, tile, q, k, v, out, initial, state } = run;
   const keyDim = k.dim(3);
   const valueDim = v.dim(3);
-  const values = sweepValues(sweep, { q, k, v, out }, Math.ceil(valueDim / tile.columns));
+  const values = sweepValues(sweep, { q, k, v, out }, Math.ceil(valueDim / tile.columns), run.transposed ?? false);
   (run.fallback ? fallback : kernel).run(k.device, {
     spec: {
       ...tile,
@@ -213,9 +205,7 @@ export function runRecurrent(run: RecurrentRun): void {
       outWidth: rowWidth(out),
       stateWidth: valueDim % 4 === 0 ? 4 : 1,
       initial: run.inPlace ? 'inPlace' : initial ? 'given' : 'none',
-      transposed: run.transposed ?? false,
       final: state !== undefined,
-      reverse: sweep.reverse,
       lengths: sweep.lengths !== undefined,
     },
     tensors: { q, k, v, decay: sweep.decay, lengths: sweep.lengths, initial, state, out },

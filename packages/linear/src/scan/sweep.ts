@@ -39,6 +39,9 @@ export const sweepUniforms = {
   workgroups: 'u32',
   queryScale: 'f32',
   keyScale: 'f32',
+  reverse: 'u32',
+  stateRow: 'u32',
+  stateColumn: 'u32',
 } as const;
 
 type SweepValues = { [K in keyof typeof sweepUniforms]: number };
@@ -48,6 +51,7 @@ export function sweepValues(
   sweep: Sweep,
   operands: { q?: Tensor | undefined; k: Tensor; v: Tensor; out?: Tensor | undefined },
   columnTiles: number,
+  transposed: boolean,
 ): SweepValues {
   const stride = (t: Tensor | undefined, axis: number): number => t?.strides[axis] ?? 0;
   const { q, k, v, out } = operands;
@@ -72,5 +76,8 @@ export function sweepValues(
     workgroups: columnTiles * sweep.heads * sweep.segments * sweep.batch,
     queryScale: sweep.queryScale,
     keyScale: sweep.keyScale,
+    reverse: sweep.reverse ? 1 : 0,
+    stateRow: transposed ? 1 : v.dim(3),
+    stateColumn: transposed ? k.dim(3) : 1,
   };
 }

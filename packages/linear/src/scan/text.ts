@@ -44,8 +44,15 @@ export function vectorStore(name: string, width: number, dim: number): string {
 }
 
 /** `tokenAt(i, length)`: the token that is swept as number i. */
-export function tokenOf(reverse: boolean): string {
-  return `fn tokenAt(i: u32, length: u32) -> u32 { return ${reverse ? 'length - 1u - i' : 'i'}; }`;
+export const tokenOf = `
+    fn tokenAt(i: u32, length: u32) -> u32 { return select(i, length - 1u - i, uniforms.reverse == 1u); }`;
+
+/** `initialAt(base, row, column)`: an element of the state before a segment, which may be stored transposed; zero outside. */
+export function initialOf(keyDim: number, valueDim: number): string {
+  return `
+    fn initialAt(base: u32, row: u32, column: u32) -> f32 {
+      return select(0.0, load_initial(base + row * uniforms.stateRow + column * uniforms.stateColumn), row < ${keyDim}u && column < ${valueDim}u);
+    }`;
 }
 
 /** What decayed below 1e-8 by the end of the segment adds nothing in f32: a sweep that only makes states begins behind it. */
