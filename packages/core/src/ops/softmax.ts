@@ -1,131 +1,145 @@
 import { apply } from '../autodiff/tape.js';
 import { read, write } from '../kernel/bindings.js';
 import { defineKernel } from '../kernel/define.js';
-import { laneArguments, softmaxState, sumState } from '../kernel/wgsl/lanes.js';
-import { stridedOffset } from '../tensor/copy.js';
+import { laneArguments, laneBuiltins, lanesWgsl, softmaxState, sumState } from '../kernel/wgsl/lanes.js';
+import { asContiguous } from '../tensor/copy.js';
 import { empty } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { axisOf, expectFloat } from './check.js';
-import { itemSum, planRow, rowGrid, rowHead, type RowSpec, rowsOf, rowSweeps, rowTier, rowType, rowUniforms } from './rows.js';
-import { transpose } from './shape.js';
+import { itemSum, itemType, rowGrid, type RowSpec, rowSpec } from './row-kernels.js';
 
-type SoftmaxSpec = RowSpec & { log: boolean };
-
-/** Joins item `x` into the running maximum and sum `own`. */
-export function softmaxStep(spec: RowSpec): string {
-  return spec.width === 4
-    ? 'let m = max(max(x.x, x.y), max(x.z, x.w)); own = combine(own, State(m, dot(exp(x - m), vec4f(1.0))));'
-    : 'own = combine(own, State(x, 1.0));';
+interface SoftmaxSpec extends RowSpec {
+  log: boolean;
 }
 
-// Softmax of rows, or its logarithm.
-// tile    256 / lanes rows a workgroup; a row of up to 8,192 elements stays in registers
-// bytes   reads rows x n x size (twice for longer rows), writes as much
-// limits  n >= 1; statistics in f32; a row of NEG gives zeros
+// Softmax, or its logarithm, over the last axis.
+// tile    256 / lanes rows a workgroup; two passes (maximum and sum, then write), the second one mostly from cache
+// bytes   reads 2 n, writes n elements a row
+// limits  a row whose logits are all NEG or below gives zeros (and NEG for the logarithm)
 // source  Milakov, Gimelshein 2018, algorithm 3 (online normaliser)
 const softmaxRows = defineKernel({
   name: 'softmax-rows',
-  bindings: { x: read<SoftmaxSpec>('float', { width: (s) => s.width }), out: write<SoftmaxSpec>('float', { width: (s) => s.width }) },
-  uniforms: rowUniforms('x'),
-  modules: [stridedOffset],
-  tier: rowTier,
-  forms: ['baseline', 'subgroups'],
-  wgsl: (spec) => {
-    const sweeps = rowSweeps(spec, { x: 'load_x(xRow + j)' });
-    return `${rowHead(spec, softmaxState, ['x'])}
-  var own = State(NEG, 0.0);
-  ${sweeps.first(softmaxStep(spec))}
-  let all = reduceLanes(own, lane${laneArguments(spec.form)});
-  if (!live) { return; }
-  ${
-    spec.log
-      ? `let lse = all.a + log(all.b);
-  ${sweeps.again('store_out(to + j, x - lse);')}`
-      : `let factor = select(1.0 / all.b, 0.0, all.a <= 0.5 * NEG);
-  ${sweeps.again('store_out(to + j, exp(x - all.a) * factor);')}`
-  }
-}`;
+  bindings: {
+    x: read<SoftmaxSpec>('float', { width: (s) => s.width }),
+    out: write<SoftmaxSpec>('float', { width: (s) => s.width }),
   },
+  uniforms: { rows: 'u32', n: 'u32' },
+  tier: ({ form }: SoftmaxSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
+  forms: ['baseline', 'subgroups'],
+  wgsl: ({ width, lanes, form, log }) => `
+    ${lanesWgsl(softmaxState, form, lanes, 256)}
+    @compute @workgroup_size(256)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(form)}) {
+      let l = lane % ${lanes}u;
+      let row = workgroupIndex(group, groups) * ${256 / lanes}u + lane / ${lanes}u;
+      let start = min(row, uniforms.rows - 1u) * uniforms.n;
+      var largest = ${itemType(width)}(NEG);
+      var sum = ${itemType(width)}(0.0);
+      for (var j = l; j < uniforms.n; j += ${lanes}u) {
+        let x = load_x(start + j);
+        let next = max(largest, x);
+        sum = sum * exp(largest - next) + exp(x - next);
+        largest = next;
+      }
+      ${
+        width === 4
+          ? `let top = max(max(largest.x, largest.y), max(largest.z, largest.w));
+      let own = State(top, dot(sum, exp(largest - vec4f(top))));`
+          : 'let own = State(largest, sum);'
+      }
+      let all = reduceLanes(own, lane${laneArguments(form)});
+      if (row >= uniforms.rows) { return; }
+      let seen = all.a > 0.5 * NEG;
+      let lse = all.a + log(max(all.b, 1e-37));
+      for (var j = l; j < uniforms.n; j += ${lanes}u) {
+        ${log ? `store_out(start + j, select(${itemType(width)}(NEG), load_x(start + j) - lse, seen));` : `store_out(start + j, select(${itemType(width)}(0.0), exp(load_x(start + j) - lse), seen));`}
+      }
+    }`,
 });
 
-// Gradient of softmax: y (g - sum(y g)); of its logarithm: g - exp(y) sum(g).
-// tile    as softmax-rows
-// bytes   reads 2 x rows x n x size (twice for rows beyond registers), writes half of it
-const softmaxGradientRows = defineKernel({
-  name: 'softmax-gradient-rows',
+// dx = p (dOut - sum(dOut p)), or with log p at hand dx = dOut - p sum(dOut).
+// tile    256 / lanes rows a workgroup
+// bytes   reads 4 n, writes n elements a row
+const softmaxBackwardRows = defineKernel({
+  name: 'softmax-backward-rows',
   bindings: {
-    y: read<SoftmaxSpec>('float', { width: (s) => s.width }),
+    p: read<SoftmaxSpec>('float', { width: (s) => s.width }),
     g: read<SoftmaxSpec>('float', { width: (s) => s.width }),
     out: write<SoftmaxSpec>('float', { width: (s) => s.width }),
   },
-  uniforms: rowUniforms('y', 'g'),
-  modules: [stridedOffset],
-  tier: rowTier,
+  uniforms: { rows: 'u32', n: 'u32' },
+  tier: ({ form }: SoftmaxSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
   forms: ['baseline', 'subgroups'],
-  wgsl: (spec) => {
-    const sweeps = rowSweeps(spec, { y: 'load_y(yRow + j)', g: 'load_g(gRow + j)' });
-    return `${rowHead(spec, sumState, ['y', 'g'])}
-  var own = State(0.0);
-  ${sweeps.first(`own.a += ${itemSum(spec, spec.log ? 'g' : 'y * g')};`)}
-  let total = reduceLanes(own, lane${laneArguments(spec.form)}).a;
-  if (!live) { return; }
-  ${sweeps.again(`store_out(to + j, ${spec.log ? 'g - exp(y) * total' : `y * (g - ${rowType(spec)}(total))`});`)}
-}`;
-  },
+  wgsl: ({ width, lanes, form, log }) => `
+    ${lanesWgsl(sumState, form, lanes, 256)}
+    @compute @workgroup_size(256)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(form)}) {
+      let l = lane % ${lanes}u;
+      let row = workgroupIndex(group, groups) * ${256 / lanes}u + lane / ${lanes}u;
+      let start = min(row, uniforms.rows - 1u) * uniforms.n;
+      var sum = ${itemType(width)}(0.0);
+      for (var j = l; j < uniforms.n; j += ${lanes}u) { sum += load_g(start + j)${log ? '' : ' * load_p(start + j)'}; }
+      let all = reduceLanes(State(${itemSum(width, 'sum')}), lane${laneArguments(form)});
+      if (row >= uniforms.rows) { return; }
+      for (var j = l; j < uniforms.n; j += ${lanes}u) {
+        ${log ? 'store_out(start + j, load_g(start + j) - exp(load_p(start + j)) * all.a);' : 'store_out(start + j, load_p(start + j) * (load_g(start + j) - all.a));'}
+      }
+    }`,
 });
 
-function forwardRows(x: Tensor, log: boolean): Tensor {
+function rows(x: Tensor, log: boolean, run: (source: Tensor, out: Tensor, spec: SoftmaxSpec, n: number, count: number) => void): Tensor {
+  const n = x.dim(-1);
   const out = empty(x.device, x.shape, x.dtype);
-  const rows = rowsOf([x]);
-  const spec = planRow(rows.n, rows.width, x.device.capabilities);
-  softmaxRows.run(x.device, {
-    spec: { ...spec, log },
-    tensors: { x, out },
-    uniforms: { shape: rows.shape, xStrides: rows.strides[0] ?? [], rank: rows.shape.length, rows: rows.rows, n: rows.n },
-    grid: rowGrid(rows, spec),
-  });
+  if (x.size === 0) return out;
+  run(asContiguous(x), out, { ...rowSpec(n, true, x.device.capabilities), log }, n, x.size / n);
   return out;
 }
 
-function backwardRows(y: Tensor, g: Tensor, log: boolean): Tensor {
-  const out = empty(y.device, y.shape, y.dtype);
-  const rows = rowsOf([y, g]);
-  const spec = planRow(rows.n, rows.width, y.device.capabilities);
-  const [yStrides = [], gStrides = []] = rows.strides;
-  softmaxGradientRows.run(y.device, {
-    spec: { ...spec, log },
-    tensors: { y, g, out },
-    uniforms: { shape: rows.shape, yStrides, gStrides, rank: rows.shape.length, rows: rows.rows, n: rows.n },
-    grid: rowGrid(rows, spec),
-  });
-  return out;
-}
-
-function softmaxOp(name: string, x: Tensor, axis: number, log: boolean): Tensor {
+function lastAxis(name: string, x: Tensor, log: boolean): Tensor {
   expectFloat(name, 'x', x);
-  const at = axisOf(name, x, axis);
-  if (at !== x.rank - 1) return transpose(softmaxOp(name, transpose(x, at, -1), -1, log), at, -1);
+  axisOf(name, x, -1);
   return apply({
     name,
     inputs: [x],
-    forward: () => forwardRows(x, log),
-    saves: (outputs) => outputs,
-    backward: ([g], { saved: [y] }) => [g && y ? backwardRows(y, g, log) : null],
+    forward: () =>
+      rows(x, log, (source, out, spec, n, count) =>
+        softmaxRows.run(x.device, {
+          spec,
+          tensors: { x: source, out },
+          uniforms: { rows: count, n: n / spec.width },
+          grid: rowGrid(count, spec.lanes),
+        }),
+      ),
+    saves: ([p]) => (p ? [p] : []),
+    backward: ([g], { saved: [p] }) => {
+      if (!g || !p) return [null];
+      return [
+        rows(p, log, (source, out, spec, n, count) =>
+          softmaxBackwardRows.run(p.device, {
+            spec,
+            tensors: { p: source, g: asContiguous(g), out },
+            uniforms: { rows: count, n: n / spec.width },
+            grid: rowGrid(count, spec.lanes),
+          }),
+        ),
+      ];
+    },
   });
 }
 
 /**
- * Softmax along an axis.
- * @param x logits, f32 or f16; statistics are f32
- * @param axis default -1; another is transposed to the end and back
- * @returns probabilities, the shape and dtype of x; rows whose logits are all NEG (-1e30) give zeros
- * @throws HeedError SHAPE_MISMATCH when x has no such axis, DTYPE_MISMATCH for integers
+ * Softmax over the last axis.
+ * @param x logits, [..., n], f32 or f16; statistics are f32
+ * @returns probabilities, the shape and dtype of x; rows whose logits are all NEG (-1e30) give zeros. Differentiable
  */
-export function softmax(x: Tensor, axis = -1): Tensor {
-  return softmaxOp('softmax', x, axis, false);
+export function softmax(x: Tensor): Tensor {
+  return lastAxis('softmax', x, false);
 }
 
-/** Logarithm of softmax along an axis, without overflow; as `softmax`. */
-export function logSoftmax(x: Tensor, axis = -1): Tensor {
-  return softmaxOp('logSoftmax', x, axis, true);
+/**
+ * Logarithm of softmax over the last axis: x - logsumexp(x).
+ * @param x logits, [..., n], f32 or f16; statistics are f32
+ */
+export function logSoftmax(x: Tensor): Tensor {
+  return lastAxis('logSoftmax', x, true);
 }
