@@ -2,74 +2,16 @@ import type { Device } from '../device/device.js';
 import type { DType } from '../dtype.js';
 import { read, write } from '../kernel/bindings.js';
 import { defineKernel } from '../kernel/define.js';
-import {
-  type LaneForm,
-  laneArguments,
-  laneBuiltins,
-  laneForm,
-  type LaneScalar,
-  type LaneState,
-  lanesFor,
-  lanesWgsl,
-} from '../kernel/wgsl/lanes.js';
-import { softmaxState } from '../kernel/wgsl/lanes.js';
+import { type LaneForm, laneArguments, laneBuiltins, laneForm, type LaneScalar, lanesFor, lanesWgsl } from '../kernel/wgsl/lanes.js';
 import { copyContiguous, mergeAxes, stridedOffset } from '../tensor/copy.js';
 import { empty } from '../tensor/create.js';
 import { contiguousStrides, type Shape, type Tensor } from '../tensor/tensor.js';
 import { product } from './check.js';
+import { type Finish, type Reduction, type ReductionText, reductionText, scalarOf } from './reduction-text.js';
+
+export type { Reduction } from './reduction-text.js';
 
 // Reductions without gradients: what the ops in reduce.ts, and the gradients of broadcasting ops, are made of.
-
-export type Reduction = 'sum' | 'sumSquares' | 'max' | 'min' | 'logsumexp' | 'argmax' | 'argmin';
-type Finish = 'none' | 'sqrt';
-
-const lowest: Record<LaneScalar, string> = { f32: '-3.4028234e38', i32: 'i32(-2147483648)', u32: '0u' };
-const highest: Record<LaneScalar, string> = { f32: '3.4028234e38', i32: '2147483647i', u32: '4294967295u' };
-
-function scalarOf(dtype: DType): LaneScalar {
-  return dtype === 'i32' ? 'i32' : dtype === 'u32' || dtype === 'u8' ? 'u32' : 'f32';
-}
-
-interface ReductionText extends LaneState {
-  identity: readonly string[];
-  /** Fields of the state of an element `v` at index `at`. */
-  map: string;
-}
-
-function reductionText(kind: Reduction, type: LaneScalar): ReductionText {
-  const single = (combine: string, subgroup: string, identity: string, map = 'v'): ReductionText => ({
-    parts: [type],
-    combine: (S) => `return ${S}(${combine});`,
-    subgroup: `return State(${subgroup}(x.a));`,
-    identity: [identity],
-    map,
-  });
-  const zero = type === 'f32' ? '0.0' : type === 'i32' ? '0i' : '0u';
-  switch (kind) {
-    case 'sum':
-      return single('x.a + y.a', 'subgroupAdd', zero);
-    case 'sumSquares':
-      return single('x.a + y.a', 'subgroupAdd', zero, 'v * v');
-    case 'max':
-      return single('max(x.a, y.a)', 'subgroupMax', lowest[type]);
-    case 'min':
-      return single('min(x.a, y.a)', 'subgroupMin', highest[type]);
-    case 'logsumexp':
-      return { ...softmaxState, identity: ['NEG', '0.0'], map: 'v, one' };
-    default: {
-      const wins = kind === 'argmax' ? '>' : '<';
-      return {
-        parts: [type, 'u32'],
-        // ties go to the lower index
-        combine: (S) =>
-          `let better = (y.a ${wins} x.a) | ((y.a == x.a) & (y.b < x.b)); return ${S}(select(x.a, y.a, better), select(x.b, y.b, better));`,
-        subgroup: `let m = ${kind === 'argmax' ? 'subgroupMax' : 'subgroupMin'}(x.a); return State(m, subgroupMin(select(4294967295u, x.b, x.a == m)));`,
-        identity: [kind === 'argmax' ? lowest[type] : highest[type], '4294967295u'],
-        map: 'v, at',
-      };
-    }
-  }
-}
 
 type ReduceSpec = {
   kind: Reduction;
