@@ -12,7 +12,7 @@ const FLOORS = [
   ['tensor'],
   ['autodiff'],
   ['ops'],
-  ['attention', 'seams'],
+  ['attention', 'seams', 'cache'],
   ['nn', 'optim', 'io'],
   ['testing'],
 ] as const;
