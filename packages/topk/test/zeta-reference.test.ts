@@ -120,15 +120,16 @@ test('a window and topK as large as the sequence keep every token: dense Cauchy 
   expectClose('out', out, referenceZetaAttention(q, k, v, theta, all, dense), { atol: 1e-12, rtol: 0 });
 });
 
-test('a causal query keeps tokens of earlier chunks only, and its own last ones through the local window', () => {
+test('a causal query keeps tokens of earlier chunks only, and the last ones through the local window', () => {
   const { q, k } = arrays(11);
   const { values } = referenceSelection(q, k, { ...options, localWindow: 3 });
   const kept = (t: number): number[] => Array.from(values.subarray(t * 12, t * 12 + 6));
   expect(kept(0)).toEqual([-1, -1, -1, 0, -1, -1]);
-  expect(kept(2).slice(3)).toEqual([0, 1, 2]);
-  expect(kept(4).slice(3)).toEqual([4, -1, -1]);
-  expect(kept(7).slice(3)).toEqual([5, 6, 7]);
-  for (let t = 4; t < 11; t++) for (const j of kept(t).slice(0, 3)) expect(j >= 0 && j < Math.floor(t / 4) * 4).toBe(true);
+  expect(kept(2).slice(3)).toEqual([2, 1, 0]);
+  expect(kept(4).slice(3)).toEqual([4, 3, 2]);
+  expect([...kept(4).slice(0, 3)].sort()).toEqual([-1, 0, 1]);
+  expect(kept(7).slice(3)).toEqual([7, 6, 5]);
+  for (let t = 4; t < 11; t++) for (const j of kept(t).slice(0, 3)) expect(j < Math.floor(t / 4) * 4 && j <= t - 3).toBe(true);
 });
 
 test('without the mean a row that has nothing to see is zero', () => {

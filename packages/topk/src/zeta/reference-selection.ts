@@ -17,7 +17,7 @@ export interface ZetaReferenceSelection {
   causal: boolean;
   /** Default 1. */
   curves?: 1 | 2 | undefined;
-  /** Default 0: tokens of the query's own chunk that are kept besides the topK; see {@link referenceSelection}. */
+  /** Default 0: the last tokens, the own one included, that are kept besides the topK; see {@link referenceSelection}. */
   localWindow?: number | undefined;
 }
 
@@ -70,9 +70,9 @@ export function selectionCodes(x: F64Array, { bits, rangeLow, rangeHigh }: ZetaR
  * floor(window / 2), and a token found by both counts once. Of the window the topK nearest by squared distance are kept,
  * ties to the smaller position, in ascending order of distance.
  *
- * localWindow (causal only, not in the paper): the last localWindow tokens of the query's own chunk, itself included, are kept
- * whatever their distance, by position in the slots after topK. They are exactly tokens that the search cannot see, so nothing
- * is kept twice; at a chunk's beginning there are fewer of them, and the tokens before it are left to the search.
+ * localWindow (causal only, not in the paper): the last localWindow tokens, the query's own included, are kept whatever their
+ * distance, from the latest backwards in the slots after topK. What the search finds of them is left out of its window, so that
+ * nothing is kept twice. With localWindow >= chunk every token up to the query is seen or searched.
  */
 export function referenceSelection(q: F64Array, k: F64Array, options: ZetaReferenceSelection): F64Array {
   const { topK, chunk, causal, curves = 1, localWindow = 0, window } = options;
@@ -106,13 +106,13 @@ export function referenceSelection(q: F64Array, k: F64Array, options: ZetaRefere
         const chunkStart = Math.floor(t / chunk) * chunk;
         const found = new Set(searched.flatMap((search) => search(t, causal ? chunkStart : tokens)));
         const nearest = [...found]
+          .filter((j) => !causal || j <= t - localWindow)
           .map((j) => ({ j, distance: distance(t, j) }))
           .sort((one, other) => one.distance - other.distance || one.j - other.j)
           .slice(0, topK);
         nearest.forEach(({ j }, slot) => (indices.values[rowOf(t) * slots + slot] = j));
         if (!causal) continue;
-        let slot = topK;
-        for (let j = Math.max(chunkStart, t - localWindow + 1); j <= t; j++) indices.values[rowOf(t) * slots + slot++] = j;
+        for (let back = 0; back < Math.min(localWindow, t + 1); back++) indices.values[rowOf(t) * slots + topK + back] = t - back;
       }
     }
   }

@@ -15,7 +15,7 @@ export interface ZetaReferenceOptions extends ZetaReferenceSelection {
 export interface ZetaReferenceResult {
   /** [batch, tokens, heads, valueDim]. */
   out: F64Array;
-  /** Kept tokens, -1 unused, [batch, tokens, heads, topK + localWindow]: by ascending distance, then the local ones by position. */
+  /** Kept tokens, -1 unused, [batch, tokens, heads, topK + localWindow]: by ascending distance, then the local ones from the latest back. */
   indices: F64Array;
   /** Codes of the first curve, u32 numbers, [batch, tokens, heads]. */
   codesQ: F64Array;
