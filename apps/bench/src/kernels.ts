@@ -1,7 +1,10 @@
-import type { Tensor } from '@heed/core';
+import { cast, slice, type Tensor, zeros } from '@heed/core';
 import { attention } from '@heed/core/attention';
 import { decayFromSlopes, lightning2, lightning2Slopes } from '@heed/linear/lightning2';
+import { fna } from '@heed/sparse-local/fna';
+import { zeta } from '@heed/topk/zeta';
 import type { BenchOptions } from './options.js';
+import { ZETA_DIMS, ZETA_OPTIONS, zetaRow } from './zeta-row.js';
 
 /** q, k and v of one head in float64, [tokens, headDim] each. */
 export interface HeadArrays {
@@ -72,5 +75,18 @@ export const kernels: Readonly<Record<string, BenchKernel>> = {
     },
     // state update and read-out, the recurrent form: headDim x headDim each, counted in units of a pair
     pairs: (tokens, { headDim }) => tokens * headDim,
+  },
+  'fna-causal': {
+    run: (q, k, v, { window }) => fna(q, k, v, { window: Math.min(window, q.dim(1)), causal: true }),
+    row: (head, token, { window }) => softmaxRow(head, Math.max(0, token - window + 1), token),
+    pairs: (tokens, { window }) => band(tokens, window),
+  },
+  zeta: {
+    run: (q, k, v, { heads }) => {
+      const points = (x: Tensor): Tensor => cast(slice(x, -1, 0, ZETA_DIMS), 'f32');
+      return zeta(points(q), points(k), v, zeros(q.device, [heads]), ZETA_OPTIONS);
+    },
+    row: (head, token) => zetaRow(head, token),
+    pairs: (tokens) => tokens * (ZETA_OPTIONS.topK + 1),
   },
 };

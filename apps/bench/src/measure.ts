@@ -1,4 +1,4 @@
-import { type Device, type KernelTime, RandomStream, tensor, type Tensor } from '@heed/core';
+import { type Device, type KernelTime, RandomStream, scope, tensor, type Tensor } from '@heed/core';
 import type { BenchKernel, HeadArrays } from './kernels.js';
 import type { BenchOptions } from './options.js';
 
@@ -66,7 +66,7 @@ export async function measure(
   options: BenchOptions,
 ): Promise<Measurement> {
   const x = inputs(device, tokens, options);
-  const run = (): Tensor => kernel.run(x.q, x.k, x.v, options);
+  const run = (): Tensor => scope(() => kernel.run(x.q, x.k, x.v, options));
   try {
     const first = run();
     const error = await errorOf(kernel, first, await headArrays(x, options), tokens, options);

@@ -13,7 +13,7 @@ afterAll(() => device.close());
 test.each(Object.entries(kernels))('%s is measured with a small error, and leaves nothing behind', async (name, kernel) => {
   const options = readOptions(['--repeats', '1', '--window', '9', '--head-dim', '16', '--dtype', 'f32'])(device);
   const live = device.memory().tensors;
-  const measurement = await measure(device, name, kernel, 70, options);
+  const measurement = await measure(device, name, kernel, 330, options);
   expect(measurement.error).toBeLessThan(1e-4);
   expect(measurement.wallMs).toBeGreaterThan(0);
   expect(measurement.peakBytes).toBeGreaterThan(0);
