@@ -23,4 +23,4 @@ export { crossEntropy, type CrossEntropyOptions } from './cross-entropy.js';
 export { klDivergence, mse } from './losses.js';
 export { layerNorm, rmsNorm } from './norm.js';
 export { logSoftmax, softmax } from './softmax.js';
-export { rope, type RopeOptions } from './rope.js';
+export { rope, ropeFrequencies, type RopeFrequencies, type RopeOptions, type RopeScaling } from './rope.js';

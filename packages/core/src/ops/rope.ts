@@ -1,185 +1,231 @@
 import { apply } from '../autodiff/tape.js';
 import { HeedError } from '../errors.js';
-import { type Operand, read, write } from '../kernel/bindings.js';
-import { constantTable } from '../kernel/constants.js';
+import { read, write } from '../kernel/bindings.js';
 import { defineKernel } from '../kernel/define.js';
-import { asContiguous } from '../tensor/copy.js';
+import { range } from '../kernel/modules.js';
 import { empty } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { expectFloat } from './check.js';
-import type { Device } from '../device/device.js';
+import { asContiguous } from '../tensor/copy.js';
+import { expectDType, expectFloat } from './check.js';
+import { checkScaling, type RopeScaling, turnTable } from './rope-frequencies.js';
+
+export { ropeFrequencies, type RopeFrequencies, type RopeScaling } from './rope-frequencies.js';
 
 export interface RopeOptions {
-  /** Frequencies are base^(-2 i / rotaryDim). Default 10,000. */
-  base?: number;
-  /** Position of the first token. Default 0. */
-  offset?: number;
-  /** Position of each token in place of offset, offset + 1, ...: u32 or i32, [tokens] or [batch, tokens]. */
-  positions?: Tensor;
-  /** Leading elements of each head that turn; even. Default headDim. */
-  rotaryDim?: number;
-  /** Pairs are (2 i, 2 i + 1) in place of (i, i + rotaryDim / 2). Default false. */
-  interleaved?: boolean;
-  /** Factor on positions (position interpolation, Chen et al. 2023). Default 1. */
-  scaling?: number;
+  /** Default 10,000. */
+  base?: number | undefined;
+  /** Position of each token, i32 or u32, [tokens] or [batch, tokens]. Default: 0, 1, 2, ... */
+  positions?: Tensor | undefined;
+  /** Added to every position: tokens that came before. Default 0. */
+  offset?: number | undefined;
+  /** Pairs are neighbours (2i, 2i + 1); default false: elements i and i + rotaryDim / 2, as in Llama. */
+  interleaved?: boolean | undefined;
+  /** Leading elements of a head that are rotated; the others pass. Default: all. */
+  rotaryDim?: number | undefined;
+  /** Stretched frequencies for longer contexts. Default: none. */
+  scaling?: RopeScaling | undefined;
 }
 
-interface RopeSpec {
-  [name: string]: string | number | boolean;
-  interleaved: boolean;
-  positions: boolean;
-}
+// Rotates pairs of elements by position x frequency.
+// tile    4 pairs (or 1) a lane at one token, up to 4 heads, which share sine and cosine
+// bytes   reads and writes x once
+// limits  |position + offset| < 2^31; angles are reduced in 64-bit fixed point, so they are right to 1e-6 radians at any position
+// source  Su et al. 2021, eq. 34; sine and cosine: Cephes' polynomials on [-pi/4, pi/4]
+type RopeSpec = { width: 1 | 4; interleaved: boolean; positions: 'none' | 'token' | 'batch' };
 
-// Rotary position embedding. The angle of a pair is position x frequency in turns: the whole turns are taken off before sine and
-// cosine. Positions are split into 11 low bits and the rest, the frequency in turns into parts of 12 bits, so that the products
-// with whole numbers up to 2^22 are exact in f32, and so is taking their whole part off.
-// tile    1 pair a lane, 256 lanes
-// bytes   reads and writes one element each
-// source  Su et al. 2021, eq. 15 and 34
-const turned = defineKernel({
+const kernel = defineKernel({
   name: 'rope',
   bindings: {
-    x: read<RopeSpec>('float'),
-    turns: read('f32'),
-    positions: read<RopeSpec>('any', { when: (s) => s.positions }),
-    out: write<RopeSpec>('float'),
+    x: read<RopeSpec>('float', { width: (spec) => spec.width }),
+    table: read<RopeSpec>('u32'),
+    positions: read<RopeSpec>('any', { when: (spec) => spec.positions !== 'none' }),
+    out: write<RopeSpec>('float', { width: (spec) => spec.width }),
   },
   uniforms: {
-    pairs: 'u32',
+    batch: 'u32',
     tokens: 'u32',
     heads: 'u32',
     headDim: 'u32',
-    half: 'u32',
-    offset: 'u32',
-    positionBatch: 'u32',
-    strideBatch: 'u32',
-    strideToken: 'u32',
-    strideHead: 'u32',
-    sign: 'f32',
+    rotaryDim: 'u32',
+    xBatch: 'u32',
+    xToken: 'u32',
+    xHead: 'u32',
+    headsPerLane: 'u32',
+    items: 'u32',
+    offset: 'i32',
+    direction: 'f32',
+    magnitude: 'f32',
   },
-  wgsl: ({ interleaved, positions }: RopeSpec) => `
-    // part of a turn of position x (a 48-bit frequency in turns): each product is exact, each sum loses whole turns only
-    fn partOfTurn(position: u32, pair: u32) -> f32 {
-      let low = f32(position & 0x7ffu);
-      let high = f32(position >> 11u);
-      var sum = 0.0;
-      for (var part = 0u; part < 4u; part++) {
-        let frequency = load_turns(4u * pair + part);
-        sum += fract(low * frequency);
-        sum += fract(high * fract(2048.0 * frequency));
-        sum = fract(sum);
-      }
-      return sum;
+  wgsl: (spec: RopeSpec) => `
+    fn highProduct(a: u32, b: u32) -> u32 {
+      let middle = (a & 0xffffu) * (b >> 16u) + (((a & 0xffffu) * (b & 0xffffu)) >> 16u);
+      let carried = (a >> 16u) * (b & 0xffffu) + (middle & 0xffffu);
+      return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (carried >> 16u);
+    }
+    // cosine and sine of position x frequency of a pair; the angle is a fraction of a turn in 32 bits
+    fn rotation(pair: u32, position: i32) -> vec2f {
+      let steps = u32(abs(position));
+      let phase = steps * load_table(2u * pair) + highProduct(steps, load_table(2u * pair + 1u));
+      let quarter = (phase + 0x20000000u) >> 30u;
+      let r = f32(bitcast<i32>(phase - (quarter << 30u))) * 1.4629180792671596e-9;
+      let z = r * r;
+      let s = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * r + r;
+      let c = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z - 0.5 * z + 1.0;
+      let odd = (quarter & 1u) == 1u;
+      let cosine = select(c, s, odd) * select(1.0, -1.0, quarter == 1u || quarter == 2u);
+      let sine = select(s, c, odd) * select(1.0, -1.0, quarter >= 2u);
+      return vec2f(cosine, sine * select(uniforms.direction, -uniforms.direction, position < 0)) * uniforms.magnitude;
     }
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let i = workgroupIndex(group, groups) * 256u + lane;
-      if (i >= uniforms.pairs) { return; }
-      // pairs of a head: those that turn, then what stays, taken two by two
-      let perHead = (uniforms.headDim + 1u) / 2u;
-      let pair = i % perHead;
-      let head = (i / perHead) % uniforms.heads;
-      let token = (i / (perHead * uniforms.heads)) % uniforms.tokens;
-      let batch = i / (perHead * uniforms.heads * uniforms.tokens);
-      let start = batch * uniforms.strideBatch + token * uniforms.strideToken + head * uniforms.strideHead;
-      let to = ((batch * uniforms.tokens + token) * uniforms.heads + head) * uniforms.headDim;
-      if (pair >= uniforms.half) {
-        let at = 2u * pair;
-        store_out(to + at, load_x(start + at));
-        if (at + 1u < uniforms.headDim) { store_out(to + at + 1u, load_x(start + at + 1u)); }
+      let index = workgroupIndex(group, groups) * 256u + lane;
+      if (index >= uniforms.items) { return; }
+      let turned = uniforms.rotaryDim / ${spec.interleaved && spec.width === 4 ? 4 : 2 * spec.width}u;
+      let perHead = turned + (uniforms.headDim - uniforms.rotaryDim) / ${spec.width}u;
+      let item = index % perHead;
+      let blocks = (uniforms.heads + uniforms.headsPerLane - 1u) / uniforms.headsPerLane;
+      let firstHead = index / perHead % blocks * uniforms.headsPerLane;
+      let token = index / perHead / blocks % uniforms.tokens;
+      let b = index / perHead / blocks / uniforms.tokens;
+      let position = uniforms.offset + ${spec.positions === 'none' ? 'i32(token)' : `i32(load_positions(${spec.positions === 'batch' ? 'b * uniforms.tokens + ' : ''}token))`};
+      let lastHead = min(firstHead + uniforms.headsPerLane, uniforms.heads);
+      let rows = (b * uniforms.tokens + token) * uniforms.heads;
+      let start = b * uniforms.xBatch + token * uniforms.xToken;
+      if (item >= turned) {
+        let at = (uniforms.rotaryDim + (item - turned) * ${spec.width}u);
+        for (var head = firstHead; head < lastHead; head++) {
+          store_out(((rows + head) * uniforms.headDim + at) / ${spec.width}u, load_x((start + head * uniforms.xHead + at) / ${spec.width}u));
+        }
         return;
       }
-      let first = ${interleaved ? '2u * pair' : 'pair'};
-      let second = ${interleaved ? 'first + 1u' : 'pair + uniforms.half'};
-      let position = ${positions ? 'u32(load_positions(batch * uniforms.positionBatch + token))' : 'uniforms.offset + token'};
-      // half a turn less keeps the angle within [-pi, pi], where sine and cosine are accurate; both then change sign
-      let angle = 6.283185307179586 * (partOfTurn(position, pair) - 0.5);
-      let c = -cos(angle);
-      let s = -sin(angle) * uniforms.sign;
-      let a = load_x(start + first);
-      let b = load_x(start + second);
-      store_out(to + first, a * c - b * s);
-      store_out(to + second, a * s + b * c);
+      ${spec.interleaved ? interleavedText(spec.width) : halvesText(spec.width)}
     }`,
 });
 
-/** Frequencies in turns a token, each as four f32 of 12 bits that add up to it. */
-function frequencyTable(device: Device, half: number, base: number, scaling: number): Operand {
-  return constantTable(device, `rope ${half} ${base} ${scaling}`, () => {
-    const table = new Float32Array(4 * half);
-    for (let pair = 0; pair < half; pair++) {
-      let rest = (base ** (-pair / half) * scaling) / (2 * Math.PI);
-      for (let part = 0; part < 4; part++) {
-        const unit = 2 ** (12 * (part + 1));
-        const digit = part === 3 ? Math.round(rest * unit) : Math.floor(rest * unit);
-        table[4 * pair + part] = digit / unit;
-        rest -= digit / unit;
-      }
-    }
-    return table;
-  });
+function halvesText(width: 1 | 4): string {
+  const pairs = range(width).map((i) => `let r${i} = rotation(item * ${width}u + ${i}u, position);`);
+  const gather = (axis: 'x' | 'y'): string =>
+    width === 1
+      ? `r0.${axis}`
+      : `vec4f(${range(4)
+          .map((i) => `r${i}.${axis}`)
+          .join(', ')})`;
+  return `
+      ${pairs.join('\n')}
+      let cosine = ${gather('x')};
+      let sine = ${gather('y')};
+      let half = uniforms.rotaryDim / ${2 * width}u;
+      for (var head = firstHead; head < lastHead; head++) {
+        let source = (start + head * uniforms.xHead) / ${width}u + item;
+        let to = (rows + head) * uniforms.headDim / ${width}u + item;
+        let low = load_x(source);
+        let high = load_x(source + half);
+        store_out(to, low * cosine - high * sine);
+        store_out(to + half, high * cosine + low * sine);
+      }`;
+}
+
+function interleavedText(width: 1 | 4): string {
+  if (width === 1) {
+    return `
+      let r = rotation(item, position);
+      for (var head = firstHead; head < lastHead; head++) {
+        let source = start + head * uniforms.xHead + 2u * item;
+        let to = (rows + head) * uniforms.headDim + 2u * item;
+        let low = load_x(source);
+        let high = load_x(source + 1u);
+        store_out(to, low * r.x - high * r.y);
+        store_out(to + 1u, high * r.x + low * r.y);
+      }`;
+  }
+  return `
+      let r0 = rotation(item * 2u, position);
+      let r1 = rotation(item * 2u + 1u, position);
+      for (var head = firstHead; head < lastHead; head++) {
+        let v = load_x((start + head * uniforms.xHead) / 4u + item);
+        let turnedBy = vec4f(-v.y * r0.y, v.x * r0.y, -v.w * r1.y, v.z * r1.y);
+        store_out((rows + head) * uniforms.headDim / 4u + item, v * vec4f(r0.x, r0.x, r1.x, r1.x) + turnedBy);
+      }`;
 }
 
 /**
- * Rotary position embedding: pairs of elements turn by an angle that grows with the position.
- * @param x [batch, tokens, heads, headDim], f32 or f16; outer axes may be strided (a part of a fused projection)
- * @returns the shape and dtype of x; differentiable (the way back turns the other way)
- * @throws HeedError SHAPE_MISMATCH when x is not of rank 4, rotaryDim is odd or larger than headDim, or positions do not fit
+ * Rotary position embedding: pairs of elements of each head turn by position x frequency, in f32.
+ *
+ * Differentiable in x (the gradient turns back). Angles are exact at any position that i32 holds, also at a million tokens.
+ *
+ * @param x queries or keys, [batch, tokens, heads, headDim], f32 or f16; views are read in place
+ * @returns the shape and dtype of x
+ * @throws HeedError SHAPE_MISMATCH when x has not four axes, rotaryDim is odd or larger than headDim, or positions do not fit;
+ *   DTYPE_MISMATCH for positions other than i32 or u32; INVALID_ARGUMENT for a base, offset or scaling out of range
  */
 export function rope(x: Tensor, options: RopeOptions = {}): Tensor {
-  expectFloat('rope', 'x', x);
-  const { base = 10_000, offset = 0, positions, interleaved = false, scaling = 1 } = options;
-  if (x.rank !== 4) throw new HeedError('SHAPE_MISMATCH', `rope: x is ${x.describe()}; it must be [batch, tokens, heads, headDim]`);
-  const [batch, tokens, heads, headDim] = [x.dim(0), x.dim(1), x.dim(2), x.dim(3)];
+  const { base = 10_000, positions, offset = 0, interleaved = false } = options;
+  checkRope(x, options);
+  const headDim = x.dim(-1);
   const rotaryDim = options.rotaryDim ?? headDim;
-  if (rotaryDim % 2 !== 0 || rotaryDim > headDim || rotaryDim < 0)
-    throw new HeedError('SHAPE_MISMATCH', `rope: rotaryDim is ${rotaryDim} for heads of ${headDim}; use an even number up to ${headDim}`);
-  if (!Number.isInteger(offset) || offset < 0 || offset + tokens > 2 ** 22)
-    throw new HeedError(
-      'INVALID_ARGUMENT',
-      `rope: positions ${offset} to ${offset + tokens - 1} were asked for; they must be whole numbers below 4,194,304`,
-    );
-  if (positions) checkPositions(positions, batch, tokens);
-  const perHead = Math.ceil(headDim / 2);
-  const turns = frequencyTable(x.device, Math.max(1, rotaryDim / 2), base, scaling);
-  const run = (source: Tensor, where: Tensor | undefined, sign: number): Tensor => {
-    const out = empty(x.device, x.shape, source.dtype);
-    const pairs = batch * tokens * heads * perHead;
-    turned.run(x.device, {
-      spec: { interleaved, positions: where !== undefined },
-      tensors: { x: source, turns, positions: where && asContiguous(where, 1), out },
+  const rotate = (from: Tensor, at: Tensor | undefined, direction: 1 | -1): Tensor => {
+    const out = empty(x.device, x.shape, x.dtype);
+    const [batch = 1, tokens = 0, heads = 0] = x.shape;
+    const [xBatch = 0, xToken = 0, xHead = 0] = from.strides;
+    const aligned = [from.offset, xBatch, xToken, xHead, headDim, rotaryDim].every((n) => n % 4 === 0);
+    const width = aligned && (interleaved || rotaryDim % 8 === 0) ? 4 : 1;
+    const perHead = rotaryDim / (interleaved && width === 4 ? 4 : 2 * width) + (headDim - rotaryDim) / width;
+    // long sequences have lanes enough to share an angle among heads
+    const headsPerLane = batch * tokens >= 1024 ? 4 : 1;
+    const items = batch * tokens * Math.ceil(heads / headsPerLane) * perHead;
+    const table = turnTable(x.device, rotaryDim, base, options.scaling);
+    kernel.run(x.device, {
+      spec: { width, interleaved, positions: at === undefined ? 'none' : at.rank === 1 ? 'token' : 'batch' },
+      tensors: { x: from, table, positions: at && asContiguous(at), out },
       uniforms: {
-        pairs,
+        batch,
         tokens,
         heads,
         headDim,
-        half: rotaryDim / 2,
+        rotaryDim,
+        xBatch,
+        xToken,
+        xHead,
+        headsPerLane,
+        items,
         offset,
-        positionBatch: where && where.rank === 2 ? tokens : 0,
-        strideBatch: source.strides[0] ?? 0,
-        strideToken: source.strides[1] ?? 0,
-        strideHead: source.strides[2] ?? 0,
-        sign,
+        direction,
+        magnitude: table.magnitude,
       },
-      grid: [Math.ceil(pairs / 256)],
+      grid: [Math.ceil(items / 256)],
     });
     return out;
   };
   return apply({
     name: 'rope',
     inputs: positions ? [x, positions] : [x],
-    forward: () => run(x, positions, 1),
+    forward: () => rotate(x, positions, 1),
     saves: () => (positions ? [positions] : []),
-    backward: ([g], { saved: [where] }) => [g ? run(g, where, -1) : null, null].slice(0, positions ? 2 : 1),
+    backward: ([dOut], { saved }) => [dOut ? rotate(dOut, saved[0], -1) : null, ...(positions ? [null] : [])],
   });
 }
 
-function checkPositions(positions: Tensor, batch: number, tokens: number): void {
-  const fits = positions.shape.join() === String(tokens) || positions.shape.join() === [batch, tokens].join();
-  if (!fits || (positions.dtype !== 'u32' && positions.dtype !== 'i32')) {
+function checkRope(x: Tensor, { base = 10_000, positions, offset = 0, rotaryDim, scaling }: RopeOptions): void {
+  expectFloat('rope', 'x', x);
+  if (x.rank !== 4) throw new HeedError('SHAPE_MISMATCH', `rope: x is ${x.describe()}; it must be [batch, tokens, heads, headDim]`);
+  const [batch, tokens] = x.shape;
+  const turned = rotaryDim ?? x.dim(-1);
+  if (!Number.isInteger(turned) || turned % 2 !== 0 || turned < 2 || turned > x.dim(-1))
     throw new HeedError(
       'SHAPE_MISMATCH',
-      `rope: positions is ${positions.describe()}; it must be u32 or i32, [${tokens}] or [${batch}, ${tokens}]`,
+      `rope: rotaryDim is ${turned}, x is ${x.describe()}; it must be even, from 2 to the head dimension ${x.dim(-1)}`,
     );
-  }
+  if (!(base > 1) || !Number.isFinite(base)) throw new HeedError('INVALID_ARGUMENT', `rope: base is ${base}; use a number above 1`);
+  if (!Number.isInteger(offset) || Math.abs(offset) >= 2 ** 31)
+    throw new HeedError('INVALID_ARGUMENT', `rope: offset is ${offset}; use an integer below 2^31 in size`);
+  checkScaling(scaling);
+  if (!positions) return;
+  expectDType('rope', 'positions', positions, ['i32', 'u32']);
+  const fits =
+    positions.rank === 1 ? positions.dim(0) === tokens : positions.rank === 2 && positions.dim(0) === batch && positions.dim(1) === tokens;
+  if (!fits)
+    throw new HeedError(
+      'SHAPE_MISMATCH',
+      `rope: positions is ${positions.describe()}, x is ${x.describe()}; use [${tokens}] or [${batch}, ${tokens}]`,
+    );
 }
