@@ -86,7 +86,7 @@ export class Fragments {
       fn main(${common}) {
         let subgroup = lane / ${fragmentLanes}u;
         let subgroupLane = lane % ${fragmentLanes}u;
-        let fragmentElements = min(${this.perLane}u, ${this.perLane - 1}u + groups.x);
+        let fragmentElements = ${this.perLane - 1}u + min(groups.x, 1u);
         ${body}
       }`;
   }
