@@ -22,5 +22,6 @@ export { argsort, sort, type SortOptions, sortPairs, topK, type TopKOptions } fr
 export { crossEntropy, type CrossEntropyOptions } from './cross-entropy.js';
 export { klDivergence, mse } from './losses.js';
 export { layerNorm, rmsNorm } from './norm.js';
+export { l2Normalize } from './normalize.js';
 export { logSoftmax, softmax } from './softmax.js';
 export { rope, ropeFrequencies, type RopeFrequencies, type RopeOptions, type RopeScaling } from './rope.js';
