@@ -1,6 +1,7 @@
 import { apply } from '../autodiff/tape.js';
 import { scope } from '../tensor/scope.js';
 import type { Tensor } from '../tensor/tensor.js';
+import { runBackward } from './backward.js';
 import { prepareCall } from './call.js';
 import { runForward } from './forward.js';
 import type { AttentionResult } from './merge.js';
@@ -31,6 +32,15 @@ export function attentionWithLse(q: Tensor, k: Tensor, v: Tensor, options: Atten
       forward: () => {
         const result = runForward(call, { q, k, v, arrays: call.arrays.map((array) => array.tensor) });
         return [result.out, result.lse];
+      },
+      saves: (outputs) => [q, k, v, ...outputs, ...call.arrays.map((array) => array.tensor)],
+      backward: ([dOut, dLse], { saved, needs }) => {
+        const [sq, sk, sv, out, lse, ...arrays] = saved as [Tensor, Tensor, Tensor, Tensor, Tensor, ...Tensor[]];
+        let next = 3;
+        const wanted = call.arrays.map((array) => array.differentiable && (needs[next++] ?? false));
+        const inputs = { q: sq, k: sk, v: sv, arrays, out, lse, dOut: dOut ?? null, dLse: dLse ?? null };
+        const grads = runBackward(call, inputs, { q: needs[0] ?? false, k: needs[1] ?? false, v: needs[2] ?? false, arrays: wanted });
+        return [grads.q, grads.k, grads.v, ...grads.arrays.filter((_, i) => call.arrays[i]?.differentiable)];
       },
     });
     return { out, lse };

@@ -33,7 +33,10 @@ export interface ForwardPlan extends TilePlan {
 export interface AttentionPlan {
   forward: ForwardPlan;
   dq: TilePlan;
-  dkv: TilePlan;
+  dkv: TilePlan & {
+    /** Parts of the query tiles of a key tile, summed in order by a second dispatch. */
+    splits: number;
+  };
 }
 
 /** Rows up to which queries and heads of a group share a tile (decode). */
@@ -41,6 +44,7 @@ export const packedRows = 16;
 /** Workgroups that fill a large GPU several times over. */
 const wantedWorkgroups = 512;
 const tokensASplit = 256;
+const queriesASplit = 2048;
 
 /**
  * Chooses tiles, packing and splits: a pure function of shapes and capabilities.
@@ -50,16 +54,11 @@ const tokensASplit = 256;
 export function planAttention(shape: AttentionShape, capabilities: Capabilities, options: { software?: boolean } = {}): AttentionPlan {
   const software = options.software ?? false;
   const { headDim, valueDim } = shape;
+  const widest = Math.max(headDim, valueDim);
   return {
     forward: planForward(shape, capabilities, software),
-    dq: planTile(capabilities, { rows: shape.queries, contract: Math.max(headDim, valueDim), accumulate: headDim, software }),
-    dkv: planTile(capabilities, {
-      rows: shape.keys,
-      contract: Math.max(headDim, valueDim),
-      accumulate: Math.max(headDim, valueDim),
-      outputs: 2,
-      software,
-    }),
+    dq: planTile(capabilities, { rows: shape.queries, contract: widest, accumulate: headDim, software }),
+    dkv: planDkv(shape, planTile(capabilities, { rows: shape.keys, contract: widest, accumulate: widest, outputs: 2, software })),
   };
 }
 
@@ -73,6 +72,14 @@ function planForward(shape: AttentionShape, capabilities: Capabilities, software
   if (!packed || shape.queries > packedRows) return { ...plan, packed, splits: 1 };
   const splits = Math.min(Math.ceil(wantedWorkgroups / Math.max(1, batch * kvHeads)), Math.ceil(keys / tokensASplit));
   return { ...plan, packed, splits: Math.max(1, splits) };
+}
+
+/** Few key tiles under many queries (a sink block, cross attention) are cut, so that the GPU fills. */
+function planDkv(shape: AttentionShape, plan: TilePlan): AttentionPlan['dkv'] {
+  const { batch, kvHeads, keys, queries } = shape;
+  const workgroups = batch * kvHeads * Math.ceil(keys / plan.tile.rows);
+  const splits = Math.min(Math.ceil(wantedWorkgroups / 2 / Math.max(1, workgroups)), Math.ceil(queries / queriesASplit));
+  return { ...plan, splits: Math.max(1, splits) };
 }
 
 interface TileNeed {

@@ -33,6 +33,7 @@ export function checkSizes(who: string, q: Tensor, k: Tensor, v: Tensor): Attent
     if (t.rank !== 4) throw wrong(`${name} is ${t.describe()}; q, k and v are [batch, tokens, heads, headDim]`);
     if (!isFloat(t.dtype)) throw new HeedError('DTYPE_MISMATCH', `${who}: ${name} is ${t.dtype}; q, k and v are f32 or f16`);
   }
+  if (k.dtype !== v.dtype) throw new HeedError('DTYPE_MISMATCH', `${who}: k is ${k.dtype}, v ${v.dtype}; they must be of one dtype`);
   const [batch, queries, heads, headDim] = q.shape as [number, number, number, number];
   const [kBatch, keys, kvHeads, kDim] = k.shape as [number, number, number, number];
   const [vBatch, vKeys, vHeads, valueDim] = v.shape as [number, number, number, number];

@@ -11,11 +11,7 @@ import type { ScoreSpec } from './common.js';
  */
 export function keyLoop(spec: ScoreSpec, columns: number, body: string, splits = false): string {
   const always = spec.mask === '' ? '' : ' || true';
-  const range = (count: string): string =>
-    splits
-      ? `let share = (${count} + uniforms.splits - 1u) / uniforms.splits;
-         let begin = min(split * share, ${count}); let end = min(begin + share, ${count});`
-      : `let begin = 0u; let end = ${count};`;
+  const range = shareOf(splits);
   const bandTest = `keyStart + ${columns}u > keyStop || i32(keyStart + ${columns}u) - 1 > qFirst + uniforms.right || (i32(keyStart) < qLast - uniforms.left && keyStart + ${columns}u > uniforms.prefix)`;
   const outside = `i32(keyStart) > qLast + uniforms.right || (i32(keyStart + ${columns}u) <= qFirst - uniforms.left && keyStart >= uniforms.prefix)`;
   switch (spec.list) {
@@ -33,7 +29,16 @@ export function keyLoop(spec: ScoreSpec, columns: number, body: string, splits =
           ${body}
         }`;
     case 'runs':
-      return runLoop(columns, range, body);
+      return runLoop(
+        'listHead',
+        'tileNumber',
+        range,
+        `let keyStart = tile * ${columns}u;
+        let keyStop = keyEnd;
+        if (keyStart >= keyStop) { continue; }
+        let masked = stop < 0x80000000u || keyStart + ${columns}u > keyStop;
+        ${body}`,
+      );
     case 'ids':
       return `
         let row = listRowOf(b, listHead, queryBlock);
@@ -74,10 +79,19 @@ export function keyLoop(spec: ScoreSpec, columns: number, body: string, splits =
   }
 }
 
-/** Rows of the arena of mask/tile-runs.ts: full runs first, then partial ones. */
-function runLoop(columns: number, range: (count: string) => string, body: string): string {
+/** `begin` and `end` of the listed tiles, or of one part of them. */
+function shareOf(splits: boolean): (count: string) => string {
+  return (count) =>
+    splits
+      ? `let share = (${count} + uniforms.splits - 1u) / uniforms.splits;
+         let begin = min(split * share, ${count}); let end = min(begin + share, ${count});`
+      : `let begin = 0u; let end = ${count};`;
+}
+
+/** A row of the arena of mask/tile-runs.ts, full runs first, then partial ones: `tile` in the body, of a run whose end word is `stop`. */
+function runLoop(head: string, number: string, range: (count: string) => string, body: string): string {
   return `
-    let row = listRowOf(b, listHead, tileNumber);
+    let row = listRowOf(b, ${head}, ${number});
     let runs = base_arena() + uniforms.runsAt;
     let firstRun = arena[base_arena() + uniforms.rowsAt + 2u * row];
     let endRun = arena[base_arena() + uniforms.rowsAt + 2u * row + 2u];
@@ -93,11 +107,47 @@ function runLoop(columns: number, range: (count: string) => string, body: string
       let to = first + min(max(end, before) - before, length);
       before += length;
       for (var tile = from; tile < to; tile++) {
-        let keyStart = tile * ${columns}u;
-        let keyStop = keyEnd;
-        if (keyStart >= keyStop) { continue; }
-        let masked = stop < 0x80000000u || keyStart + ${columns}u > keyStop;
         ${body}
       }
     }`;
+}
+
+/**
+ * Text that runs `body` for each tile of `columns` queries that sees some of the `rows` keys from `keyStart` on.
+ *
+ * Reads `b`, `h`, `keyStart`, `keyEnd`, `keyTile`, `queryOffset`. In the body: `rowStart`, `rowEnd`, `masked`.
+ */
+export function queryLoop(spec: ScoreSpec, columns: number, rows: number, body: string, splits: boolean): string {
+  const range = shareOf(splits);
+  const always = spec.mask === '' ? '' : ' || true';
+  const bandTest = `keyStart + ${rows}u > keyStop || i32(keyStart + ${rows}u) - 1 > i32(rowStart) + queryOffset + uniforms.right || (i32(keyStart) < i32(rowStart + ${columns - 1}u) + queryOffset - uniforms.left && keyStart + ${rows}u > uniforms.prefix)`;
+  if (spec.list === 'runs') {
+    return runLoop(
+      'h',
+      'keyTile',
+      range,
+      `let rowStart = tile * ${columns}u;
+      let rowEnd = uniforms.queries;
+      if (keyStart >= keyEnd) { continue; }
+      let masked = stop < 0x80000000u || keyStart + ${rows}u > keyEnd;
+      ${body}`,
+    );
+  }
+  if (spec.list === 'band') {
+    return `
+      let lastKey = i32(min(keyStart + ${rows}u, keyEnd)) - 1;
+      let lowRow = u32(clamp(i32(keyStart) - uniforms.right - queryOffset, 0, i32(uniforms.queries)));
+      let reach = select(lastKey + uniforms.left - queryOffset + 1, i32(uniforms.queries), keyStart < uniforms.prefix);
+      let highRow = select(u32(clamp(reach, 0, i32(uniforms.queries))), 0u, keyStart >= keyEnd);
+      let firstTile = min(lowRow, highRow) / ${columns}u;
+      let count = (highRow + ${columns - 1}u) / ${columns}u - firstTile;
+      ${range('count')}
+      for (var n = begin; n < end; n++) {
+        let rowStart = (firstTile + n) * ${columns}u;
+        let rowEnd = uniforms.queries;
+        let masked = ${bandTest}${always};
+        ${body}
+      }`;
+  }
+  throw new Error(`attention: no transposed walk over ${spec.list}`);
 }

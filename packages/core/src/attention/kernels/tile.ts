@@ -204,6 +204,16 @@ export class TileText {
     return `(${name} & ${2 ** (i * this.columnsPerLane + c)}u) != 0u`;
   }
 
+  /** Bits of all pairs of row i. */
+  bitsOfRow(i: number): string {
+    return this.columnNumbers().reduce((bits, c) => bits + 2 ** (i * this.columnsPerLane + c), 0) + 'u';
+  }
+
+  /** Bits of all pairs of column c. */
+  bitsOfColumn(c: number): string {
+    return this.rowNumbers().reduce((bits, i) => bits + 2 ** (i * this.columnsPerLane + c), 0) + 'u';
+  }
+
   /** Declares the accumulators of an output of `dim` elements a row. */
   declareOutput(acc: string, dim: number): string {
     return this.rowNumbers()

@@ -1,0 +1,157 @@
+import { dtypeBytes } from '../dtype.js';
+import { asContiguous } from '../tensor/copy.js';
+import { empty, zeros } from '../tensor/create.js';
+import { contiguousStrides, type Tensor } from '../tensor/tensor.js';
+import { bindCall, type CallTensors } from './bind.js';
+import type { AttentionCall } from './call.js';
+import { planCall } from './forward.js';
+import { runDkvKernel } from './kernels/dkv.js';
+import { runDqKernel } from './kernels/dq.js';
+import { runSinkGradient, runStats, runSumParts, runSumRows } from './kernels/stats.js';
+import type { TilePlan } from './plan.js';
+import { itemStrides } from './problem.js';
+
+/** What a backward pass starts from. */
+export interface BackwardInputs extends CallTensors {
+  out: Tensor;
+  lse: Tensor;
+  dOut: Tensor | null;
+  dLse: Tensor | null;
+}
+
+/** Which gradients are wanted: of q, k, v, and of each of the call's arrays. */
+export interface Wanted {
+  q: boolean;
+  k: boolean;
+  v: boolean;
+  arrays: readonly boolean[];
+}
+
+export interface AttentionGradients {
+  q: Tensor | null;
+  k: Tensor | null;
+  v: Tensor | null;
+  /** In the order of the call's arrays. */
+  arrays: (Tensor | null)[];
+}
+
+/** What the sweeps share: row statistics and a dOut that can be read as q is. */
+interface Prepared {
+  inputs: BackwardInputs;
+  dOut: Tensor;
+  stats: Tensor;
+}
+
+/** Gradients of an attention call. Deterministic: every sum has a fixed order. */
+export function runBackward(call: AttentionCall, inputs: BackwardInputs, wanted: Wanted): AttentionGradients {
+  const { device, sizes } = call;
+  const { out, lse } = inputs;
+  const dOut = inputs.dOut ? asContiguous(inputs.dOut) : undefined;
+  const dLse = inputs.dLse ? asContiguous(inputs.dLse, 1) : undefined;
+  const stats = empty(device, [...lse.shape, 2], 'f32', 'attention statistics');
+  runStats(device, { out, lse, dOut, dLse, stats });
+  const prepared = { inputs, dOut: dOut ?? zeros(device, out.shape, { dtype: out.dtype }), stats };
+  const plan = planCall(call);
+  const arrays: (Tensor | null)[] = call.arrays.map(() => null);
+  const indexOf = (name: string): number => call.arrays.findIndex((array) => array.name === name);
+  const wants = (name: string): boolean => wanted.arrays[indexOf(name)] ?? false;
+  if (wants('sinks')) {
+    const sinks = inputs.arrays[indexOf('sinks')] as Tensor;
+    const dSinks = empty(device, sinks.shape, sinks.dtype);
+    runSinkGradient(device, { stats, sinks: asContiguous(sinks, 1), dSinks }, sizes.batch * sizes.queries);
+    arrays[indexOf('sinks')] = dSinks;
+  }
+  const q = wanted.q ? gradientOfQ(call, prepared, plan.dq) : null;
+  const biasGradient = wants('keyBias');
+  if (!wanted.k && !wanted.v && !biasGradient) return { q, k: null, v: null, arrays };
+  const bias = biasGradient ? (inputs.arrays[indexOf('keyBias')] as Tensor) : undefined;
+  const { k, v, keyBias } = gradientsOfKeys(call, prepared, plan.dkv, bias);
+  if (keyBias) arrays[indexOf('keyBias')] = keyBias;
+  return { q, k, v, arrays };
+}
+
+function dOutStrides(dOut: Tensor, vector: boolean): { dOutBatch: number; dOutRow: number; dOutHead: number } {
+  const [dOutBatch, dOutRow, dOutHead] = itemStrides(dOut, vector);
+  return { dOutBatch, dOutRow, dOutHead };
+}
+
+function gradientOfQ(call: AttentionCall, { inputs, dOut, stats }: Prepared, { tile, shuffles }: TilePlan): Tensor {
+  const { device, sizes } = call;
+  const { q, k, v } = inputs;
+  const dq = empty(device, q.shape, q.dtype);
+  const bound = bindCall(call, inputs, {
+    width: tile.width,
+    tiles: { query: tile.rows, key: tile.columns },
+    transposed: false,
+    rows: [dOut],
+  });
+  const tiles = Math.ceil(sizes.queries / tile.rows);
+  const vectorOut = tile.width === 4 && sizes.headDim % 4 === 0;
+  runDqKernel(
+    device,
+    { ...bound.spec, ...tile, shuffles, vectorOut },
+    { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, dq },
+    { ...bound.uniforms, ...dOutStrides(dOut, bound.spec.vector), tiles },
+    [tiles, sizes.heads, sizes.batch],
+  );
+  return dq;
+}
+
+/** dk, dv and dBias in one buffer; parts of it are summed, and converted, where the sweep is split or wants f32. */
+function gradientsOfKeys(
+  call: AttentionCall,
+  { inputs, dOut, stats }: Prepared,
+  { tile, shuffles, splits }: TilePlan & { splits: number },
+  bias: Tensor | undefined,
+): { k: Tensor; v: Tensor; keyBias: Tensor | undefined } {
+  const { device, sizes } = call;
+  const { q, k, v } = inputs;
+  const { batch, keys, heads, kvHeads, headDim, valueDim } = sizes;
+  const split = splits > 1;
+  const dvAt = Math.ceil(k.size / 8) * 8;
+  const dBiasAt = dvAt + Math.ceil(v.size / 8) * 8;
+  const partSize = dBiasAt + (bias ? Math.ceil((batch * heads * keys) / 8) * 8 : 0);
+  const inParts = split || bias !== undefined;
+  const grads = empty(device, [partSize * splits], inParts ? 'f32' : k.dtype, 'attention dk and dv');
+  const bound = bindCall(call, inputs, {
+    width: tile.width,
+    tiles: { query: tile.columns, key: tile.rows },
+    transposed: true,
+    rows: [dOut],
+  });
+  const vectorOut = tile.width === 4 && headDim % 4 === 0 && valueDim % 4 === 0 && bias === undefined;
+  runDkvKernel(
+    device,
+    { ...bound.spec, ...tile, shuffles, vectorOut, split, biasGradient: bias !== undefined },
+    { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, grads },
+    { ...bound.uniforms, ...dOutStrides(dOut, bound.spec.vector), splits, dvAt, dBiasAt, partSize },
+    [Math.ceil(keys / tile.rows) * splits, kvHeads, batch],
+  );
+  let summed = grads;
+  if (split || dtypeBytes(k.dtype) !== 4) {
+    if (inParts) {
+      summed = empty(device, [dBiasAt], k.dtype);
+      runSumParts(device, grads, summed, splits, partSize);
+    }
+  }
+  return {
+    k: summed.view({ shape: k.shape, strides: contiguousStrides(k.shape), offset: 0 }),
+    v: summed.view({ shape: v.shape, strides: contiguousStrides(v.shape), offset: dvAt }),
+    keyBias: bias && sumKeyBias(call, grads, bias, { splits, partSize, dBiasAt }),
+  };
+}
+
+function sumKeyBias(
+  call: AttentionCall,
+  grads: Tensor,
+  bias: Tensor,
+  { splits, partSize, dBiasAt }: { splits: number; partSize: number; dBiasAt: number },
+): Tensor {
+  const { device, sizes } = call;
+  const { batch, heads, keys } = sizes;
+  const [outBatch = 1, outHeads = 1] = bias.rank === 1 ? [1, 1] : bias.shape;
+  const out = empty(device, bias.shape, bias.dtype);
+  const rows = grads.view({ shape: [grads.size - dBiasAt], strides: [1], offset: dBiasAt });
+  runSumRows(device, rows, out, { parts: splits, stride: partSize, batch, heads, columns: keys, outBatch, outHeads });
+  return out;
+}

@@ -1,0 +1,161 @@
+// Gradients of keys and values (and of the key bias): a workgroup owns keys and walks the query tiles that see them, for each
+// query head of the group. dv = P^T dOut, dk = scale dS^T q, dBias = column sums of dS.
+// tile    rows (keys) x columns (queries) a workgroup and step; four products a step, dk and dv in named registers
+// bytes   k and v once; q twice and dOut twice a key tile that sees them
+// limits  as the forward kernel; exactly 8 storage bindings: dk, dv and dBias lie in one buffer
+// source  Dao 2023 (FlashAttention-2), algorithm 2, the loop over queries; long rows of queries are cut into parts that are
+//         summed in a fixed order, so gradients are deterministic
+import type { Device } from '../../device/device.js';
+import { read, write } from '../../kernel/bindings.js';
+import { defineKernel } from '../../kernel/define.js';
+import type { Tensor } from '../../tensor/tensor.js';
+import { logitText, type PairPlace, scoreFunctions, scoreUniforms, slopeText } from './common.js';
+import type { BackwardSpec, BackwardTensors, BackwardUniforms } from './dq.js';
+import { queryLoop } from './loops.js';
+import { rowLoader, TileText } from './tile.js';
+
+export type DkvSpec = BackwardSpec & {
+  /** Each workgroup takes a part of the query tiles. */
+  split: boolean;
+  /** Column sums of dS are wanted. */
+  biasGradient: boolean;
+};
+
+const width = (spec: DkvSpec): number => (spec.vector ? 4 : 1);
+
+const kernel = defineKernel({
+  name: 'attention-dkv',
+  bindings: {
+    q: read<DkvSpec>('float', { width }),
+    k: read<DkvSpec>('float', { width }),
+    v: read<DkvSpec>('float', { width }),
+    dOut: read<DkvSpec>('float', { width }),
+    stats: read<DkvSpec>('f32', { raw: 'vec2f' }),
+    arena: read<DkvSpec>('any', { raw: 'u32', when: (s) => s.arena }),
+    extras: read<DkvSpec>('any', { raw: 'u32', when: (s) => s.extras }),
+    grads: write<DkvSpec>('float', { width: (s) => (s.vectorOut ? 4 : 1) }),
+  },
+  uniforms: {
+    ...scoreUniforms,
+    dOutBatch: 'u32',
+    dOutRow: 'u32',
+    dOutHead: 'u32',
+    splits: 'u32',
+    /** First elements of dv and dBias in the buffer, and elements of one part. */
+    dvAt: 'u32',
+    dBiasAt: 'u32',
+    partSize: 'u32',
+  },
+  wgsl: dkvText,
+  forms: ['baseline', 'subgroups', 'matrix'],
+});
+
+export function runDkvKernel(
+  device: Device,
+  spec: DkvSpec,
+  tensors: BackwardTensors & { grads: Tensor },
+  uniforms: BackwardUniforms & { splits: number; dvAt: number; dBiasAt: number; partSize: number },
+  grid: readonly [number, number, number],
+): void {
+  kernel.run(device, { spec, tensors, uniforms, grid });
+}
+
+function dkvText(spec: DkvSpec): string {
+  const { headDim, valueDim, biasGradient } = spec;
+  const widest = Math.max(headDim, valueDim);
+  const t = new TileText(spec, { contract: widest, accumulate: widest }, spec.opaque);
+  const rows = t.rowNumbers();
+  const columns = t.columnNumbers();
+  const place = (i: number, c: number): PairPlace => ({ b: 'b', h: 'h', q: `place${c}`, kv: `keyAt${i}` });
+  const pair = (i: number, c: number): string => {
+    const s = `s${i}_${c}`;
+    const slope = slopeText(spec, s, place(i, c));
+    return `{
+      let w = select(0.0, exp2(${logitText(spec, s, place(i, c), `bias${i}`)} - stat${c}.x), ${t.hasBit('visible', i, c)});
+      let g = w * (p${i}_${c} - stat${c}.y);
+      ${biasGradient ? `dBias${i} += g;` : ''}
+      ${s} = g${slope ? ` * ${slope}` : ''};
+      p${i}_${c} = w;
+    }`;
+  };
+  const tile = `
+    ${t.contract(
+      's',
+      headDim,
+      (n, item) => `items_k(kBase, keyStart + ${n}, keyStop, ${item})`,
+      (n, item) => `items_q(qBase, rowStart + ${n}, rowEnd, ${item})`,
+    )}
+    ${t.contract(
+      'p',
+      valueDim,
+      (n, item) => `items_v(vBase, keyStart + ${n}, keyStop, ${item})`,
+      (n, item) => `items_dOut(dOutBase, rowStart + ${n}, rowEnd, ${item})`,
+    )}
+    ${columns
+      .map(
+        (c) => `
+      let row${c} = rowStart + ${t.column(c)};
+      let place${c} = i32(row${c}) + queryOffset;
+      var stat${c} = vec2f(1e30, 0.0);
+      if (row${c} < rowEnd) { stat${c} = stats[base_stats() + (b * uniforms.queries + row${c}) * uniforms.heads + h]; }`,
+      )
+      .join('\n')}
+    ${spec.keyBias ? rows.map((i) => `let bias${i} = keyBiasOf(b, h, keyAt${i});`).join(' ') : ''}
+    var visible = ${columns.map((c) => `select(0u, ${t.bitsOfColumn(c)}, stat${c}.x < 1e29)`).join(' | ')};
+    if (masked) {
+      ${t.pairBits('bits', (row, column) => `seen(b, h, i32(rowStart + ${column}) + queryOffset, keyStart + ${row}, keyStop)`)}
+      visible &= bits;
+    }
+    ${rows.map((i) => columns.map((c) => pair(i, c)).join('\n')).join('\n')}
+    ${t.storeWeights((i, c) => `p${i}_${c}`)}
+    ${t.accumulate('dv', valueDim, (n, item) => `items_dOut(dOutBase, rowStart + ${n}, rowEnd, ${item})`)}
+    workgroupBarrier();
+    ${t.storeWeights((i, c) => `s${i}_${c}`)}
+    ${t.accumulate('dk', headDim, (n, item) => `items_q(qBase, rowStart + ${n}, rowEnd, ${item})`)}`;
+  const part = spec.split ? 'split * uniforms.partSize + ' : '';
+  const head = (h: string, i: number, heads: string): string => `((b * uniforms.keys + keyAt${i}) * ${heads} + ${h})`;
+  return `
+    ${t.variables()}
+    ${rowLoader('q', headDim, spec.width, spec.vector)}
+    ${rowLoader('k', headDim, spec.width, spec.vector)}
+    ${rowLoader('v', valueDim, spec.width, spec.vector)}
+    ${rowLoader('dOut', valueDim, spec.width, spec.vector)}
+    ${scoreFunctions(spec)}
+    @compute @workgroup_size(${t.lanes})
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      ${keyPosition(spec)}
+      ${t.lanePosition()}
+      ${rows.map((i) => `let keyAt${i} = keyStart + ${t.row(i)};`).join(' ')}
+      ${t.declareOutput('dk', headDim)}
+      ${t.declareOutput('dv', valueDim)}
+      for (var member = 0u; member < uniforms.group; member++) {
+        let h = kvHead * uniforms.group + member;
+        let qBase = b * uniforms.qBatch + h * uniforms.qHead;
+        let dOutBase = b * uniforms.dOutBatch + h * uniforms.dOutHead;
+        ${biasGradient ? rows.map((i) => `var dBias${i} = 0.0;`).join(' ') : ''}
+        ${queryLoop(spec, spec.columns, spec.rows, tile, spec.split)}
+        ${
+          biasGradient
+            ? `${t.reduceRows('dBias', '+', spec.shuffles)}
+        if (tx == 0u) { ${rows.map((i) => `if (keyAt${i} < uniforms.keys) { store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.keys + keyAt${i}, dBias${i}); }`).join(' ')} }`
+            : ''
+        }
+      }
+      ${t.eachOutput(headDim, (i, j, item) => `if (keyAt${i} < uniforms.keys) { ${t.storeItem('grads', spec.vectorOut, `${part}${head('kvHead', i, 'uniforms.kvHeads')} * ${headDim}u`, headDim, item, `dk${i}_${j} * uniforms.scale`)} }`)}
+      ${t.eachOutput(valueDim, (i, j, item) => `if (keyAt${i} < uniforms.keys) { ${t.storeItem('grads', spec.vectorOut, `${part}uniforms.dvAt + ${head('kvHead', i, 'uniforms.kvHeads')} * ${valueDim}u`, valueDim, item, `dv${i}_${j}`)} }`)}
+    }`;
+}
+
+/** Where a workgroup of a key-tile kernel works: `b`, `kvHead`, `split`, `keyTile`, `keyStart`, `keyStop`, `kBase`, `vBase`, `keyEnd`, `queryOffset`. */
+export function keyPosition(spec: DkvSpec): string {
+  return `
+    ${spec.split ? 'let keyTile = group.x / uniforms.splits; let split = group.x % uniforms.splits;' : 'let keyTile = group.x;'}
+    let kvHead = group.y;
+    let b = group.z;
+    let keyEnd = keyEndOf(b);
+    let queryOffset = queryOffsetOf(b);
+    let keyStart = keyTile * ${spec.rows}u;
+    let keyStop = keyEnd;
+    let kBase = b * uniforms.kBatch + kvHead * uniforms.kHead;
+    let vBase = b * uniforms.vBatch + kvHead * uniforms.vHead;`;
+}

@@ -1,0 +1,163 @@
+// Gradient of the queries: recomputes P from the logsumexp, dS = P (dO V^T - delta), dq = scale dS K.
+// tile    rows x columns scores a workgroup and step; three products a step, dq in named registers
+// bytes   q and dOut once, k twice and v once a query tile that sees them
+// limits  as the forward kernel; exactly 8 storage bindings with lists and small arrays
+// source  Dao 2023 (FlashAttention-2), algorithm 2, the loop over keys; deterministic, nothing is summed across workgroups
+import type { Device } from '../../device/device.js';
+import { type Operand, read, write } from '../../kernel/bindings.js';
+import { defineKernel } from '../../kernel/define.js';
+import type { Tensor } from '../../tensor/tensor.js';
+import {
+  logitText,
+  type PairPlace,
+  scoreFunctions,
+  type ScoreSpec,
+  scoreUniforms,
+  type ScoreUniforms,
+  slopeText,
+  type UniformsOf,
+} from './common.js';
+import { tilePosition } from './forward.js';
+import { keyLoop } from './loops.js';
+import { rowLoader, type TileSpec, TileText } from './tile.js';
+
+export type BackwardSpec = ScoreSpec &
+  TileSpec & {
+    shuffles: boolean;
+    /** Output rows are whole vec4. */
+    vectorOut: boolean;
+  };
+
+const width = (spec: BackwardSpec): number => (spec.vector ? 4 : 1);
+
+const kernel = defineKernel({
+  name: 'attention-dq',
+  bindings: {
+    q: read<BackwardSpec>('float', { width }),
+    k: read<BackwardSpec>('float', { width }),
+    v: read<BackwardSpec>('float', { width }),
+    dOut: read<BackwardSpec>('float', { width }),
+    stats: read<BackwardSpec>('f32', { raw: 'vec2f' }),
+    arena: read<BackwardSpec>('any', { raw: 'u32', when: (s) => s.arena }),
+    extras: read<BackwardSpec>('any', { raw: 'u32', when: (s) => s.extras }),
+    dq: write<BackwardSpec>('float', { width: (s) => (s.vectorOut ? 4 : 1) }),
+  },
+  uniforms: { ...scoreUniforms, tiles: 'u32', dOutBatch: 'u32', dOutRow: 'u32', dOutHead: 'u32' },
+  wgsl: dqText,
+  forms: ['baseline', 'subgroups', 'matrix'],
+});
+
+/** Buffers of a backward dispatch. */
+export interface BackwardTensors {
+  q: Tensor;
+  k: Tensor;
+  v: Tensor;
+  dOut: Tensor;
+  stats: Tensor;
+  arena: Operand | undefined;
+  extras: Tensor | undefined;
+}
+
+export type BackwardUniforms = UniformsOf<ScoreUniforms> & { dOutBatch: number; dOutRow: number; dOutHead: number };
+
+export function runDqKernel(
+  device: Device,
+  spec: BackwardSpec,
+  tensors: BackwardTensors & { dq: Tensor },
+  uniforms: BackwardUniforms & { tiles: number },
+  grid: readonly [number, number, number],
+): void {
+  kernel.run(device, { spec, tensors, uniforms, grid });
+}
+
+function dqText(spec: BackwardSpec): string {
+  const { headDim, valueDim } = spec;
+  const t = new TileText(spec, { contract: Math.max(headDim, valueDim), accumulate: headDim }, spec.opaque);
+  const rows = t.rowNumbers();
+  const tile = `
+    ${scoreGradients(spec, t)}
+    ${t.storeWeights((i, c) => `s${i}_${c}`)}
+    ${t.accumulate('dq', headDim, (n, item) => `items_k(kBase, keyStart + ${n}, keyStop, ${item})`)}`;
+  return `
+    ${t.variables()}
+    ${rowLoader('q', headDim, spec.width, spec.vector)}
+    ${rowLoader('k', headDim, spec.width, spec.vector)}
+    ${rowLoader('v', valueDim, spec.width, spec.vector)}
+    ${rowLoader('dOut', valueDim, spec.width, spec.vector)}
+    ${scoreFunctions(spec)}
+    @compute @workgroup_size(${t.lanes})
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      ${tilePosition(spec)}
+      let dOutBase = b * uniforms.dOutBatch + h * uniforms.dOutHead;
+      ${t.lanePosition()}
+      ${rows
+        .map(
+          (i) => `
+      let rowAt${i} = rowStart + ${t.row(i)};
+      let at${i} = (b * uniforms.queries + rowAt${i}) * uniforms.heads + h;
+      let place${i} = i32(rowAt${i}) + queryOffset;
+      var stat${i} = vec2f(1e30, 0.0);
+      if (rowAt${i} < rowEnd) { stat${i} = stats[base_stats() + at${i}]; }`,
+        )
+        .join('\n')}
+      let alive = ${rows.map((i) => `select(0u, ${t.bitsOfRow(i)}, stat${i}.x < 1e29)`).join(' | ')};
+      ${t.declareOutput('dq', headDim)}
+      ${keyLoop(spec, spec.columns, tile)}
+      ${t.eachOutput(headDim, (i, j, item) => `if (rowAt${i} < rowEnd) { ${t.storeItem('dq', spec.vectorOut, `at${i} * ${headDim}u`, headDim, item, `dq${i}_${j} * uniforms.scale`)} }`)}
+    }`;
+}
+
+/**
+ * For a tile of queries (rows) and keys (columns): `s<i>_<c>` becomes dS, the gradient of the scaled raw score. Reads `stat<i>`
+ * (logsumexp in base 2 and delta), `place<i>`, and `alive`, the bits of rows that see something.
+ * @param each text for each pair after its weight `w` and gradient of the final score `g` are known
+ */
+export function scoreGradients(spec: ScoreSpec & TileSpec, t: TileText, each?: (i: number, c: number) => string): string {
+  const { headDim, valueDim } = spec;
+  const place = (i: number, c: number): PairPlace => ({ b: 'b', h: 'h', q: `place${i}`, kv: `(keyStart + ${t.column(c)})` });
+  const pair = (i: number, c: number): string => {
+    const s = `s${i}_${c}`;
+    const slope = slopeText(spec, s, place(i, c));
+    return `{
+      let w = select(0.0, exp2(${logitText(spec, s, place(i, c), `bias${c}`)} - stat${i}.x), ${t.hasBit('visible', i, c)});
+      let g = w * (p${i}_${c} - stat${i}.y);
+      ${each?.(i, c) ?? ''}
+      ${s} = g${slope ? ` * ${slope}` : ''};
+    }`;
+  };
+  return `
+    ${t.contract(
+      's',
+      headDim,
+      (n, item) => `items_q(qBase, rowStart + ${n}, rowEnd, ${item})`,
+      (n, item) => `items_k(kBase, keyStart + ${n}, keyStop, ${item})`,
+    )}
+    ${t.contract(
+      'p',
+      valueDim,
+      (n, item) => `items_dOut(dOutBase, rowStart + ${n}, rowEnd, ${item})`,
+      (n, item) => `items_v(vBase, keyStart + ${n}, keyStop, ${item})`,
+    )}
+    ${
+      spec.keyBias
+        ? t
+            .columnNumbers()
+            .map((c) => `let bias${c} = keyBiasOf(b, h, keyStart + ${t.column(c)});`)
+            .join(' ')
+        : ''
+    }
+    var visible = alive;
+    if (masked) {
+      ${t.pairBits('bits', (row, column) => `seen(b, h, i32(rowStart + ${row}) + queryOffset, keyStart + ${column}, keyStop)`)}
+      visible &= bits;
+    }
+    ${t
+      .rowNumbers()
+      .map((i) =>
+        t
+          .columnNumbers()
+          .map((c) => pair(i, c))
+          .join('\n'),
+      )
+      .join('\n')}`;
+}

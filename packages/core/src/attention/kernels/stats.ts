@@ -1,0 +1,151 @@
+import type { Device } from '../../device/device.js';
+import { read, write } from '../../kernel/bindings.js';
+import { defineKernel } from '../../kernel/define.js';
+import type { Tensor } from '../../tensor/tensor.js';
+import { log2e } from './common.js';
+
+type StatsSpec = { valueDim: number; dOut: boolean; dLse: boolean };
+
+// What the backward needs of each query row: logsumexp in base 2, and delta = sum_d out dOut - dLse.
+// tile    one row a lane, 64 lanes
+// bytes   reads out and dOut once, writes 8 a row
+// limits  a row that sees nothing gets the logsumexp 1e30, so that exp2(score - it) is 0 wherever it is recomputed
+// source  Dao et al. 2022 (FlashAttention), appendix B.2; dLse enters because d lse / d score = P
+const stats = defineKernel({
+  name: 'attention-stats',
+  bindings: {
+    out: read<StatsSpec>('float'),
+    lse: read<StatsSpec>('f32', { raw: 'u32' }),
+    dOut: read<StatsSpec>('float', { when: (s) => s.dOut }),
+    dLse: read<StatsSpec>('f32', { when: (s) => s.dLse }),
+    stats: write<StatsSpec>('f32', { raw: 'vec2f' }),
+  },
+  uniforms: { rows: 'u32' },
+  wgsl: ({ valueDim, dOut, dLse }: StatsSpec) => `
+    @compute @workgroup_size(64)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      let row = workgroupIndex(group, groups) * 64u + lane;
+      if (row >= uniforms.rows) { return; }
+      let bits = lse[base_lse() + row];
+      var delta = ${dLse ? '-load_dLse(row)' : '0.0'};
+      ${dOut ? `for (var d = 0u; d < ${valueDim}u; d++) { delta += load_out(row * ${valueDim}u + d) * load_dOut(row * ${valueDim}u + d); }` : ''}
+      let dead = bits == 0xff800000u;
+      stats[base_stats() + row] = select(vec2f(bitcast<f32>(bits) * ${log2e}, delta), vec2f(1e30, 0.0), dead);
+    }`,
+});
+
+/** `stats` f32 [rows, 2] from contiguous tensors; absent cotangents count as zero. */
+export function runStats(
+  device: Device,
+  tensors: { out: Tensor; lse: Tensor; dOut: Tensor | undefined; dLse: Tensor | undefined; stats: Tensor },
+): void {
+  const { out, lse, dOut, dLse } = tensors;
+  stats.run(device, {
+    spec: { valueDim: out.dim(-1), dOut: dOut !== undefined, dLse: dLse !== undefined },
+    tensors,
+    uniforms: { rows: lse.size },
+    grid: [Math.ceil(lse.size / 64)],
+  });
+}
+
+// Gradient of the learned sink logits: dSink_h = - sum over rows of exp(sink_h - lse) delta.
+// tile    one head a workgroup, 256 lanes over its rows, tree sum in a fixed order
+// bytes   reads 8 a row
+// limits  rows with a sink always have a finite logsumexp
+const sinkGradient = defineKernel({
+  name: 'attention-sink-gradient',
+  bindings: { stats: read('f32', { raw: 'vec2f' }), sinks: read('float'), dSinks: write('float') },
+  uniforms: { rows: 'u32', heads: 'u32' },
+  wgsl: () => `
+    var<workgroup> partial: array<f32, 256>;
+    @compute @workgroup_size(256)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+      let head = group.x;
+      let sink = load_sinks(head) * ${log2e};
+      var sum = 0.0;
+      for (var row = lane; row < uniforms.rows; row += 256u) {
+        let stat = stats[base_stats() + row * uniforms.heads + head];
+        sum -= exp2(sink - stat.x) * stat.y;
+      }
+      partial[lane] = sum;
+      for (var half = 128u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if (lane < half) { partial[lane] += partial[lane + half]; }
+      }
+      if (lane == 0u) { store_dSinks(head, partial[0]); }
+    }`,
+});
+
+/** @param tensors stats [batch x queries, heads, 2], sinks and dSinks [heads] */
+export function runSinkGradient(device: Device, tensors: { stats: Tensor; sinks: Tensor; dSinks: Tensor }, rows: number): void {
+  const heads = tensors.sinks.size;
+  sinkGradient.run(device, { spec: {}, tensors, uniforms: { rows, heads }, grid: [heads] });
+}
+
+// Sums slices: out[b, h, i] = sum over parts, and over the batch entries and heads that share an output row.
+// tile    one output element a lane, 256 lanes; the order of the sum is fixed
+// bytes   reads every partial once, writes every output once
+const sumParts = defineKernel({
+  name: 'attention-sum-parts',
+  bindings: { parts: read('f32'), out: write('float') },
+  uniforms: {
+    size: 'u32',
+    /** Elements of one part, and parts. */
+    stride: 'u32',
+    parts: 'u32',
+    /** Elements a row; rows summed into one and their distance; rows apart of outputs within a batch entry, and of batch entries. */
+    columns: 'u32',
+    heads: 'u32',
+    headRows: 'u32',
+    batches: 'u32',
+    batchRows: 'u32',
+    outHeads: 'u32',
+  },
+  wgsl: () => `
+    @compute @workgroup_size(256)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      let i = workgroupIndex(group, groups) * 256u + lane;
+      if (i >= uniforms.size) { return; }
+      let column = i % uniforms.columns;
+      let row = i / uniforms.columns;
+      let first = row / uniforms.outHeads * uniforms.batchRows + row % uniforms.outHeads * uniforms.headRows;
+      var sum = 0.0;
+      for (var part = 0u; part < uniforms.parts; part++) {
+        for (var b = 0u; b < uniforms.batches; b++) {
+          for (var h = 0u; h < uniforms.heads; h++) {
+            sum += load_parts(part * uniforms.stride + (first + b * uniforms.batchRows + h) * uniforms.columns + column);
+          }
+        }
+      }
+      store_out(i, sum);
+    }`,
+});
+
+/** out = sum of `count` parts that lie `stride` elements apart. */
+export function runSumParts(device: Device, parts: Tensor, out: Tensor, count: number, stride: number): void {
+  const { size } = out;
+  const uniforms = { size, stride, parts: count, columns: Math.max(1, size), heads: 1, headRows: 0, batches: 1, batchRows: 0, outHeads: 1 };
+  sumParts.run(device, { spec: {}, tensors: { parts, out }, uniforms, grid: [Math.ceil(size / 256)] });
+}
+
+/** Sums f32 [parts, batch, heads, columns] to [outBatch, outHeads, columns], where an output row gathers neighbouring heads. */
+export function runSumRows(
+  device: Device,
+  parts: Tensor,
+  out: Tensor,
+  shape: { parts: number; stride: number; batch: number; heads: number; columns: number; outBatch: number; outHeads: number },
+): void {
+  const { batch, heads, columns, outBatch, outHeads } = shape;
+  const uniforms = {
+    size: out.size,
+    stride: shape.stride,
+    parts: shape.parts,
+    columns,
+    heads: heads / outHeads,
+    headRows: heads / outHeads,
+    batches: batch / outBatch,
+    batchRows: heads,
+    outHeads,
+  };
+  sumParts.run(device, { spec: {}, tensors: { parts, out }, uniforms, grid: [Math.ceil(out.size / 256)] });
+}
