@@ -95,7 +95,8 @@ class MatrixText {
         workgroupBarrier();
         while (at < end) {
           let count = min(${s.chunk}u, end - at);
-          let whole = powers[count];
+          // not from workgroup memory: a scale of fragments must be uniform
+          let whole = exp2(rate * f32(count));
           ${s.outputs ? this.outputChunk() : this.stateChunk()}
           at += count;
         }
