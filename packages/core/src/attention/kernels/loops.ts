@@ -103,10 +103,10 @@ function runLoop(head: string, number: string, range: (count: string) => string,
       let first = arena[runs + 2u * run];
       let stop = arena[runs + 2u * run + 1u];
       let length = (stop & 0x7fffffffu) - first;
-      let from = first + min(max(begin, before) - before, length);
-      let to = first + min(max(end, before) - before, length);
+      let firstTile = first + min(max(begin, before) - before, length);
+      let endTile = first + min(max(end, before) - before, length);
       before += length;
-      for (var tile = from; tile < to; tile++) {
+      for (var tile = firstTile; tile < endTile; tile++) {
         ${body}
       }
     }`;
