@@ -18,6 +18,10 @@ import { expectClose } from '@heed/core/testing';
 import { zetaMixer, type ZetaMixerParams } from '../../src/zeta/index.js';
 
 const context = (): MixContext => ({ layer: 0, layers: 1, training: true, carry: new Carry() });
+const names = ['into', 'taps', 'curve', 'curveBias', 'theta', 'out'];
+const flat = (p: ZetaMixerParams): Tensor[] => [p.into.weight, p.taps, p.curve, p.curveBias, p.theta, p.out.weight];
+const nested = ([into, taps, curve, curveBias, theta, out]: readonly Tensor[]): ZetaMixerParams =>
+  ({ into: { weight: into }, taps, curve, curveBias, theta, out: { weight: out } }) as ZetaMixerParams;
 const config = { dim: 16, heads: 2, topK: 4, window: 8, chunk: 8, localWindow: 5 };
 
 describe.each(['baseline', 'subgroups'] as const)('the mixer on %s', (tier) => {
@@ -31,7 +35,7 @@ describe.each(['baseline', 'subgroups'] as const)('the mixer on %s', (tier) => {
   });
   const input = (tokens: number, batch = 2): Tensor => tensor(device, new RandomStream(5).normal(batch * tokens * 16), [batch, tokens, 16]);
   const free = (params: ZetaMixerParams): void => {
-    for (const p of Object.values(params)) for (const t of 'storage' in p ? [p as Tensor] : (Object.values(p) as Tensor[])) t.dispose();
+    for (const leaf of flat(params)) leaf.dispose();
   };
 
   test('step by pieces gives what apply gives, with and without short convolution', async () => {
@@ -70,18 +74,13 @@ describe.each(['baseline', 'subgroups'] as const)('the mixer on %s', (tier) => {
     const params = mixer.init(device, new RandomStream(2));
     using x = input(19, 1);
     using weights = tensor(device, new RandomStream(8).normal(19 * 16), [1, 19, 16]);
-    const loss = (p: ZetaMixerParams): Tensor => sum(mul(mixer.apply(p, x, context()).out, weights));
-    const { value, grads } = valueAndGrad(loss)(params);
+    const loss = (leaves: readonly Tensor[]): Tensor => sum(mul(mixer.apply(nested(leaves), x, context()).out, weights));
+    const leaves = flat(params);
+    const { value, grads } = valueAndGrad(loss)(leaves);
     value.dispose();
-    const leaves: [string, Tensor, Tensor][] = [
-      ['into', params.into.weight, grads.into.weight],
-      ['taps', params.taps, grads.taps],
-      ['curve', params.curve, grads.curve],
-      ['curveBias', params.curveBias, grads.curveBias],
-      ['theta', params.theta, grads.theta],
-      ['out', params.out.weight, grads.out.weight],
-    ];
-    for (const [name, leaf, gradient] of leaves) {
+    for (const [i, leaf] of leaves.entries()) {
+      const gradient = grads[i] as Tensor;
+      const name = names[i] as string;
       const kept = (await leaf.read()).slice();
       const given = await gradient.read();
       // along the gradient itself: the slope is its squared norm
@@ -92,8 +91,7 @@ describe.each(['baseline', 'subgroups'] as const)('the mixer on %s', (tier) => {
           Float32Array.from(kept, (v, i) => v + (step * (given[i] as number)) / norm),
           leaf.shape,
         );
-        const changed = name === 'into' || name === 'out' ? { ...params, [name]: { weight: moved } } : { ...params, [name]: moved };
-        using l = scope(() => loss(changed as ZetaMixerParams));
+        using l = scope(() => loss(leaves.map((own, n) => (n === i ? moved : own))));
         return (await l.read())[0] as number;
       };
       const slope = ((await at(2e-3)) - (await at(-2e-3))) / 4e-3;
@@ -105,7 +103,7 @@ describe.each(['baseline', 'subgroups'] as const)('the mixer on %s', (tier) => {
 
   test('the mean loss of a tiny copy task falls under gradient steps', async () => {
     const mixer = zetaMixer(config);
-    let params = mixer.init(device, new RandomStream(3));
+    let leaves = flat(mixer.init(device, new RandomStream(3)));
     using x = input(24, 1);
     using target = tensor(
       device,
@@ -114,33 +112,27 @@ describe.each(['baseline', 'subgroups'] as const)('the mixer on %s', (tier) => {
     );
     const losses: number[] = [];
     for (let step = 0; step < 12; step++) {
-      const { value, grads } = valueAndGrad((p: ZetaMixerParams) => {
-        const { out } = mixer.apply(p, x, context());
-        return mean(mul(mul(out, -1), target));
-      })(params);
+      const { value, grads } = valueAndGrad((now: readonly Tensor[]) =>
+        mean(mul(mul(mixer.apply(nested(now), x, context()).out, -1), target)),
+      )(leaves);
       losses.push((await value.read())[0] as number);
       value.dispose();
-      const stepped = async (p: Tensor, g: Tensor): Promise<Tensor> => {
-        const [a, b] = [await p.read(), await g.read()];
-        p.dispose();
-        g.dispose();
-        return tensor(
-          device,
-          Float32Array.from(a, (v, i) => v - 2 * (b[i] as number)),
-          p.shape,
-        );
-      };
-      params = {
-        into: { weight: await stepped(params.into.weight, grads.into.weight) },
-        taps: await stepped(params.taps, grads.taps),
-        curve: await stepped(params.curve, grads.curve),
-        curveBias: await stepped(params.curveBias, grads.curveBias),
-        theta: await stepped(params.theta, grads.theta),
-        out: { weight: await stepped(params.out.weight, grads.out.weight) },
-      };
+      leaves = await Promise.all(
+        leaves.map(async (leaf, i) => {
+          const gradient = grads[i] as Tensor;
+          const [from, slope] = [await leaf.read(), await gradient.read()];
+          leaf.dispose();
+          gradient.dispose();
+          return tensor(
+            device,
+            Float32Array.from(from, (v, at) => v - 2 * (slope[at] as number)),
+            leaf.shape,
+          );
+        }),
+      );
     }
     expect(losses.at(-1)).toBeLessThan(losses[0] as number);
-    free(params);
+    for (const leaf of leaves) leaf.dispose();
   });
 });
 

@@ -112,19 +112,22 @@ function attendText(spec: AttendSpec): string {
       workgroupBarrier();`
           : ''
       }
-      for (var item = lane; item < ${window * tile}u; item += ${lanes}u) {
-        let own = found[item];
-        if (own.x == NONE) { continue; }
-        let slot = item % ${tile}u;
-        var rank = 0u;
-        for (var other = slot; other < ${window * tile}u; other += ${tile}u) {
+      // a lane's candidates belong to one query (lanes is a multiple of tile): four of them are ranked by each entry read
+      let own = lane % ${tile}u;
+      for (var block = lane; block < ${window * tile}u; block += ${4 * lanes}u) {
+        ${four.map((n) => `var c${n} = vec2u(NONE); if (block + ${n * lanes}u < ${window * tile}u) { c${n} = found[block + ${n * lanes}u]; } var rank${n} = 0u;`).join('\n')}
+        for (var other = own; other < ${window * tile}u; other += ${tile}u) {
           let e = found[other];
-          rank += select(0u, 1u, e.x < own.x || (e.x == own.x && e.y < own.y));
+          ${four.map((n) => `rank${n} += select(0u, 1u, e.x < c${n}.x || (e.x == c${n}.x && e.y < c${n}.y));`).join('\n')}
         }
-        if (rank < ${topK}u) {
-          chosen[rank * ${tile}u + slot] = vec2u(own.y, bitcast<u32>(1.0 / (bitcast<f32>(own.x) + gamma2)));
-          atomicMax(&counts[slot], rank + 1u);
-        }
+        ${four
+          .map(
+            (n) => `if (c${n}.x != NONE && rank${n} < ${topK}u) {
+          chosen[rank${n} * ${tile}u + own] = vec2u(c${n}.y, bitcast<u32>(1.0 / (bitcast<f32>(c${n}.x) + gamma2)));
+          atomicMax(&counts[own], rank${n} + 1u);
+        }`,
+          )
+          .join('\n')}
       }
       ${
         localWindow > 0
@@ -200,12 +203,13 @@ function attendText(spec: AttendSpec): string {
     }`;
 }
 
+const four = [0, 1, 2, 3];
+
 /** Adds the chosen slots from .. to: four rows in flight at a time. */
 function sumChosen(from: string, to: string, tile: number): string {
   const term = (n: number): string => `let e${n} = chosen[(s + ${n}u) * ${tile}u + slot];`;
   const load = (n: number): string => `let v${n} = value_v(values + e${n}.x * uniforms.tokenStride, c);`;
   const add = (n: number): string => `sum += bitcast<f32>(e${n}.y) * v${n}; total += bitcast<f32>(e${n}.y);`;
-  const four = [0, 1, 2, 3];
   return `{
           var s = ${from};
           let end = ${to};

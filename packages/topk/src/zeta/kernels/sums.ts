@@ -48,7 +48,7 @@ const tileSums = defineKernel({
 });
 
 // Running sums over tiles in place: entry e becomes the sum of the tiles before it (behind it when reversed).
-// tile    16 column groups x 16 segments of tiles
+// tile    4 column groups x 64 segments of tiles
 // bytes   reads twice, writes once 16 bytes an entry and column group
 const scanTiles = defineKernel({
   name: 'zeta-scan-tiles',
@@ -59,14 +59,14 @@ const scanTiles = defineKernel({
     fn entryOf(j: u32) -> u32 { return select(uniforms.firstTile + j, uniforms.tiles - j, uniforms.reverse != 0u); }
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let blocks = (uniforms.columns + 15u) / 16u;
+      let blocks = (uniforms.columns + 3u) / 4u;
       let g = workgroupIndex(group, groups);
       if (g >= uniforms.rows * blocks) { return; }
-      let column = (g % blocks) * 16u + lane % 16u;
-      let segment = lane / 16u;
+      let column = (g % blocks) * 4u + lane % 4u;
+      let segment = lane / 4u;
       let inside = column < uniforms.columns;
       let base = (g / blocks) * uniforms.entries * uniforms.columns + column;
-      let length = (uniforms.tiles + 15u) / 16u;
+      let length = (uniforms.tiles + 63u) / 64u;
       let begin = min(segment * length, uniforms.tiles);
       let end = min(begin + length, uniforms.tiles);
       var sum = vec4f(0.0);
@@ -79,7 +79,7 @@ const scanTiles = defineKernel({
       var total = vec4f(0.0);
       let goesOn = uniforms.reverse == 0u && uniforms.firstTile > 0u;
       if (goesOn) { total = load_sums(base + entryOf(0u) * uniforms.columns); }
-      for (var s = 0u; s < segment; s++) { total += segments[s * 16u + lane % 16u]; }
+      for (var s = 0u; s < segment; s++) { total += segments[s * 4u + lane % 4u]; }
       if (segment == 0u && !goesOn) { store_sums(base + entryOf(0u) * uniforms.columns, total); }
       for (var j = begin; j < end; j++) {
         let at = base + entryOf(j + 1u) * uniforms.columns;
@@ -132,6 +132,6 @@ export function scanSums(
     spec: {},
     tensors: { sums },
     uniforms: { rows, columns, entries, firstTile, tiles, reverse: reverse ? 1 : 0 },
-    grid: [rows * Math.ceil(columns / 16)],
+    grid: [rows * Math.ceil(columns / 4)],
   });
 }
