@@ -25,3 +25,4 @@ export { layerNorm, rmsNorm } from './norm.js';
 export { l2Normalize } from './normalize.js';
 export { logSoftmax, softmax } from './softmax.js';
 export { rope, ropeFrequencies, type RopeFrequencies, type RopeOptions, type RopeScaling } from './rope.js';
+export { conv1d, type Conv1dOptions, conv2d, type Conv2dOptions, type Padding } from './conv/index.js';
