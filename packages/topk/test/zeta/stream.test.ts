@@ -99,9 +99,10 @@ describe.each(['baseline', 'subgroups'] as const)('the stream on %s', (tier) => 
     other.restore(snapshot);
     expect(other.tokens).toBe(60);
     await feed(other, 60, 77);
-    expect(() => zetaStart(device, { ...base, capacity: 50 }).restore(snapshot)).toThrow(/start one with the same options/);
+    const shorter = zetaStart(device, { ...base, capacity: 50 });
+    expect(() => shorter.restore(snapshot)).toThrow(/start one with the same options/);
     expect(() => state.truncate(6)).toThrow(/from 0 to 5/);
-    for (const s of [state, other]) s.dispose();
+    for (const s of [state, other, shorter]) s.dispose();
   });
 
   test('select puts batch entries in another order', async () => {
