@@ -1,12 +1,16 @@
 import { dtypeBytes } from '../dtype.js';
+import { HeedError } from '../errors.js';
 import { asContiguous } from '../tensor/copy.js';
 import { empty, zeros } from '../tensor/create.js';
 import { contiguousStrides, type Tensor } from '../tensor/tensor.js';
 import { bindCall, type CallTensors } from './bind.js';
 import type { AttentionCall } from './call.js';
 import { planCall } from './forward.js';
+import { renderTerms } from './code.js';
+import { runCapturedKernel, runCapturedValues } from './kernels/captured.js';
 import { runDkvKernel } from './kernels/dkv.js';
 import { runDqKernel } from './kernels/dq.js';
+import { accumulatorWords } from './kernels/fixed-point.js';
 import { runSinkGradient, runStats, runSumParts, runSumRows } from './kernels/stats.js';
 import type { TilePlan } from './plan.js';
 import { itemStrides } from './problem.js';
@@ -61,6 +65,9 @@ export function runBackward(call: AttentionCall, inputs: BackwardInputs, wanted:
     runSinkGradient(device, { stats, sinks: asContiguous(sinks, 1), dSinks }, sizes.batch * sizes.queries);
     arrays[indexOf('sinks')] = dSinks;
   }
+  capturedGradients(call, prepared, plan.dq, wanted.arrays).forEach((gradient, i) => {
+    if (gradient) arrays[i] = gradient;
+  });
   const q = wanted.q ? gradientOfQ(call, prepared, plan.dq) : null;
   const biasGradient = wants('keyBias');
   if (!wanted.k && !wanted.v && !biasGradient) return { q, k: null, v: null, arrays };
@@ -95,6 +102,63 @@ function gradientOfQ(call: AttentionCall, { inputs, dOut, stats }: Prepared, { t
     [tiles, sizes.heads, sizes.batch],
   );
   return dq;
+}
+
+/** Gradients of what the score function captures, where wanted; null elsewhere. */
+function capturedGradients(
+  call: AttentionCall,
+  { inputs, dOut, stats }: Prepared,
+  { tile, shuffles }: TilePlan,
+  wanted: readonly boolean[],
+): (Tensor | null)[] {
+  const { device, sizes, score } = call;
+  const { q, k, v } = inputs;
+  let elements = 0;
+  const first = call.arrays.flatMap(({ name }, i) => {
+    if (!wanted[i] || !name.startsWith('score ')) return [];
+    const at = elements;
+    elements += inputs.arrays[i]?.size ?? 0;
+    return [{ index: i, name: name.slice('score '.length), at }];
+  });
+  if (!score || first.length === 0) return [];
+  if (first.length > 8)
+    throw new HeedError(
+      'LIMIT_EXCEEDED',
+      `attention: gradients of ${first.length} captured arrays are wanted; at most 8 are supported, put values into one array`,
+    );
+  const sums = zeros(device, [elements, accumulatorWords], { dtype: 'u32' });
+  const bound = bindCall(call, inputs, {
+    width: tile.width,
+    tiles: { query: tile.rows, key: tile.columns },
+    transposed: false,
+    rows: [dOut],
+  });
+  const tiles = Math.ceil(sizes.queries / tile.rows);
+  runCapturedKernel(
+    device,
+    {
+      ...bound.spec,
+      ...tile,
+      shuffles,
+      vectorOut: false,
+      terms: renderTerms(
+        score.fn,
+        call.slots,
+        first.map((f) => f.name),
+      ),
+    },
+    { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, sums },
+    { ...bound.uniforms, ...dOutStrides(dOut, bound.spec.vector), tiles, firstAt: first.map((f) => f.at) },
+    [tiles, sizes.heads, sizes.batch],
+  );
+  const gradients: (Tensor | null)[] = call.arrays.map(() => null);
+  for (const { index, at } of first) {
+    const captured = inputs.arrays[index] as Tensor;
+    const gradient = empty(device, captured.shape, captured.dtype);
+    runCapturedValues(device, sums, at, gradient);
+    gradients[index] = gradient;
+  }
+  return gradients;
 }
 
 /** dk, dv and dBias in one buffer; parts of it are summed, and converted, where the sweep is split or wants f32. */

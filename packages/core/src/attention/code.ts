@@ -1,4 +1,4 @@
-import { derivative, type ExprFunction, toWgsl, type WgslNames } from '../kernel/expr/index.js';
+import { captureDerivative, derivative, type ExprFunction, toWgsl, type WgslNames } from '../kernel/expr/index.js';
 import type { Mask } from './mask/index.js';
 
 // Score functions and predicates as WGSL. Captured arrays are slices of a bound buffer, uniforms bits in the uniform struct, both
@@ -69,4 +69,27 @@ export function wgslNames(
       };
     },
   };
+}
+
+/**
+ * WGSL of `addTerms(g, s, b, h, q, kv)`: for each place where the score function reads one of the captures, adds g times its
+ * derivative to that element's accumulator. The first accumulator of capture i is component i of `uniforms.firstAt`.
+ */
+export function renderTerms(fn: ExprFunction, table: Slots, wanted: readonly string[]): string {
+  return remember(`terms ${fn.key} ${wanted.join()}`, table, () => {
+    const spelt = Object.fromEntries(fn.inputs.map(({ name }, i) => [name, ['s', 'b', 'h', 'q', 'kv'][i] ?? name]));
+    const names = wgslNames(table, 'score', spelt);
+    const terms = wanted.flatMap((name, w) =>
+      captureDerivative(fn.body, name).map(({ index, value }, t) => {
+        const place = toWgsl(index, { ...names, prefix: `i${w}_${t}_` });
+        const factor = toWgsl(value, { ...names, prefix: `v${w}_${t}_` });
+        const declaration = fn.captures.find((c) => c.name === name);
+        const length = declaration ? (names.capture?.(declaration).length ?? '1u') : '1u';
+        const unsigned = index.type === 'i32' ? `u32(max(${place.result}, 0))` : place.result;
+        const first = `uniforms.firstAt[${w >> 2}][${w & 3}]`;
+        return `{ ${place.statements} ${factor.statements} addFixed(${first} + min(${unsigned}, ${length} - 1u), g * ${factor.result}); }`;
+      }),
+    );
+    return `fn addTerms(g: f32, s: f32, ${parameters}) { ${terms.join('\n')} }`;
+  });
 }

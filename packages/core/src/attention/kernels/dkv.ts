@@ -9,9 +9,10 @@ import type { Device } from '../../device/device.js';
 import { read, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import type { Tensor } from '../../tensor/tensor.js';
-import { logitText, type PairPlace, scoreFunctions, scoreUniforms, slopeText } from './common.js';
+import { logitText, scoreFunctions, scoreUniforms, slopeText } from './common.js';
 import type { BackwardSpec, BackwardTensors, BackwardUniforms } from './dq.js';
 import { queryLoop } from './loops.js';
+import { eachPair, type PairNames } from './pairs.js';
 import { rowLoader, TileText } from './tile.js';
 
 export type DkvSpec = BackwardSpec & {
@@ -66,17 +67,22 @@ function dkvText(spec: DkvSpec): string {
   const t = new TileText(spec, { contract: widest, accumulate: widest }, spec.opaque);
   const rows = t.rowNumbers();
   const columns = t.columnNumbers();
-  const place = (i: number, c: number): PairPlace => ({ b: 'b', h: 'h', q: `place${c}`, kv: `keyAt${i}` });
-  const pair = (i: number, c: number): string => {
-    const s = `s${i}_${c}`;
-    const slope = slopeText(spec, s, place(i, c));
-    return `{
-      let w = select(0.0, exp2(${logitText(spec, s, place(i, c), `bias${i}`)} - stat${c}.x), ${t.hasBit('visible', i, c)});
-      let g = w * (p${i}_${c} - stat${c}.y);
-      ${biasGradient ? `dBias${i} += g;` : ''}
+  const pair = (n: PairNames): string => {
+    const s = n.own('s');
+    const place = { b: 'b', h: 'h', q: n.column('place'), kv: n.row('keyAt') };
+    const slope = slopeText(spec, s, place);
+    return `
+      let w = select(0.0, exp2(${logitText(spec, s, place, n.row('bias'))} - ${n.column('stat')}.x), ${n.hasBit('visible')});
+      let g = w * (${n.own('p')} - ${n.column('stat')}.y);
+      ${biasGradient ? `${n.row('dBias')} += g;` : ''}
       ${s} = g${slope ? ` * ${slope}` : ''};
-      p${i}_${c} = w;
-    }`;
+      ${n.own('p')} = w;`;
+  };
+  const use = {
+    own: ['s', 'p'],
+    row: spec.keyBias ? ['keyAt', 'bias'] : ['keyAt'],
+    column: ['place', 'stat'],
+    sums: biasGradient ? ['dBias'] : [],
   };
   const tile = `
     ${t.contract(
@@ -106,7 +112,7 @@ function dkvText(spec: DkvSpec): string {
       ${t.pairBits('bits', (row, column) => `seen(b, h, i32(rowStart + ${column}) + queryOffset, keyStart + ${row}, keyStop)`)}
       visible &= bits;
     }
-    ${rows.map((i) => columns.map((c) => pair(i, c)).join('\n')).join('\n')}
+    ${eachPair(t, t.opaque && spec.score !== '', use, pair)}
     ${t.storeWeights((i, c) => `p${i}_${c}`)}
     ${t.accumulate('dv', valueDim, (n, item) => `items_dOut(dOutBase, rowStart + ${n}, rowEnd, ${item})`)}
     workgroupBarrier();

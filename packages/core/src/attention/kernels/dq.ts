@@ -19,6 +19,7 @@ import {
 } from './common.js';
 import { tilePosition } from './forward.js';
 import { keyLoop } from './loops.js';
+import { eachPair, type PairNames } from './pairs.js';
 import { rowLoader, type TileSpec, TileText } from './tile.js';
 
 export type BackwardSpec = ScoreSpec &
@@ -110,21 +111,21 @@ function dqText(spec: BackwardSpec): string {
 /**
  * For a tile of queries (rows) and keys (columns): `s<i>_<c>` becomes dS, the gradient of the scaled raw score. Reads `stat<i>`
  * (logsumexp in base 2 and delta), `place<i>`, and `alive`, the bits of rows that see something.
- * @param each text for each pair after its weight `w` and gradient of the final score `g` are known
+ * @param each text for each pair once the gradient of its final score `g` is known
  */
-export function scoreGradients(spec: ScoreSpec & TileSpec, t: TileText, each?: (i: number, c: number) => string): string {
+export function scoreGradients(spec: ScoreSpec & TileSpec, t: TileText, each?: (names: PairNames, place: PairPlace) => string): string {
   const { headDim, valueDim } = spec;
-  const place = (i: number, c: number): PairPlace => ({ b: 'b', h: 'h', q: `place${i}`, kv: `(keyStart + ${t.column(c)})` });
-  const pair = (i: number, c: number): string => {
-    const s = `s${i}_${c}`;
-    const slope = slopeText(spec, s, place(i, c));
-    return `{
-      let w = select(0.0, exp2(${logitText(spec, s, place(i, c), `bias${c}`)} - stat${i}.x), ${t.hasBit('visible', i, c)});
-      let g = w * (p${i}_${c} - stat${i}.y);
-      ${each?.(i, c) ?? ''}
-      ${s} = g${slope ? ` * ${slope}` : ''};
-    }`;
+  const pair = (n: PairNames): string => {
+    const s = n.own('s');
+    const place = { b: 'b', h: 'h', q: n.row('place'), kv: `(keyStart + ${n.columnInTile})` };
+    const slope = slopeText(spec, s, place);
+    return `
+      let w = select(0.0, exp2(${logitText(spec, s, place, n.column('bias'))} - ${n.row('stat')}.x), ${n.hasBit('visible')});
+      let g = w * (${n.own('p')} - ${n.row('stat')}.y);
+      ${each?.(n, place) ?? ''}
+      ${s} = g${slope ? ` * ${slope}` : ''};`;
   };
+  const use = { own: ['s', 'p'], row: ['place', 'stat'], column: spec.keyBias ? ['bias'] : [] };
   return `
     ${t.contract(
       's',
@@ -151,13 +152,5 @@ export function scoreGradients(spec: ScoreSpec & TileSpec, t: TileText, each?: (
       ${t.pairBits('bits', (row, column) => `seen(b, h, i32(rowStart + ${row}) + queryOffset, keyStart + ${column}, keyStop)`)}
       visible &= bits;
     }
-    ${t
-      .rowNumbers()
-      .map((i) =>
-        t
-          .columnNumbers()
-          .map((c) => pair(i, c))
-          .join('\n'),
-      )
-      .join('\n')}`;
+    ${eachPair(t, t.opaque && (spec.score !== '' || each !== undefined), use, pair)}`;
 }

@@ -9,6 +9,7 @@ import { defineKernel } from '../../kernel/define.js';
 import { ln2, log2e, logitText, scoreFunctions, type ScoreSpec, scoreUniforms, type ScoreUniforms, type UniformsOf } from './common.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { keyLoop } from './loops.js';
+import { eachPair, type PairNames } from './pairs.js';
 import { rowLoader, type TileSpec, TileText } from './tile.js';
 
 export type ForwardSpec = ScoreSpec &
@@ -63,12 +64,12 @@ function forwardText(spec: ForwardSpec): string {
   const t = new TileText(spec, { contract: headDim, accumulate: valueDim }, spec.opaque);
   const rows = t.rowNumbers();
   const columns = t.columnNumbers();
-  const place = (i: number, c: number): { b: string; h: string; q: string; kv: string } => ({
-    b: 'b',
-    h: packed ? `head${i}` : 'h',
-    q: `place${i}`,
-    kv: `(keyStart + ${t.column(c)})`,
-  });
+  const pair = (n: PairNames): string => {
+    const s = n.own('s');
+    const place = { b: 'b', h: packed ? n.row('head') : 'h', q: n.row('place'), kv: `(keyStart + ${n.columnInTile})` };
+    return `${s} = ${logitText(spec, s, place, packed ? `keyBiasOf(b, ${place.h}, ${place.kv})` : n.column('bias'))};`;
+  };
+  const use = { own: ['s'], row: packed ? ['place', 'head'] : ['place'], column: spec.keyBias && !packed ? ['bias'] : [] };
   const tile = `
     ${t.contract(
       's',
@@ -76,8 +77,8 @@ function forwardText(spec: ForwardSpec): string {
       (n, item) => `items_q(qBase, rowStart + ${n}, rowEnd, ${item})`,
       (n, item) => `items_k(kBase, keyStart + ${n}, keyStop, ${item})`,
     )}
-    ${spec.keyBias ? columns.map((c) => (packed ? rows.map((i) => `let bias${i}_${c} = keyBiasOf(b, head${i}, ${place(i, c).kv});`).join(' ') : `let bias${c} = keyBiasOf(b, h, ${place(0, c).kv});`)).join('\n') : ''}
-    ${rows.map((i) => columns.map((c) => `s${i}_${c} = ${logitText(spec, `s${i}_${c}`, place(i, c), packed ? `bias${i}_${c}` : `bias${c}`)};`).join('\n')).join('\n')}
+    ${spec.keyBias && !packed ? columns.map((c) => `let bias${c} = keyBiasOf(b, h, keyStart + ${t.column(c)});`).join(' ') : ''}
+    ${eachPair(t, t.opaque && spec.score !== '', use, pair)}
     if (masked) {
       ${t.pairBits('visible', (row, column) =>
         packed

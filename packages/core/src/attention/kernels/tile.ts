@@ -81,7 +81,7 @@ export class TileText {
   constructor(
     readonly tile: TileSpec,
     private readonly dims: TileDims,
-    private readonly opaque = false,
+    readonly opaque = false,
   ) {
     this.lanes = lanesOf(tile);
     this.rowsPerLane = tile.rows / tile.lanesY;
@@ -182,21 +182,23 @@ export class TileText {
       }`;
   }
 
-  /**
-   * `let <name>`: bit i x columnsPerLane + c says that `test(row, column)` holds for row i and column c of the lane; the test is
-   * spelt once, in a loop. At most 32 pairs a lane.
-   */
-  pairBits(name: string, test: (row: string, column: string) => string): string {
+  /** A loop over the lane's pairs: `pair` (row by row), `pairRow` and `pairColumn` in the tile. At most 32 pairs a lane. */
+  pairLoop(body: string): string {
     const { tile, lanesX, width, rowsPerLane, columnsPerLane } = this;
     if (rowsPerLane * columnsPerLane > 32) throw new Error(`attention: ${rowsPerLane} x ${columnsPerLane} pairs a lane do not fit a word`);
-    const column = width === 1 ? `(pairColumn * ${lanesX}u + tx)` : `((pairColumn / 4u * ${lanesX}u + tx) * 4u + pairColumn % 4u)`;
+    const number = `pair % ${columnsPerLane}u`;
+    const column = width === 1 ? `(${number}) * ${lanesX}u + tx` : `((${number}) / 4u * ${lanesX}u + tx) * 4u + (${number}) % 4u`;
     return `
-      var ${name} = 0u;
       for (var pair = 0u; pair < ${this.bound(rowsPerLane * columnsPerLane)}; pair++) {
         let pairRow = ty + pair / ${columnsPerLane}u * ${tile.lanesY}u;
-        let pairColumn = pair % ${columnsPerLane}u;
-        if (${test('pairRow', column)}) { ${name} |= 1u << pair; }
+        let pairColumn = ${column};
+        ${body}
       }`;
+  }
+
+  /** `var <name>`: the pair's bit says that `test(row, column)` holds; the test is spelt once, in a loop. */
+  pairBits(name: string, test: (row: string, column: string) => string): string {
+    return `var ${name} = 0u; ${this.pairLoop(`if (${test('pairRow', 'pairColumn')}) { ${name} |= 1u << pair; }`)}`;
   }
 
   /** Whether the pair's bit is set. */

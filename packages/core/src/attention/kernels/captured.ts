@@ -1,0 +1,106 @@
+// Gradients of arrays that a score function captures: each pair adds dS times the derivative by every element that it read.
+// tile    as the dq kernel: rows x columns scores a workgroup and step
+// bytes   reads as the dq kernel; two atomic additions a pair and term
+// limits  sums in 96-bit fixed point (fixed-point.ts), so the result does not depend on the order; 24 bytes an element of scratch
+// source  Dong et al. 2024 (FlexAttention), section 4, backward of captured buffers
+import type { Device } from '../../device/device.js';
+import { atomic, read, write } from '../../kernel/bindings.js';
+import { defineKernel } from '../../kernel/define.js';
+import type { Tensor } from '../../tensor/tensor.js';
+import { scoreFunctions, scoreUniforms } from './common.js';
+import { type BackwardSpec, type BackwardTensors, type BackwardUniforms, scoreGradients } from './dq.js';
+import { accumulatorWords, fixedPointAdd, fixedPointValue } from './fixed-point.js';
+import { tilePosition } from './forward.js';
+import { keyLoop } from './loops.js';
+import { rowLoader, TileText } from './tile.js';
+
+export type CapturedSpec = BackwardSpec & {
+  /** WGSL of `addTerms(g, s, b, h, q, kv)`, which calls `addFixed` for each captured element that the pair read. */
+  terms: string;
+};
+
+const width = (spec: CapturedSpec): number => (spec.vector ? 4 : 1);
+
+const kernel = defineKernel({
+  name: 'attention-captured',
+  bindings: {
+    q: read<CapturedSpec>('float', { width }),
+    k: read<CapturedSpec>('float', { width }),
+    v: read<CapturedSpec>('float', { width }),
+    dOut: read<CapturedSpec>('float', { width }),
+    stats: read<CapturedSpec>('f32', { raw: 'vec2f' }),
+    arena: read<CapturedSpec>('any', { raw: 'u32', when: (s) => s.arena }),
+    extras: read<CapturedSpec>('any', { raw: 'u32', when: (s) => s.extras }),
+    sums: atomic<CapturedSpec>('u32'),
+  },
+  uniforms: { ...scoreUniforms, firstAt: 'u32x8', tiles: 'u32', dOutBatch: 'u32', dOutRow: 'u32', dOutHead: 'u32' },
+  modules: [fixedPointAdd],
+  wgsl: capturedText,
+});
+
+/** Adds to `sums`, u32 accumulators that begin at zero. */
+export function runCapturedKernel(
+  device: Device,
+  spec: CapturedSpec,
+  tensors: BackwardTensors & { sums: Tensor },
+  uniforms: BackwardUniforms & { tiles: number; firstAt: readonly number[] },
+  grid: readonly [number, number, number],
+): void {
+  kernel.run(device, { spec, tensors, uniforms, grid });
+}
+
+function capturedText(spec: CapturedSpec): string {
+  const { headDim, valueDim } = spec;
+  const widest = Math.max(headDim, valueDim);
+  const t = new TileText(spec, { contract: widest, accumulate: 1 }, spec.opaque);
+  const rows = t.rowNumbers();
+  const tile = scoreGradients(spec, t, (n, { b, h, q, kv }) => {
+    const pair = `${n.own('s')} * uniforms.scale, i32(${b}), i32(${h}), ${q}, i32(min(${kv}, uniforms.keys - 1u))`;
+    return `if (g != 0.0) { addTerms(g, ${pair}); }`;
+  });
+  return `
+    ${t.variables()}
+    ${rowLoader('q', headDim, spec.width, spec.vector)}
+    ${rowLoader('k', headDim, spec.width, spec.vector)}
+    ${rowLoader('v', valueDim, spec.width, spec.vector)}
+    ${rowLoader('dOut', valueDim, spec.width, spec.vector)}
+    ${scoreFunctions(spec)}
+    ${spec.terms}
+    @compute @workgroup_size(${t.lanes})
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      ${tilePosition(spec)}
+      let dOutBase = b * uniforms.dOutBatch + h * uniforms.dOutHead;
+      ${t.lanePosition()}
+      ${rows
+        .map(
+          (i) => `
+      let place${i} = i32(rowStart + ${t.row(i)}) + queryOffset;
+      var stat${i} = vec2f(1e30, 0.0);
+      if (rowStart + ${t.row(i)} < rowEnd) { stat${i} = stats[base_stats() + (b * uniforms.queries + rowStart + ${t.row(i)}) * uniforms.heads + h]; }`,
+        )
+        .join('\n')}
+      let alive = ${rows.map((i) => `select(0u, ${t.bitsOfRow(i)}, stat${i}.x < 1e29)`).join(' | ')};
+      ${keyLoop(spec, spec.columns, tile)}
+    }`;
+}
+
+// Accumulators as floats.
+// tile    one element a lane, 256 lanes
+// bytes   reads 24, writes 4 or 2 an element
+const finish = defineKernel({
+  name: 'attention-captured-value',
+  bindings: { sums: read('u32', { raw: 'u32' }), out: write('float') },
+  uniforms: { first: 'u32', size: 'u32' },
+  modules: [fixedPointValue],
+  wgsl: () => `
+    @compute @workgroup_size(256)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      let i = workgroupIndex(group, groups) * 256u + lane;
+      if (i < uniforms.size) { store_out(i, fixedValue(base_sums() + (uniforms.first + i) * ${accumulatorWords}u)); }
+    }`,
+});
+
+/** Reads the accumulators from `first` on. */
+export function runCapturedValues(device: Device, sums: Tensor, first: number, out: Tensor): void {
+  finish.run(device, { spec: {}, tensors: { sums, out }, uniforms: { first, size: out.size }, grid: [Math.ceil(out.size / 256)] });
+}
