@@ -4,7 +4,7 @@
 export * from './kernel/bindings.js';
 export * from './kernel/define.js';
 export * from './kernel/modules.js';
-export { Expr, type ExprType } from './kernel/expr/index.js';
+export { capture, Expr, expr, exprFunction, type ExprFunction, type ExprType, rawFunction, toWgsl, typedExpr, uniform, variable } from './kernel/expr/index.js';
 export { checkWorkgroupVariables, workgroupBytes } from './kernel/source.js';
 export type { UniformType } from './kernel/uniforms.js';
 export { asContiguous, copyContiguous, mergeAxes, stridedOffset } from './tensor/copy.js';
@@ -16,3 +16,4 @@ export { accumulate } from './autodiff/accumulate.js';
 export { vjp } from './autodiff/grad.js';
 export { Fragments, fragmentGrid, fragmentLanes, fragmentShape, hasFragments, type FragmentLayout } from './kernel/fragments.js';
 export { constantTable } from './kernel/constants.js';
+export { extraRowFloats } from './cache/index.js';
