@@ -31,7 +31,7 @@ export function blockOf({ chunk, causal }: Pick<ZetaSettings, 'chunk' | 'causal'
   return block;
 }
 
-/** Levels of runs that `tokens` tokens need. @throws HeedError LIMIT_EXCEEDED beyond 20 */
+/** Levels of runs that `tokens` tokens need. @throws HeedError LIMIT_EXCEEDED beyond 16 */
 export function levelsOf(tokens: number, block: number, causal: boolean): number {
   const blocks = causal ? Math.floor(tokens / block) : Math.ceil(tokens / block);
   const levels = blocks <= 1 ? 1 : (causal ? Math.floor(Math.log2(blocks)) : Math.ceil(Math.log2(blocks))) + 1;

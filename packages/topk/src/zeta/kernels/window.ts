@@ -7,15 +7,15 @@ import type { Runs } from './runs.js';
 export const windowTile = 32;
 
 /** Runs that the prefix of a query can be made of. */
-export const maxLevels = 20;
+export const maxLevels = 16;
 
 // The window of each query: of the candidates in order of (code, token) the places [s, s + W) around its own code, where
 // s = clamp(p - floor(W / 2), 0, max(0, n - W)) and p is the number of candidates with a smaller code (step 6 of the sheet).
 // The candidates are the union of popcount(m) sorted runs. Two lanes a query halve the binary searches, then one walks down
 // and one up from the insertion point, taking the nearest head of all runs at each step.
 // tile    32 queries, 64 lanes
-// bytes   reads about 8 (W + log2(n) popcount(m)), writes 4 W a query; 13 KiB of workgroup memory
-// limits  20 runs: 2^20 blocks
+// bytes   reads about 8 (W + log2(n) popcount(m)), writes 4 W a query; 14 KiB of workgroup memory
+// limits  16 runs: 2^16 blocks
 const searchWindows = defineKernel({
   name: 'zeta-window',
   bindings: { q: read('f32', { width: 4 }), pairs: read('u32', { raw: 'vec2u' }), windows: write('u32') },
@@ -40,6 +40,7 @@ const searchWindows = defineKernel({
     const NONE = 0xffffffffu;
     var<workgroup> places: array<u32, ${maxLevels * 64}>;
     var<workgroup> heads: array<u32, ${maxLevels * 64}>;
+    var<workgroup> tokens: array<u32, ${maxLevels * 64}>;
     var<workgroup> lower: array<u32, ${maxLevels * 32}>;
     @compute @workgroup_size(64)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -93,7 +94,8 @@ const searchWindows = defineKernel({
         count = last - before;
         for (var rest = last - first; rest < uniforms.window; rest++) { store_windows(out + (count + rest - (last - first)) * 32u, NONE); }
       }
-      // heads: the next pair of each run in this lane's direction
+      // the next pair of each run in this lane's direction; bit i of alive: run i has one
+      var alive = 0u;
       start = 0u;
       i = 0u;
       for (var bits = blocks; bits != 0u; i++) {
@@ -101,42 +103,48 @@ const searchWindows = defineKernel({
         bits ^= 1u << level;
         let length = min(uniforms.block << level, uniforms.keys - start);
         let low = lower[i * 32u + (lane & 31u)];
-        var place = NONE;
-        if (down && low > 0u) { place = base + level * uniforms.capacity + start + low - 1u; }
-        if (!down && low < length) { place = base + level * uniforms.capacity + start + low; }
-        places[i * 64u + lane] = place;
-        if (place != NONE) { heads[i * 64u + lane] = pairs[place].x; }
+        if ((down && low > 0u) || (!down && length > low)) {
+          let place = base + level * uniforms.capacity + start + select(low, low - 1u, down);
+          let pair = pairs[place];
+          alive |= 1u << i;
+          places[i * 64u + lane] = place;
+          heads[i * 64u + lane] = pair.x;
+          tokens[i * 64u + lane] = pair.y;
+        }
         start += length;
       }
       for (var taken = 0u; taken < count; taken++) {
         var best = NONE;
         var bestCode = 0u;
-        var edge = 0u;
+        for (var rest = alive; rest != 0u; rest &= rest - 1u) {
+          i = firstTrailingBit(rest);
+          let head = heads[i * 64u + lane];
+          // later runs hold later tokens: of equal codes the walk down meets them first, the walk up last
+          if (best == NONE || (down && head >= bestCode) || (!down && bestCode > head)) {
+            best = i;
+            bestCode = head;
+          }
+        }
+        store_windows(out + taken * 32u, tokens[best * 64u + lane]);
+        // where the chosen run ends in this direction: behind as many set bits
+        var bits = blocks;
         start = 0u;
-        i = 0u;
-        for (var bits = blocks; bits != 0u; i++) {
+        for (i = 0u; i < best; i++) {
           let level = firstLeadingBit(bits);
           bits ^= 1u << level;
-          let length = min(uniforms.block << level, uniforms.keys - start);
-          if (places[i * 64u + lane] != NONE) {
-            let head = heads[i * 64u + lane];
-            // later runs hold later tokens: of equal codes the walk down meets them first, the walk up last
-            if (best == NONE || (down && head >= bestCode) || (!down && bestCode > head)) {
-              best = i;
-              bestCode = head;
-              edge = base + level * uniforms.capacity + start + select(length - 1u, 0u, down);
-            }
-          }
-          start += length;
+          start += uniforms.block << level;
         }
+        let level = firstLeadingBit(bits);
+        let edge = base + level * uniforms.capacity + start + select(min(uniforms.block << level, uniforms.keys - start) - 1u, 0u, down);
         let place = places[best * 64u + lane];
-        store_windows(out + taken * 32u, pairs[place].y);
         if (place == edge) {
-          places[best * 64u + lane] = NONE;
+          alive ^= 1u << best;
         } else {
           let next = select(place + 1u, place - 1u, down);
+          let pair = pairs[next];
           places[best * 64u + lane] = next;
-          heads[best * 64u + lane] = pairs[next].x;
+          heads[best * 64u + lane] = pair.x;
+          tokens[best * 64u + lane] = pair.y;
         }
       }
     }`,
