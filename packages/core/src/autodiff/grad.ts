@@ -10,7 +10,13 @@ import { apply, currentTape, Tape, withoutTape, withTape } from './tape.js';
 export type Params = Tensor | readonly Params[] | { readonly [name: string]: Params };
 
 /** The shape of `P` with a gradient at each tensor. */
-export type Gradients<P> = P extends Tensor ? Tensor : P extends object ? { [K in keyof P]: Gradients<P[K]> } : never;
+export type Gradients<P> = [Params] extends [P]
+  ? Params
+  : P extends Tensor
+    ? Tensor
+    : P extends object
+      ? { [K in keyof P]: Gradients<P[K]> }
+      : never;
 
 export interface ValueAndGrad<P, R> {
   /** What the loss returned. */
@@ -65,7 +71,10 @@ function differentiate(params: unknown, loss: () => Tensor | { loss: Tensor }, o
       );
     }
     const { scale = 1 } = options;
-    const seed = typeof scale === 'number' ? full(root.device, root.shape, scale, { dtype: root.dtype }).keep() : scale.view({ shape: root.shape, strides: root.shape.map(() => 1) }).keep();
+    const seed =
+      typeof scale === 'number'
+        ? full(root.device, root.shape, scale, { dtype: root.dtype }).keep()
+        : scale.view({ shape: root.shape, strides: root.shape.map(() => 1) }).keep();
     const wanted = new Set(leaves.map((t) => t.id));
     const found = withoutTape(() => tape.backward(new Map([[root.id, seed]]), wanted, accumulate));
     seed.dispose();

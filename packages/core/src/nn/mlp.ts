@@ -1,7 +1,7 @@
 import type { Device } from '../device/device.js';
 import { expr } from '../kernel/expr/index.js';
 import { pointwise } from '../ops/pointwise.js';
-import { split } from '../ops/shape.js';
+import { split } from '../ops/slice.js';
 import type { RandomStream } from '../random/stream.js';
 import { scope } from '../tensor/scope.js';
 import type { Tensor } from '../tensor/tensor.js';

@@ -4,6 +4,7 @@ import {
   type Device,
   type DType,
   HeedError,
+  indexSelect,
   type Snapshot,
   type State,
   scope,
@@ -42,6 +43,7 @@ export class NeighborhoodState implements State {
     const length = this.capacity;
     this.keys = zeros(device, [batch, length, kvHeads, headDim], { dtype, label: 'neighborhood keys' }).keep();
     this.values = zeros(device, [batch, length, kvHeads, valueDim], { dtype, label: 'neighborhood values' }).keep();
+    Object.defineProperty(this, holdsTensors, { value: () => [this.keys, this.values] });
     const back = q.sub(kv);
     const near = back.ge(0).and(back.le(uniform('reach', 'i32')));
     this.mask = maskFrom({
@@ -53,10 +55,6 @@ export class NeighborhoodState implements State {
   /** Tokens that are kept. */
   get capacity(): number {
     return (this.options.window - 1) * (this.options.dilation ?? 1);
-  }
-
-  [holdsTensors](): Iterable<unknown> {
-    return [this.keys, this.values];
   }
 
   /**
@@ -138,10 +136,10 @@ export class NeighborhoodState implements State {
   }
 
   select(batch: Tensor): void {
-    throw new HeedError(
-      'UNSUPPORTED',
-      `fna: entries ${batch.describe()} of a neighborhood state cannot be selected; start one state an entry`,
-    );
+    const [keys, values] = [indexSelect(this.keys, batch).keep(), indexSelect(this.values, batch).keep()];
+    this.dispose();
+    this.keys = keys;
+    this.values = values;
   }
 
   dispose(): void {
@@ -150,7 +148,7 @@ export class NeighborhoodState implements State {
   }
 
   private identity(): Record<string, string | number> {
-    const { batch, kvHeads, headDim, valueDim = headDim, window, dilation = 1, dtype } = this.options;
-    return { batch, kvHeads, headDim, valueDim, window, dilation, dtype };
+    const { kvHeads, headDim, valueDim = headDim, window, dilation = 1, dtype } = this.options;
+    return { batch: this.keys.dim(0), kvHeads, headDim, valueDim, window, dilation, dtype };
   }
 }

@@ -8,7 +8,7 @@ import type { Tensor } from '../../tensor/tensor.js';
 /** Longest transform of one workgroup: two f32 pairs an element in 16 KiB of workgroup memory. */
 export const oneWorkgroupLength = 1024;
 /** Longest transform: two passes of at most 1024. */
-export const longestTransform = oneWorkgroupLength * oneWorkgroupLength;
+export const longestTransform: number = oneWorkgroupLength * oneWorkgroupLength;
 
 // Complex Fourier transforms, one workgroup each: Stockham radix 2 in workgroup memory, twiddle factors from a table.
 // Element i of transform (row, part) lies at row * length + part * partIn + i * stepIn, and goes to ... * partOut, stepOut.
