@@ -8,7 +8,7 @@ import { atomic, read, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { scoreFunctions, scoreUniforms } from './common.js';
-import { type BackwardSpec, type BackwardTensors, type BackwardUniforms, scoreGradients } from './dq.js';
+import { type BackwardSpec, type BackwardTensors, type BackwardUniforms, scoreGradients, statFunction } from './dq.js';
 import { accumulatorWords, fixedPointAdd, fixedPointValue } from './fixed-point.js';
 import { tilePosition } from './forward.js';
 import { keyLoop } from './loops.js';
@@ -65,6 +65,7 @@ function capturedText(spec: CapturedSpec): string {
     ${rowLoader('v', valueDim, spec.width, spec.vector)}
     ${rowLoader('dOut', valueDim, spec.width, spec.vector)}
     ${scoreFunctions(spec)}
+    ${statFunction}
     ${spec.terms}
     @compute @workgroup_size(${t.lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -75,8 +76,7 @@ function capturedText(spec: CapturedSpec): string {
         .map(
           (i) => `
       let place${i} = i32(rowStart + ${t.row(i)}) + queryOffset;
-      var stat${i} = vec2f(1e30, 0.0);
-      if (rowStart + ${t.row(i)} < rowEnd) { stat${i} = stats[base_stats() + (b * uniforms.queries + rowStart + ${t.row(i)}) * uniforms.heads + h]; }`,
+      let stat${i} = statOf((b * uniforms.queries + rowStart + ${t.row(i)}) * uniforms.heads + h, rowStart + ${t.row(i)} < rowEnd);`,
         )
         .join('\n')}
       let alive = ${rows.map((i) => `select(0u, ${t.bitsOfRow(i)}, stat${i}.x < 1e29)`).join(' | ')};

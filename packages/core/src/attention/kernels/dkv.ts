@@ -10,7 +10,7 @@ import { read, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { logitText, scoreFunctions, scoreUniforms, slopeText } from './common.js';
-import type { BackwardSpec, BackwardTensors, BackwardUniforms } from './dq.js';
+import { type BackwardSpec, type BackwardTensors, type BackwardUniforms, statFunction } from './dq.js';
 import { queryLoop } from './loops.js';
 import { eachPair, type PairNames } from './pairs.js';
 import { rowLoader, TileText } from './tile.js';
@@ -97,15 +97,8 @@ function dkvText(spec: DkvSpec): string {
       (n, item) => `items_v(vBase, keyStart + ${n}, keyStop, ${item})`,
       (n, item) => `items_dOut(dOutBase, rowStart + ${n}, rowEnd, ${item})`,
     )}
-    ${columns
-      .map(
-        (c) => `
-      let row${c} = rowStart + ${t.column(c)};
-      let place${c} = i32(row${c}) + queryOffset;
-      var stat${c} = vec2f(1e30, 0.0);
-      if (row${c} < rowEnd) { stat${c} = stats[base_stats() + (b * uniforms.queries + row${c}) * uniforms.heads + h]; }`,
-      )
-      .join('\n')}
+    ${columns.map((c) => `let place${c} = i32(rowStart + ${t.column(c)}) + queryOffset;`).join(' ')}
+    ${t.columnValues('stat', 'vec2f', (column) => `statOf((b * uniforms.queries + rowStart + ${column}) * uniforms.heads + h, rowStart + ${column} < rowEnd)`)}
     ${spec.keyBias ? rows.map((i) => `let bias${i} = keyBiasOf(b, h, keyAt${i});`).join(' ') : ''}
     var visible = ${columns.map((c) => `select(0u, ${t.bitsOfColumn(c)}, stat${c}.x < 1e29)`).join(' | ')};
     if (masked) {
@@ -113,10 +106,10 @@ function dkvText(spec: DkvSpec): string {
       visible &= bits;
     }
     ${eachPair(t, t.opaque && spec.score !== '', use, pair)}
-    ${t.storeWeights((i, c) => `p${i}_${c}`)}
+    ${t.storeWeights('p')}
     ${t.accumulate('dv', valueDim, (n, item) => `items_dOut(dOutBase, rowStart + ${n}, rowEnd, ${item})`)}
     workgroupBarrier();
-    ${t.storeWeights((i, c) => `s${i}_${c}`)}
+    ${t.storeWeights('s')}
     ${t.accumulate('dk', headDim, (n, item) => `items_q(qBase, rowStart + ${n}, rowEnd, ${item})`)}`;
   const part = spec.split ? 'split * uniforms.partSize + ' : '';
   const head = (h: string, i: number, heads: string): string => `((b * uniforms.keys + keyAt${i}) * ${heads} + ${h})`;
@@ -127,6 +120,7 @@ function dkvText(spec: DkvSpec): string {
     ${rowLoader('v', valueDim, spec.width, spec.vector)}
     ${rowLoader('dOut', valueDim, spec.width, spec.vector)}
     ${scoreFunctions(spec)}
+    ${statFunction}
     @compute @workgroup_size(${t.lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       ${keyPosition(spec)}

@@ -77,7 +77,7 @@ function dqText(spec: BackwardSpec): string {
   const rows = t.rowNumbers();
   const tile = `
     ${scoreGradients(spec, t)}
-    ${t.storeWeights((i, c) => `s${i}_${c}`)}
+    ${t.storeWeights('s')}
     ${t.accumulate('dq', headDim, (n, item) => `items_k(kBase, keyStart + ${n}, keyStop, ${item})`)}`;
   return `
     ${t.variables()}
@@ -86,6 +86,7 @@ function dqText(spec: BackwardSpec): string {
     ${rowLoader('v', valueDim, spec.width, spec.vector)}
     ${rowLoader('dOut', valueDim, spec.width, spec.vector)}
     ${scoreFunctions(spec)}
+    ${statFunction}
     @compute @workgroup_size(${t.lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       ${tilePosition(spec)}
@@ -97,8 +98,7 @@ function dqText(spec: BackwardSpec): string {
       let rowAt${i} = rowStart + ${t.row(i)};
       let at${i} = (b * uniforms.queries + rowAt${i}) * uniforms.heads + h;
       let place${i} = i32(rowAt${i}) + queryOffset;
-      var stat${i} = vec2f(1e30, 0.0);
-      if (rowAt${i} < rowEnd) { stat${i} = stats[base_stats() + at${i}]; }`,
+      let stat${i} = statOf(at${i}, rowAt${i} < rowEnd);`,
         )
         .join('\n')}
       let alive = ${rows.map((i) => `select(0u, ${t.bitsOfRow(i)}, stat${i}.x < 1e29)`).join(' | ')};
@@ -107,6 +107,13 @@ function dqText(spec: BackwardSpec): string {
       ${t.eachOutput(headDim, (i, j, item) => `if (rowAt${i} < rowEnd) { ${t.storeItem('dq', spec.vectorOut, `at${i} * ${headDim}u`, headDim, item, `dq${i}_${j} * uniforms.scale`)} }`)}
     }`;
 }
+
+/** Statistics of a query row: logsumexp in base 2, 1e30 where it sees nothing or is no row, and delta. */
+export const statFunction: string = `
+    fn statOf(row: u32, valid: bool) -> vec2f {
+      if (!valid) { return vec2f(1e30, 0.0); }
+      return stats[base_stats() + row];
+    }`;
 
 /**
  * For a tile of queries (rows) and keys (columns): `s<i>_<c>` becomes dS, the gradient of the scaled raw score. Reads `stat<i>`
@@ -139,14 +146,7 @@ export function scoreGradients(spec: ScoreSpec & TileSpec, t: TileText, each?: (
       (n, item) => `items_dOut(dOutBase, rowStart + ${n}, rowEnd, ${item})`,
       (n, item) => `items_v(vBase, keyStart + ${n}, keyStop, ${item})`,
     )}
-    ${
-      spec.keyBias
-        ? t
-            .columnNumbers()
-            .map((c) => `let bias${c} = keyBiasOf(b, h, keyStart + ${t.column(c)});`)
-            .join(' ')
-        : ''
-    }
+    ${spec.keyBias ? t.columnValues('bias', 'f32', (column) => `keyBiasOf(b, h, keyStart + ${column})`) : ''}
     var visible = alive;
     if (masked) {
       ${t.pairBits('bits', (row, column) => `seen(b, h, i32(rowStart + ${row}) + queryOffset, keyStart + ${column}, keyStop)`)}

@@ -77,7 +77,7 @@ function forwardText(spec: ForwardSpec): string {
       (n, item) => `items_q(qBase, rowStart + ${n}, rowEnd, ${item})`,
       (n, item) => `items_k(kBase, keyStart + ${n}, keyStop, ${item})`,
     )}
-    ${spec.keyBias && !packed ? columns.map((c) => `let bias${c} = keyBiasOf(b, h, keyStart + ${t.column(c)});`).join(' ') : ''}
+    ${spec.keyBias && !packed ? t.columnValues('bias', 'f32', (column) => `keyBiasOf(b, h, keyStart + ${column})`) : ''}
     ${eachPair(t, t.opaque && spec.score !== '', use, pair)}
     if (masked) {
       ${t.pairBits('visible', (row, column) =>
@@ -100,7 +100,7 @@ function forwardText(spec: ForwardSpec): string {
       )
       .join('\n')}
     ${t.eachOutput(valueDim, (i, j) => `o${i}_${j} *= shrink${i};`)}
-    ${t.storeWeights((i, c) => `s${i}_${c}`)}
+    ${t.storeWeights('s')}
     ${t.accumulate('o', valueDim, (n, item) => `items_v(vBase, keyStart + ${n}, keyStop, ${item})`)}`;
   const store = (i: number, j: number, item: string): string =>
     `if (rowAt${i} < rowEnd) { ${t.storeItem('out', spec.vectorOut, `at${i} * ${valueDim}u`, valueDim, item, `o${i}_${j} * share${i}`)} }`;

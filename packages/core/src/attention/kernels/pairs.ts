@@ -1,7 +1,7 @@
 // Code for each pair of a row and a column that a lane holds. Hardware gets it unrolled over named registers; software devices
 // get a loop where the code is long (score functions, captured gradients), since their compilers dislike long texts.
 import { range } from '../../kernel/modules.js';
-import type { TileText } from './tile.js';
+import { pickText, type TileText } from './tile.js';
 
 /** How the code of a pair names things. */
 export interface PairNames {
@@ -57,8 +57,7 @@ function loopedPairs(t: TileText, use: PairUse, body: (names: PairNames) => stri
   const rows = t.rowNumbers();
   const columns = t.columnNumbers();
   const pairs = rows.flatMap((i) => columns.map((c) => ({ name: `${i}_${c}`, number: i * columns.length + c })));
-  const pick = (word: string, to: string, names: readonly string[], index: string): string =>
-    `${word} ${to} = ${names.slice(1).reduce((text, name, n) => `select(${text}, ${name}, ${index} == ${n + 1}u)`, names[0] ?? '')};`;
+  const pick = (word: string, to: string, names: readonly string[], index: string): string => `${word} ${to} = ${pickText(names, index)};`;
   const names: PairNames = {
     own: (name) => `${name}Own`,
     row: (name) => `${name}Row`,

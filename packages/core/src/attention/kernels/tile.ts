@@ -227,19 +227,35 @@ export class TileText {
       .join('\n');
   }
 
-  /** Writes a weight a row and column to workgroup memory; a barrier must lie before (the last readers) and after. */
-  storeWeights(value: (i: number, c: number) => string): string {
+  /** Writes `name<i>_<c>` to workgroup memory; a barrier must lie before (the last readers) and after. */
+  storeWeights(name: string): string {
     const { tile, lanesX, width } = this;
+    const perRow = tile.columns / width;
+    if (this.opaque && width === 1) {
+      const pairs = this.rowNumbers().flatMap((i) => this.columnNumbers().map((c) => `${name}${i}_${c}`));
+      return this.pairLoop(`weights[pairRow * ${perRow}u + pairColumn] = ${pickText(pairs, 'pair')};`);
+    }
     return this.rowNumbers()
       .map((i) =>
         range(this.columnsPerLane / width)
-          .map(
-            (g) =>
-              `weights[${this.row(i)} * ${tile.columns / width}u + ${g * lanesX}u + tx] = ${this.pack((e) => value(i, g * width + e))};`,
-          )
+          .map((g) => `weights[${this.row(i)} * ${perRow}u + ${g * lanesX}u + tx] = ${this.pack((e) => `${name}${i}_${g * width + e}`)};`)
           .join(' '),
       )
       .join('\n');
+  }
+
+  /** `var name<c>: type` for each column of the lane, from the text of one; in a loop on software devices. */
+  columnValues(name: string, type: string, value: (column: string) => string): string {
+    const columns = this.columnNumbers();
+    if (!this.opaque) return columns.map((c) => `var ${name}${c} = ${value(this.column(c))};`).join('\n');
+    const { lanesX, width } = this;
+    const column = width === 1 ? `(n * ${lanesX}u + tx)` : `((n / 4u * ${lanesX}u + tx) * 4u + n % 4u)`;
+    return `
+      ${columns.map((c) => `var ${name}${c}: ${type};`).join(' ')}
+      for (var n = 0u; n < ${this.bound(columns.length)}; n++) {
+        let one = ${value(column)};
+        ${columns.map((c) => `${name}${c} = select(${name}${c}, one, n == ${c}u);`).join(' ')}
+      }`;
   }
 
   /** `acc<i>_<j>` += sum over the columns of weight times the streamed row. Begins with a barrier. */
@@ -357,4 +373,9 @@ export function rowLoader(binding: string, dim: number, width: number, vector: b
       if (row >= end || item >= ${items}u) { return ${type}(); }
       ${load}
     }`;
+}
+
+/** The one of `names` that `index` says. */
+export function pickText(names: readonly string[], index: string): string {
+  return names.slice(1).reduce((text, name, n) => `select(${text}, ${name}, ${index} == ${n + 1}u)`, names[0] ?? '');
 }
