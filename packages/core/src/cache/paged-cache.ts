@@ -5,23 +5,17 @@ import type { AppendContext, AttendOptions, KvCache } from '../seams/kv.js';
 import type { KvNeed } from '../seams/kv-stage.js';
 import type { Bytes, Snapshot } from '../seams/mixer.js';
 import { asContiguous } from '../tensor/copy.js';
-import { empty, tensor, zeros } from '../tensor/create.js';
+import { tensor, zeros } from '../tensor/create.js';
 import { holdsTensors, scope } from '../tensor/scope.js';
 import type { Tensor } from '../tensor/tensor.js';
+import { attendStored, denseRows } from './attend.js';
 import { checkAttendOptions, checkTokens } from './check.js';
 import { clearExtra, createGroup, type GroupSizes, type KvGroup } from './group.js';
 import { appendRows } from './kernels/append.js';
-import { attendGroup } from './kernels/attend.js';
 import { addTokens } from './kernels/counts.js';
-import { gatherRows } from './kernels/gather.js';
-import { mergeInto } from './kernels/merge.js';
 import { selectEntries } from './kernels/select.js';
-import { planAttend, splitKeysOf } from './plan.js';
 import { bytesOf, checkManifest, manifestCount, manifestOf, readCache, writeCache } from './snapshot.js';
 import type { GroupStages } from './stages.js';
-
-/** No limit on this side of a query. */
-const unbounded = 2 ** 29;
 
 /** The one KV cache: rows of each head group in pages, written in place; attention in parts that are merged. */
 export class PagedKvCache implements KvCache {
@@ -140,21 +134,19 @@ export class PagedKvCache implements KvCache {
         'UNSUPPORTED',
         `kvCache.attend: ${n} queries reach into a padded append that ended at token ${this.padded} of ${this.seen}; attend exactly its tokens right after it, or fewer tokens later`,
       );
-    const [out, lse] = apply<readonly [Tensor, Tensor]>({ name: 'kvCache.attend', inputs: [q], forward: () => this.run(q, options) });
+    const [out, lse] = apply<readonly [Tensor, Tensor]>({
+      name: 'kvCache.attend',
+      inputs: [q],
+      forward: () => attendStored(this.groups, this.sizes, { seen: this.seen, padded: this.fresh === n }, q, options),
+    });
     return { out, lse };
   }
 
-  /** The stored rows as dense tensors, [batch, tokens, kvHeads, dim] f32: rows that a head has dropped or never had are zeros at its end. */
+  /** The stored rows as dense tensors, [batch, rows, kvHeads, dim] f32: rows that a head has dropped or never had are zeros at its end. */
   rows(): { k: Tensor; v: Tensor } {
     this.assertAlive('rows');
-    return scope(() => {
-      const most = Math.max(0, ...this.groups.map(({ view }) => Math.min(this.seen, view.rows)));
-      const { kvHeads, headDim, valueDim } = this.sizes;
-      const k = empty(this.device, [this.used, most, kvHeads, headDim]);
-      const v = empty(this.device, [this.used, most, kvHeads, valueDim]);
-      for (const { view } of this.groups) gatherRows(this.device, view, k, v);
-      return { k, v };
-    });
+    const most = Math.max(...this.groups.map(({ view }) => Math.min(this.seen, view.rows)));
+    return scope(() => denseRows(this.groups, this.sizes, { batch: this.used, first: 0, rows: most, dtype: 'f32' }));
   }
 
   bytes(): Bytes {
@@ -284,41 +276,6 @@ export class PagedKvCache implements KvCache {
   private count(piece: { tokens: number; offset: number; lengths?: Tensor | undefined }): void {
     const sizes = { batch: this.used, maxBatch: this.maxBatch, kvHeads: this.sizes.kvHeads };
     addTokens(this.device, this.counts, this.retained, sizes, piece);
-  }
-
-  private run(q: Tensor, options: AttendOptions): readonly [Tensor, Tensor] {
-    const { device } = this;
-    const { kvHeads, headDim, valueDim } = this.sizes;
-    const { causal = true, window, sinkTokens = 0, scale = 1 / Math.sqrt(headDim), softcap } = options;
-    const [batch = 0, n = 0, heads = 0] = q.shape;
-    const out = empty(device, [batch, n, heads, valueDim], q.dtype);
-    const lse = empty(device, [batch, n, heads]);
-    if (out.size === 0) return [out, lse];
-    const group = heads / kvHeads;
-    // most rows that a tile of queries sees in a group
-    const visible = this.groups.map(({ view, stages }) => {
-      const stored = Math.min(this.seen, view.rows);
-      return (stages.rows?.extraRows ?? 0) + (window === undefined ? stored : Math.min(stored, window + n + sinkTokens));
-    });
-    const keys = Math.max(...visible);
-    const plan = planAttend({ batch, queries: n, group, kvHeads, keys, headDim, software: device.isSoftware });
-    const parts = empty(device, [lse.size * plan.splits, 4 * (Math.ceil(valueDim / 4) + 1)]);
-    this.groups.forEach((stored, g) =>
-      attendGroup(device, stored, q, parts, {
-        rows: plan.rows,
-        tiles: plan.tiles,
-        splits: plan.splits,
-        splitKeys: splitKeysOf(visible[g] ?? 0, plan.splits),
-        ragged: this.fresh === n,
-        left: window === undefined ? unbounded : window - 1,
-        right: causal ? 0 : unbounded,
-        sinkTokens,
-        scale,
-        softcap,
-      }),
-    );
-    mergeInto(device, parts, plan.splits, out, lse);
-    return [out, lse];
   }
 
   private viewLengths(): Tensor {

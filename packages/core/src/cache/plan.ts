@@ -14,6 +14,8 @@ export interface AttendShape {
 }
 
 export interface AttendPlan {
+  /** Many query rows: the attention engine over decoded rows. Else the kernel that reads rows as they are stored. */
+  dense: boolean;
   /** Query rows a tile. */
   rows: number;
   tiles: number;
@@ -24,16 +26,18 @@ export interface AttendPlan {
 /** Workgroups that fill a large GPU several times over. */
 const wantedWorkgroups = 512;
 const leastSplitKeys = 256;
+/** Query rows of a KV head up to which stored rows are read in place. */
+const mostStoredRows = 16;
 
 /** Tile and parts of an attend call: a pure function of shapes. */
 export function planAttend({ batch, queries, group, kvHeads, keys, headDim, software }: AttendShape): AttendPlan {
-  // software drivers compile long unrolled text slowly
-  const most = software ? 4 : headDim > 128 ? 8 : 16;
-  const wantedRows = queries * group;
-  const rows = wantedRows === 1 ? 1 : wantedRows <= 4 ? 4 : most;
-  const tiles = Math.ceil((queries * group) / rows);
+  const wanted = queries * group;
+  // software drivers take seconds to compile unrolled rows, and caches of a processor serve rows one by one as well
+  const rows = software || wanted === 1 ? 1 : wanted <= 4 ? 4 : headDim > 128 ? 8 : 16;
+  const tiles = Math.ceil(wanted / rows);
   const workgroups = software ? 1 : Math.max(1, Math.ceil(wantedWorkgroups / Math.max(1, batch * kvHeads * tiles)));
-  return { rows, tiles, splits: Math.max(1, Math.min(workgroups, Math.ceil(keys / leastSplitKeys))) };
+  const splits = Math.max(1, Math.min(workgroups, Math.ceil(keys / leastSplitKeys)));
+  return { dense: queries > 1 && wanted > mostStoredRows, rows, tiles, splits };
 }
 
 /** Keys of a part, so that `splits` of them cover `keys`: whole tiles. */

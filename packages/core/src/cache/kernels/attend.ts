@@ -48,7 +48,7 @@ const uniforms = {
   qToken: 'u32',
   qHead: 'u32',
   /** 1 where batch entries took different numbers of tokens in the last append. */
-  ragged: 'u32',
+  padded: 'u32',
   left: 'i32',
   right: 'i32',
   sinkTokens: 'u32',
@@ -110,7 +110,7 @@ function text(keys: KvCodec, values: KvCodec, { headDim, valueDim, rows, extra, 
       let seen = seenOf(b);
       let length = lengthOf(b, head);
       // queries are the newest tokens: of a padded entry only the first valid ones are tokens
-      let valid = select(uniforms.queries, min(uniforms.queries, freshOf(b)), uniforms.ragged == 1u);
+      let valid = select(uniforms.queries, min(uniforms.queries, freshOf(b)), uniforms.padded == 1u);
       let first = i32(seen) - i32(valid);
       let rowCount = uniforms.queries * uniforms.group;
       let firstRow = tile * ${rows}u;
@@ -269,7 +269,8 @@ export interface AttendValues {
   tiles: number;
   splits: number;
   splitKeys: number;
-  ragged: boolean;
+  /** Batch entries took different numbers of tokens in the last append. */
+  padded: boolean;
   left: number;
   right: number;
   sinkTokens: number;
@@ -305,7 +306,7 @@ export function attendGroup(device: Device, { view, extra, stages }: KvGroup, q:
       qBatch: q.strides[0] ?? 0,
       qToken: q.strides[1] ?? 0,
       qHead: q.strides[2] ?? 0,
-      ragged: values.ragged ? 1 : 0,
+      padded: values.padded ? 1 : 0,
       left: values.left,
       right: values.right,
       sinkTokens: values.sinkTokens,

@@ -12,7 +12,7 @@ import { forCodecs, layoutUniforms, loaderText, placeFunctions } from './rows.js
 
 type GatherSpec = { keys: string; values: string; headDim: number; valueDim: number };
 
-const uniforms = { ...layoutUniforms, items: 'u32', tokens: 'u32' } as const;
+const uniforms = { ...layoutUniforms, items: 'u32', tokens: 'u32', first: 'u32' } as const;
 
 const bindingsFor = (keyItem: string, valueItem: string) => ({
   keys: read<GatherSpec>('u32', { raw: keyItem }),
@@ -54,8 +54,9 @@ function kernelFor(keys: KvCodec, values: KvCodec): GatherKernel {
           let t = item / ${quads}u / uniforms.groupHeads % uniforms.tokens;
           let b = item / ${quads}u / uniforms.groupHeads / uniforms.tokens;
           let head = headAt(i);
-          let stored = t < lengthOf(b, head);
-          let place = placeOf(b, i, select(0u, t, stored));
+          let row = uniforms.first + t;
+          let stored = row < lengthOf(b, head);
+          let place = placeOf(b, i, select(0u, row, stored));
           let at = (b * uniforms.tokens + t) * uniforms.kvHeads + head;
           var x = vec4f();
           if (quad < ${keyQuads}u) {
@@ -72,15 +73,15 @@ function kernelFor(keys: KvCodec, values: KvCodec): GatherKernel {
   );
 }
 
-/** Rows 0 .. tokens - 1 of a group's heads into k and v [batch, tokens, kvHeads, dim]; zeros where a head has fewer. */
-export function gatherRows(device: Device, view: KvGroupView, k: Tensor, v: Tensor): void {
+/** Rows `first` and on of a group's heads into k and v [batch, tokens, kvHeads, dim]; zeros where a head has fewer. */
+export function gatherRows(device: Device, view: KvGroupView, k: Tensor, v: Tensor, first: number): void {
   const { headDim, valueDim, keyCodec, valueCodec } = view;
   const [batch = 0, tokens = 0] = k.shape;
   const items = batch * tokens * view.heads.length * (Math.ceil(headDim / 4) + Math.ceil(valueDim / 4));
   kernelFor(keyCodec, valueCodec).run(device, {
     spec: { keys: keyCodec.name, values: valueCodec.name, headDim, valueDim },
     tensors: { keys: view.keys, values: view.values, index: view.index, counts: view.counts, k, v },
-    uniforms: { ...layoutOf(view), items, tokens },
+    uniforms: { ...layoutOf(view), items, tokens, first },
     grid: [Math.ceil(items / 64)],
   });
 }

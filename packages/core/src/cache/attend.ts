@@ -1,0 +1,101 @@
+import { attentionWithLse } from '../attention/index.js';
+import type { FloatDType } from '../dtype.js';
+import type { AttendOptions } from '../seams/kv.js';
+import { empty } from '../tensor/create.js';
+import type { Tensor } from '../tensor/tensor.js';
+import { f16Codec } from './codec.js';
+import type { GroupSizes, KvGroup } from './group.js';
+import { attendGroup } from './kernels/attend.js';
+import { gatherRows } from './kernels/gather.js';
+import { mergeInto } from './kernels/merge.js';
+import { planAttend, splitKeysOf } from './plan.js';
+
+/** No limit on this side of a query. */
+const unbounded = 2 ** 29;
+
+/** What a cache knows of its sequences. */
+export interface SeenTokens {
+  seen: number;
+  /** The queries are those of a padded append: each entry has its own number of them. */
+  padded: boolean;
+}
+
+/** Output and logsumexp of the newest tokens' queries over the rows of all groups. */
+export function attendStored(
+  groups: readonly KvGroup[],
+  sizes: GroupSizes,
+  state: SeenTokens,
+  q: Tensor,
+  options: AttendOptions,
+): readonly [Tensor, Tensor] {
+  const { device } = q;
+  const { kvHeads, headDim, valueDim } = sizes;
+  const [batch = 0, queries = 0, heads = 0] = q.shape;
+  // most rows that the queries see in a group
+  const { window } = options;
+  const visible = groups.map(({ view, stages }) => {
+    const stored = Math.min(state.seen, view.rows);
+    return (stages.rows?.extraRows ?? 0) + (window === undefined ? stored : Math.min(stored, window + queries + (options.sinkTokens ?? 0)));
+  });
+  const shape = { batch, queries, group: heads / kvHeads, kvHeads, keys: Math.max(...visible), headDim, software: device.isSoftware };
+  const plan = planAttend(shape);
+  if (plan.dense && !state.padded) return attendDense(groups, sizes, state.seen, q, options);
+  const out = empty(device, [batch, queries, heads, valueDim], q.dtype);
+  const lse = empty(device, [batch, queries, heads]);
+  if (out.size === 0) return [out, lse];
+  const parts = empty(device, [lse.size * plan.splits, 4 * (Math.ceil(valueDim / 4) + 1)]);
+  groups.forEach((group, g) =>
+    attendGroup(device, group, q, parts, {
+      rows: plan.rows,
+      tiles: plan.tiles,
+      splits: plan.splits,
+      splitKeys: splitKeysOf(visible[g] ?? 0, plan.splits),
+      padded: state.padded,
+      left: window === undefined ? unbounded : window - 1,
+      right: (options.causal ?? true) ? 0 : unbounded,
+      sinkTokens: options.sinkTokens ?? 0,
+      scale: options.scale ?? 1 / Math.sqrt(headDim),
+      softcap: options.softcap,
+    }),
+  );
+  mergeInto(device, parts, plan.splits, out, lse);
+  return [out, lse];
+}
+
+/** Long pieces of queries: stored rows are decoded once and the attention engine runs over them. */
+function attendDense(
+  groups: readonly KvGroup[],
+  sizes: GroupSizes,
+  seen: number,
+  q: Tensor,
+  options: AttendOptions,
+): readonly [Tensor, Tensor] {
+  const { causal = true, window, sinkTokens = 0, scale, softcap } = options;
+  const [batch = 0, queries = 0] = q.shape;
+  // rows before the first query's window are not read
+  const first = window === undefined || sinkTokens > 0 ? 0 : Math.max(0, seen - queries - window + 1);
+  const plain = groups.every(({ view }) => view.keyCodec === f16Codec && view.valueCodec === f16Codec);
+  const dtype = plain && sizes.headDim % 4 === 0 && sizes.valueDim % 4 === 0 ? 'f16' : 'f32';
+  const { k, v } = denseRows(groups, sizes, { batch, first, rows: seen - first, dtype });
+  const { out, lse } = attentionWithLse(q, k, v, {
+    causal,
+    ...(window !== undefined && { window, sinkTokens }),
+    ...(scale !== undefined && { scale }),
+    ...(softcap !== undefined && { softcap }),
+  });
+  return [out, lse];
+}
+
+/** Rows `first` .. `first` + `rows` - 1 of every head, [batch, rows, kvHeads, dim]; zeros where a head has fewer. */
+export function denseRows(
+  groups: readonly KvGroup[],
+  { kvHeads, headDim, valueDim }: GroupSizes,
+  { batch, first, rows, dtype }: { batch: number; first: number; rows: number; dtype: FloatDType },
+): { k: Tensor; v: Tensor } {
+  const device = groups[0]?.view.device;
+  if (!device) throw new Error('a cache has a head group');
+  const k = empty(device, [batch, rows, kvHeads, headDim], dtype);
+  const v = empty(device, [batch, rows, kvHeads, valueDim], dtype);
+  for (const { view } of groups) gatherRows(device, view, k, v, first);
+  return { k, v };
+}
