@@ -1,18 +1,17 @@
 import type { Device } from '../device/device.js';
-import { defineKernel, type Kernel } from './define.js';
 import { type Operand, read, write } from './bindings.js';
+import { type DirectKernel, directKernel } from './dispatch.js';
 
 // Packs single f32 values to f16 pairs, or u32 values to u8 quadruples: the second half of a kernel that writes single
 // elements of a dtype without a scalar store.
 // tile    4 elements a lane, 256 lanes
 // bytes   reads 4 a element, writes 2 or 1 a element
 // limits  the target starts at a multiple of 4 elements
-type PackKernel = Kernel<{ to: string }, { x: ReturnType<typeof read>; out: ReturnType<typeof write> }, { items: 'u32' }>;
+type PackKernel = DirectKernel<{ to: string }, { x: ReturnType<typeof read>; out: ReturnType<typeof write> }, { items: 'u32' }>;
 let kernel: PackKernel | undefined;
 
 function packKernel(): PackKernel {
-  // made on first use: define.ts imports this file
-  kernel ??= defineKernel({
+  kernel ??= directKernel({
     name: 'pack',
     bindings: { x: read('any', { width: 4 }), out: write('any', { width: 4 }) },
     uniforms: { items: 'u32' },

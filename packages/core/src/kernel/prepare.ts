@@ -1,0 +1,111 @@
+import type { Tier } from '../device/capabilities.js';
+import { shaderStageCompute } from '../device/constants.js';
+import type { Device, KernelTrace, Pipeline } from '../device/device.js';
+import type { DType } from '../dtype.js';
+import { HeedError } from '../errors.js';
+import { type Binding, type ResolvedBinding, resolveBinding, type Spec } from './bindings.js';
+import type { Bindings, KernelDefinition, RunOptions, Uniforms } from './definition.js';
+import { type KernelSource, kernelWgsl } from './source.js';
+import { layoutUniforms, type UniformLayout, type UniformType } from './uniforms.js';
+
+/** One specialisation of a kernel, compiled. */
+export interface Prepared {
+  pipeline: Pipeline;
+  layout: UniformLayout;
+  bindings: readonly ResolvedBinding[];
+  trace: KernelTrace;
+}
+
+/** Makes the text of one specialisation and its pipeline. */
+export function compile<S extends Spec, B extends Bindings<S>, U extends Uniforms>(
+  device: Device,
+  definition: KernelDefinition<S, B, U>,
+  spec: S,
+  tensors: RunOptions<S, B, U>['tensors'],
+  key: string,
+): Prepared {
+  const { capabilities } = device;
+  const bindings: ResolvedBinding[] = [];
+  const dtypes: Record<string, DType> = {};
+  for (const name of Object.keys(definition.bindings)) {
+    const binding = definition.bindings[name] as Binding<S>;
+    if (binding.when && !binding.when(spec)) continue;
+    const operand = tensors[name];
+    if (!operand) throw new Error(`kernel ${definition.name}: no tensor was given for binding "${name}"`);
+    checkDType(definition.name, name, binding, operand.dtype);
+    dtypes[name] = operand.dtype;
+    bindings.push(resolveBinding(name, binding, operand.dtype, spec, capabilities.f16));
+  }
+  if (bindings.length > capabilities.limits.maxStorageBuffersPerShaderStage) {
+    throw new HeedError(
+      'LIMIT_EXCEEDED',
+      `core: kernel ${definition.name} binds ${bindings.length} buffers, this device allows ${capabilities.limits.maxStorageBuffersPerShaderStage}`,
+    );
+  }
+  const uniformFields: [string, UniformType][] = bindings.map((b) => [b.offsetName, 'u32']);
+  for (const name of Object.keys(definition.uniforms)) uniformFields.push([name, definition.uniforms[name] as UniformType]);
+  const layout = layoutUniforms(uniformFields);
+  const tier = typeof definition.tier === 'function' ? definition.tier(spec) : (definition.tier ?? 'baseline');
+  const modules = typeof definition.modules === 'function' ? definition.modules(spec) : (definition.modules ?? []);
+  const source: KernelSource = {
+    name: definition.name,
+    body: definition.wgsl(spec, { capabilities, dtypes }),
+    bindings,
+    uniforms: layout,
+    modules,
+    matrix: tier === 'matrix' && capabilities.matrix === 'hardware',
+    capabilities,
+  };
+  const wgsl = kernelWgsl(source);
+  const pipeline = createPipeline(device, definition.name, key, wgsl, tier, bindings);
+  return { pipeline, layout, bindings, trace: { kernel: definition.name, tier, forms: definition.forms ?? [tier] } };
+}
+
+function checkDType(kernel: string, name: string, binding: { type: string }, dtype: DType): void {
+  const fits = binding.type === 'any' || binding.type === dtype || (binding.type === 'float' && (dtype === 'f32' || dtype === 'f16'));
+  if (!fits)
+    throw new HeedError(
+      'DTYPE_MISMATCH',
+      `core: kernel ${kernel} takes "${name}" as ${binding.type === 'float' ? 'f32 or f16' : binding.type}, got ${dtype}; cast it first`,
+    );
+}
+
+function createPipeline(
+  device: Device,
+  name: string,
+  key: string,
+  wgsl: string,
+  tier: Tier,
+  bindings: readonly ResolvedBinding[],
+): Pipeline {
+  const layoutKey = bindings.map((b) => (b.access === 'read' ? 'r' : 'w')).join('');
+  const { gpu } = device;
+  return device.guarded(`compiling kernel ${name}`, () => {
+    let layout = device.bindGroupLayouts.get(layoutKey);
+    if (!layout) {
+      layout = gpu.createBindGroupLayout({
+        label: layoutKey,
+        entries: [
+          { binding: 0, visibility: shaderStageCompute, buffer: { type: 'uniform', hasDynamicOffset: true } },
+          ...bindings.map((b, i) => ({
+            binding: i + 1,
+            visibility: shaderStageCompute,
+            buffer: { type: (b.access === 'read' ? 'read-only-storage' : 'storage') as GPUBufferBindingType },
+          })),
+        ],
+      });
+      device.bindGroupLayouts.set(layoutKey, layout);
+    }
+    const module = gpu.createShaderModule({ label: name, code: wgsl });
+    const descriptor: GPUComputePipelineDescriptor = {
+      label: name,
+      layout: gpu.createPipelineLayout({ bindGroupLayouts: [layout] }),
+      compute: { module, entryPoint: 'main' },
+    };
+    const started = performance.now();
+    const made: Pipeline = { name, key, wgsl, tier, pipeline: gpu.createComputePipeline(descriptor), layout, layoutKey };
+    made.compileMs = performance.now() - started;
+    device.pipelines.set(key, made);
+    return made;
+  });
+}
