@@ -1,5 +1,13 @@
-import { Command } from 'commander';
-import { BOOK_FILE, CORPUS_FOLDER, DATASETS_FOLDER } from './paths.js';
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { openDevice } from '@heed/core';
+import { Command, InvalidArgumentError } from 'commander';
+import { type LabConfig, readConfig } from './config.js';
+import { loadModel } from './model/shipped.js';
+import { BOOK_FILE, CORPUS_FOLDER, DATASETS_FOLDER, LAB } from './paths.js';
+import { loadCorpus, loadHeldOut } from './text/load.js';
+import { evaluate } from './training/evaluate.js';
+import { train, type TrainingSummary } from './training/run.js';
 import { installDatasets } from './text/install.js';
 import { prepare } from './text/prepare.js';
 
@@ -19,7 +27,72 @@ export function labProgram(): Command {
       console.log(`${CORPUS_FOLDER}/train.bin: ${bytes(trainBytes)} (${parts}), sha256 ${index.sha256}`);
       console.log(`${BOOK_FILE}: ${bytes(bookBytes)}`);
     });
+  program
+    .command('train')
+    .description('train the model of a configuration file; checkpoints, losses and a plot go to its folder')
+    .argument('<config...>', 'configuration files, one model each')
+    .option('--out <folder>', 'folder of the runs', resolve(LAB, 'runs'))
+    .option('--resume', 'go on from the checkpoint in the folder of the run', false)
+    .option('--steps <number>', 'steps in place of those of the configuration', wholeNumber)
+    .action(async (files: string[], { out, resume, steps }: { out: string; resume: boolean; steps?: number }) => {
+      for (const file of files) {
+        const summary = await trainOne(withSteps(await readConfig(file), steps), out, resume);
+        console.log(describeSummary(summary));
+      }
+    });
+  program
+    .command('evaluate')
+    .description('bits a byte of a weights file on the held-out chapters, each sequence from its own start')
+    .argument('<weights>', 'a weights.safetensors of a run, or a model of the demo')
+    .option('--context <tokens>', 'tokens a sequence; default that of the training', wholeNumber)
+    .option('--tokens <number>', 'tokens to read at most', wholeNumber)
+    .action(async (file: string, { context, tokens }: { context?: number; tokens?: number }) => {
+      const device = await openDevice();
+      try {
+        const { config, model, params } = await loadModel(device, file, device.isSoftware ? 'f32' : 'f16');
+        const found = await evaluate(model, params, device, await loadHeldOut(config.corpus.book), {
+          context: context ?? config.training.context,
+          ...(tokens !== undefined && { tokens }),
+          batch: device.isSoftware ? 1 : 8,
+        });
+        console.log(`${config.name}: ${found.bitsPerByte.toFixed(4)} bits a byte over ${found.tokens.toLocaleString('en')} tokens`);
+      } finally {
+        await device.close();
+      }
+    });
   return program;
+}
+
+async function trainOne(config: LabConfig, out: string, resume: boolean): Promise<TrainingSummary> {
+  const [corpus, heldOut] = [await loadCorpus(config.corpus.train), await loadHeldOut(config.corpus.book)];
+  const device = await openDevice();
+  const folder = join(out, config.name);
+  try {
+    const summary = await train({ device, config, corpus, heldOut, folder, resume });
+    await mkdir(folder, { recursive: true });
+    const record = { date: new Date().toISOString(), device: device.report, config, ...summary };
+    await writeFile(join(folder, 'summary.json'), `${JSON.stringify(record, null, 2)}\n`);
+    return summary;
+  } finally {
+    await device.close();
+  }
+}
+
+function withSteps(config: LabConfig, steps: number | undefined): LabConfig {
+  if (steps === undefined) return config;
+  const warmup = Math.min(config.training.warmup, steps - 1);
+  return { ...config, training: { ...config.training, steps, warmup } };
+}
+
+function describeSummary({ name, steps, parameters, heldOutBits, tokensPerSecond, seconds }: TrainingSummary): string {
+  const count = (n: number): string => Math.round(n).toLocaleString('en');
+  return `${name}: ${count(steps)} steps, ${count(parameters)} parameters, ${heldOutBits.toFixed(4)} bits a byte held out, ${count(tokensPerSecond)} tokens/s, ${seconds.toFixed(1)} s`;
+}
+
+function wholeNumber(text: string): number {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 1) throw new InvalidArgumentError('Expected a whole number of 1 or more.');
+  return value;
 }
 
 function bytes(count: number): string {
