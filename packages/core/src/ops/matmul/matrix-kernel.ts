@@ -82,19 +82,23 @@ function matrixKernelText(spec: MatrixSpec, { capabilities }: KernelContext): st
   const down = spec.subgroupRows / fragments.M;
   const wide = spec.subgroupColumns / fragments.N;
   const sums = fragmentGrid('c', down, wide);
-  const multiply = (step: number): string => {
+  const multiply = (k: string): string => {
     const left = (i: number): string => {
       const row = `(rowOfSubgroup + ${i * fragments.M}u)`;
-      const at = a.alongDepth ? `${row} * ${a.stride}u + ${step * fragments.K}u` : `${step * fragments.K * a.stride}u + ${row}`;
+      const at = a.alongDepth ? `${row} * ${a.stride}u + ${k}` : `${k} * ${a.stride}u + ${row}`;
       return fragments.loadLeft(`left${i}`, 'tileA', at, `${a.stride}u`, a.alongDepth ? 'row' : 'column');
     };
     const right = (j: number): string => {
       const column = `(columnOfSubgroup + ${j * fragments.N}u)`;
-      const at = b.alongDepth ? `${column} * ${b.stride}u + ${step * fragments.K}u` : `${step * fragments.K * b.stride}u + ${column}`;
+      const at = b.alongDepth ? `${column} * ${b.stride}u + ${k}` : `${k} * ${b.stride}u + ${column}`;
       return fragments.loadRight('right', 'tileB', at, `${b.stride}u`, b.alongDepth ? 'column' : 'row');
     };
     return `{ ${unroll(down, left)} ${unroll(wide, (j) => `{ ${right(j)} ${unroll(down, (i) => fragments.multiplyAdd(`c${i}_${j}`, `left${i}`, 'right'))} }`)} }`;
   };
+  const steps = fragmentDepth / fragments.K;
+  const eachStep = fragments.hardware
+    ? unroll(steps, (step) => multiply(`${step * fragments.K}u`))
+    : `for (var step = 0u; step < ${loopBound(steps, capabilities)}; step++) ${multiply(`step * ${fragments.K}u`)}`;
   const body = `
     let index = workgroupIndex(group, groups);
     if (index >= uniforms.total) { return; }
@@ -113,7 +117,7 @@ function matrixKernelText(spec: MatrixSpec, { capabilities }: KernelContext): st
       workgroupBarrier();
       kt += ${fragmentDepth}u;
       if (kt < place.kEnd) { ${loadA.fetch} ${loadB.fetch} }
-      ${unroll(fragmentDepth / fragments.K, multiply)}
+      ${eachStep}
       workgroupBarrier();
     }
     ${wayOut(spec, fragments, capabilities)}`;

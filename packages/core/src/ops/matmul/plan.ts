@@ -75,6 +75,7 @@ export const fragmentTiles: Readonly<Record<'medium' | 'tall' | 'large', Fragmen
 export const vectorRows = 8;
 /** Workgroups that fill a large GPU (132 multiprocessors, two each), and twice that for passes that only stream. */
 const enoughWorkgroups = 264;
+const fewestWorkgroups = 120;
 const enoughToStream = 528;
 const mostSplits = 64;
 /** A part of K must pay for its share of partial sums, which go through memory. */
@@ -144,11 +145,11 @@ function tiles(tile: { rows: number; columns: number }, shape: { M: number; N: n
   return Math.ceil(shape.M / tile.rows) * Math.ceil(shape.N / tile.columns) * shape.matrices;
 }
 
-/** The largest tile (they come in ascending order) of which splitting along K can still make half a GPU's worth. */
+/** The largest tile (they come in ascending order) that still gives most multiprocessors one, with K split if it is long. */
 function chooseTile<T extends { rows: number; columns: number }>(candidates: readonly T[], shape: MatmulShape): T | undefined {
   const { M, N, K } = shape;
   const splits = Math.max(1, Math.min(mostSplits, Math.floor(K / (2 * shallowest))));
-  const fills = (tile: T): boolean => M > tile.rows / 2 && N > tile.columns / 2 && tiles(tile, shape) * splits >= enoughWorkgroups / 2;
+  const fills = (tile: T): boolean => M > tile.rows / 2 && N > tile.columns / 2 && tiles(tile, shape) * splits >= fewestWorkgroups;
   return candidates.filter((tile, i) => i === 0 || fills(tile)).at(-1);
 }
 

@@ -1,0 +1,218 @@
+import { expect, test } from 'vitest';
+import fc from 'fast-check';
+import { type Capabilities, type FloatDType, openDevice, planMatmul } from '../src/index.js';
+import { checkWorkgroupVariables, workgroupBytes } from '../src/internal.js';
+import { empty } from '../src/tensor/create.js';
+import { activations } from '../src/ops/matmul/activation.js';
+import { fragmentBytes, fragmentTiles, type Load, type MatmulPlan, type MatmulShape, registerTiles } from '../src/ops/matmul/plan.js';
+import { runProduct } from '../src/ops/matmul/run.js';
+
+const limits = {
+  maxBufferSize: 2 ** 28,
+  maxStorageBufferBindingSize: 2 ** 27,
+  maxComputeWorkgroupStorageSize: 16_384,
+  maxComputeInvocationsPerWorkgroup: 256,
+  maxComputeWorkgroupSizeX: 256,
+  maxComputeWorkgroupsPerDimension: 65_535,
+  maxStorageBuffersPerShaderStage: 8,
+  minUniformBufferOffsetAlignment: 256,
+};
+const baseline: Capabilities = {
+  tier: 'baseline',
+  f16: false,
+  subgroups: false,
+  subgroupSizeControl: false,
+  subgroupMinSize: 1,
+  subgroupMaxSize: 1,
+  matrix: 'none',
+  matrixConfigs: [],
+  timestamps: false,
+  limits,
+};
+const tensorCores: Capabilities = {
+  ...baseline,
+  tier: 'matrix',
+  f16: true,
+  subgroups: true,
+  subgroupMinSize: 32,
+  subgroupMaxSize: 32,
+  matrix: 'hardware',
+  matrixConfigs: [{ component: 'f16', result: 'f32', M: 16, N: 8, K: 16 }],
+  limits: { ...limits, maxComputeWorkgroupStorageSize: 49_152 },
+};
+
+function shape(M: number, N: number, K: number, dtype: FloatDType = 'f32', more: Partial<MatmulShape> = {}): MatmulShape {
+  const side = (length: number): MatmulShape['a'] => ({ dtype, transposed: false, width: length % 8 === 0 ? 8 : length % 4 === 0 ? 4 : 1 });
+  return { M, N, K, matrices: 1, a: side(K), b: side(N), ...more };
+}
+
+test('large squares take the large tile, small ones smaller tiles', () => {
+  expect(planMatmul(shape(4096, 4096, 4096), 'f32', baseline)).toMatchObject({ kernel: 'tile', tile: registerTiles.large, splits: 1 });
+  expect(planMatmul(shape(1024, 1024, 768), 'f32', baseline)).toMatchObject({ kernel: 'tile', tile: registerTiles.medium, splits: 1 });
+  expect(planMatmul(shape(64, 64, 64), 'f32', baseline)).toMatchObject({ kernel: 'tile', tile: registerTiles.small, splits: 1 });
+  expect(planMatmul(shape(32_768, 32, 512), 'f32', baseline)).toMatchObject({ kernel: 'tile', tile: registerTiles.tall });
+  expect(planMatmul(shape(32, 32_768, 512), 'f32', baseline)).toMatchObject({ kernel: 'tile', tile: registerTiles.wide });
+});
+
+test('f16 takes fragments where the device has them, and f32 only when rounding is allowed', () => {
+  expect(planMatmul(shape(4096, 4096, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({
+    kernel: 'matrix',
+    tile: fragmentTiles.large,
+    a: 'half8',
+    b: 'half8',
+  });
+  expect(planMatmul(shape(4096, 4096, 4096, 'f16'), 'f16', baseline)).toMatchObject({ kernel: 'tile', a: 'vec4' });
+  expect(planMatmul(shape(4096, 4096, 4096), 'f32', tensorCores).kernel).toBe('tile');
+  expect(planMatmul(shape(4096, 4096, 4096), 'f16', tensorCores)).toMatchObject({ kernel: 'matrix', a: 'vec4', b: 'vec4' });
+  expect(planMatmul(shape(4096, 4095, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({ kernel: 'matrix', a: 'half8', b: 'scalar' });
+  expect(planMatmul(shape(32_768, 64, 512, 'f16'), 'f32', tensorCores)).toMatchObject({ kernel: 'matrix', tile: fragmentTiles.tall });
+  expect(planMatmul(shape(4096, 4096, 4096, 'f16'), 'f32', { ...tensorCores, matrix: 'emulated' })).toMatchObject({
+    tile: fragmentTiles.medium,
+  });
+  expect(planMatmul(shape(4096, 4096, 4096, 'f16'), 'f32', { ...tensorCores, limits }).kernel).toBe('tile');
+});
+
+test('a weight gradient with a long K is split so that a large GPU is busy', () => {
+  expect(planMatmul(shape(512, 512, 32_768), 'f32', baseline)).toMatchObject({
+    tile: registerTiles.large,
+    splits: 16,
+    splitDepth: 2048,
+    workgroups: 256,
+  });
+  expect(planMatmul(shape(256, 256, 32_768, 'f16'), 'f32', tensorCores)).toMatchObject({ kernel: 'matrix', tile: fragmentTiles.large });
+});
+
+test('few rows or columns stream over the other operand', () => {
+  expect(planMatmul(shape(1, 4096, 4096), 'f32', baseline)).toMatchObject({
+    kernel: 'vector',
+    form: 'columns',
+    swap: false,
+    few: 1,
+    many4: true,
+  });
+  const rows = { transposed: true, dtype: 'f16', width: 8 } as const;
+  expect(planMatmul(shape(5, 4096, 4096, 'f16', { b: rows }), 'f32', tensorCores)).toMatchObject({
+    kernel: 'vector',
+    form: 'rows',
+    few: 8,
+  });
+  expect(planMatmul(shape(32_768, 3, 512), 'f32', baseline)).toMatchObject({
+    kernel: 'vector',
+    form: 'rows',
+    swap: true,
+    few: 4,
+    splits: 1,
+  });
+});
+
+test('every plan covers K and the output, within the limits of baseline', () => {
+  const length = fc.oneof(fc.integer({ min: 0, max: 40 }), fc.integer({ min: 0, max: 70_000 }));
+  const dtype = fc.constantFrom<FloatDType>('f32', 'f16');
+  fc.assert(
+    fc.property(
+      length,
+      length,
+      length,
+      fc.integer({ min: 1, max: 300 }),
+      dtype,
+      fc.constantFrom(baseline, tensorCores),
+      (M, N, K, matrices, type, device) => {
+        const plan = planMatmul(shape(M, N, K, type, { matrices }), 'f32', device);
+        expect(plan.splits).toBeGreaterThanOrEqual(1);
+        expect(plan.splits * plan.splitDepth).toBeGreaterThanOrEqual(K);
+        expect((plan.splits - 1) * plan.splitDepth).toBeLessThan(Math.max(1, K));
+        const tiles =
+          plan.kernel === 'vector'
+            ? plan.workgroups / plan.splits
+            : Math.ceil(M / plan.tile.rows) * Math.ceil(N / plan.tile.columns) * matrices;
+        expect(plan.workgroups).toBe(tiles * plan.splits);
+        if (plan.kernel === 'tile') expect(64 * (plan.tile.rows + plan.tile.columns)).toBeLessThanOrEqual(16_384);
+        if (plan.kernel === 'matrix') expect(fragmentBytes(plan.tile)).toBeLessThanOrEqual(32_768);
+      },
+    ),
+    { seed: 1, numRuns: 500 },
+  );
+});
+
+const loads: readonly Load[] = ['half8', 'vec4', 'scalar'];
+
+test('every variant compiles with real subgroup matrices on the null backend', async () => {
+  const device = await openDevice({ nullBackend: true, tier: 'matrix' });
+  expect(device.capabilities.matrix).toBe('hardware');
+  const make = (dtype: FloatDType, plan: MatmulPlan, transposeA: boolean, transposeB: boolean, extra: { last: boolean }): void => {
+    const odd = plan.kernel !== 'vector' && plan.b === 'scalar' ? 1 : 0;
+    const [M, N, K] = [128 + odd, 128 + odd, 64];
+    const a = empty(device, transposeA ? [K, M] : [M, K], dtype);
+    const b = empty(device, transposeB ? [N, K] : [K, N], dtype);
+    const out = empty(device, [M, N], dtype);
+    const bias = empty(device, [N], 'f32');
+    const addTo = empty(device, [M, N], 'f32');
+    runProduct({ a, b, out, transposeA, transposeB, plan, ...(extra.last ? { bias, addTo, activation: 'gelu' as const } : {}) });
+    for (const t of [a, b, out, bias, addTo]) t.dispose();
+  };
+  let last = false;
+  for (const transposeA of [false, true]) {
+    for (const transposeB of [false, true]) {
+      for (const dtype of ['f32', 'f16'] as const) {
+        for (const load of loads) {
+          last = !last;
+          const split = { splits: last ? 2 : 1, splitDepth: 32, workgroups: 2 };
+          if (load !== 'half8' || dtype === 'f16')
+            for (const tile of Object.values(fragmentTiles))
+              make(dtype, { kernel: 'matrix', tile, a: load, b: load, ...split }, transposeA, transposeB, { last });
+          if (load !== 'half8')
+            for (const tile of Object.values(registerTiles))
+              make(dtype, { kernel: 'tile', tile, a: load, b: load, ...split }, transposeA, transposeB, { last });
+        }
+        for (const few of [1, 2, 4, 8] as const)
+          make(
+            dtype,
+            {
+              kernel: 'vector',
+              form: transposeB ? 'rows' : 'columns',
+              swap: false,
+              few,
+              few4: !transposeA,
+              many4: true,
+              splits: 1,
+              splitDepth: 64,
+              workgroups: 1,
+            },
+            transposeA,
+            transposeB,
+            { last: few === 1 },
+          );
+      }
+    }
+  }
+  for (const activation of activations) {
+    const a = empty(device, [16, 16]);
+    const out = empty(device, [16, 16]);
+    runProduct({ a, b: a, out, activation });
+    a.dispose();
+    out.dispose();
+  }
+  // the null backend has 16 KiB of workgroup memory: of matrix kernels it refuses that, and nothing else
+  await expect(device.idle()).rejects.toThrow('workgroup storage');
+  let matrices = 0;
+  for (const { name, wgsl } of device.pipelines.values()) {
+    checkWorkgroupVariables(name, wgsl);
+    const isMatrix = name === 'matmul-matrix';
+    expect(workgroupBytes(wgsl)).toBeLessThanOrEqual(isMatrix ? 32_768 : 16_384);
+    if (isMatrix) {
+      matrices++;
+      expect(wgsl).toContain('subgroupMatrixMultiplyAccumulate');
+      expect(wgsl).not.toMatch(/var c\d+_\d+ *: *subgroup_matrix/);
+    }
+    device.gpu.pushErrorScope('validation');
+    const module = device.gpu.createShaderModule({ label: name, code: wgsl });
+    expect((await device.gpu.popErrorScope())?.message).toBeUndefined();
+    device.gpu.pushErrorScope('validation');
+    device.gpu.createComputePipeline({ layout: 'auto', compute: { module, entryPoint: 'main' } });
+    const refused = (await device.gpu.popErrorScope())?.message;
+    if (refused !== undefined) expect([isMatrix, refused]).toEqual([true, expect.stringContaining('workgroup storage')]);
+  }
+  expect(matrices).toBeGreaterThanOrEqual(60);
+  expect(device.memory().tensors).toBe(0);
+  await device.close();
+});
