@@ -68,7 +68,17 @@ export function runZeta(
       const runs: Runs = { pairs, curves, rows, levels: plan.levels, capacity: tokens, block: plan.block };
       extendRuns(runs, packedK, settings, keyDim, 0, tokens, !causal);
       const windows = empty(device, [rows, Math.ceil(tokens / windowTile), window, windowTile], 'u32');
-      findWindows(runs, packedQ, windows, { range: settings, keyDim, chunk, causal, window, queries: tokens, firstQuery: 0, keys: tokens });
+      findWindows(runs, packedQ, windows, {
+        range: settings,
+        keyDim,
+        chunk,
+        causal,
+        window,
+        queries: tokens,
+        firstQuery: 0,
+        keys: tokens,
+        runs: plan.runs,
+      });
       const sums = historyMean ? runningSums(packedK, values, firstRow) : undefined;
       const place = { rows, firstRow, heads, capacity: tokens, queries: tokens, firstQuery: 0, tokens, causal };
       const entries = Math.ceil(tokens / sumTile) + 1;

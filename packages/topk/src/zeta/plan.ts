@@ -1,7 +1,7 @@
 import { type Capabilities, HeedError } from '@heed/core';
 import type { ZetaSettings } from './options.js';
 import { columnsOf } from './kernels/values.js';
-import { maxLevels } from './kernels/window.js';
+import { runCounts } from './kernels/window.js';
 
 /** Tokens and tiles of a call; pure, from shapes and capabilities. */
 export interface ZetaPlan {
@@ -9,6 +9,8 @@ export interface ZetaPlan {
   block: number;
   /** Levels of sorted runs. */
   levels: number;
+  /** Room for the runs of a query's prefix: a power of two of tokens has one level more than any prefix before it has runs. */
+  runs: number;
   /** Rows (batch x head) that go through the kernels at once, so that temporaries stay small whatever the batch. */
   slab: number;
   forward: { tile: number; lanes: number };
@@ -35,10 +37,11 @@ export function blockOf({ chunk, causal }: Pick<ZetaSettings, 'chunk' | 'causal'
 export function levelsOf(tokens: number, block: number, causal: boolean): number {
   const blocks = causal ? Math.floor(tokens / block) : Math.ceil(tokens / block);
   const levels = blocks <= 1 ? 1 : (causal ? Math.floor(Math.log2(blocks)) : Math.ceil(Math.log2(blocks))) + 1;
-  if (levels > maxLevels)
+  const most = runCounts.at(-1) as number;
+  if (levels > most)
     throw new HeedError(
       'LIMIT_EXCEEDED',
-      `zeta: ${tokens} tokens in blocks of ${block} need ${levels} levels of runs, ${maxLevels} are there; use a larger chunk`,
+      `zeta: ${tokens} tokens in blocks of ${block} need ${levels} levels of runs, ${most} are there; use a larger chunk`,
     );
   return levels;
 }
@@ -53,6 +56,7 @@ export function planZeta(
   const { rows, tokens, valueDim } = shape;
   const block = blockOf(settings);
   const levels = levelsOf(tokens, block, causal);
+  const needed = causal ? Math.ceil(Math.log2(Math.floor(Math.max(0, tokens - 1) / block) + 1)) : 1;
   // 256 bytes for the counts and means beside them
   const memory = Math.min(capabilities.limits.maxComputeWorkgroupStorageSize, 32 * 1024) - 256;
   const tileOf = (bytes: number): number => [16, 8, 4, 2, 1].find((tile) => tile * bytes + 16 <= memory) ?? 0;
@@ -68,6 +72,7 @@ export function planZeta(
   return {
     block,
     levels,
+    runs: runCounts.find((runs) => runs >= needed) ?? levels,
     slab: Math.max(1, Math.min(rows, Math.floor(slabBytes / Math.max(1, bytesPerRow)))),
     forward: { tile: forwardTile, lanes: lanesOf(forwardTile * columnsOf(valueDim)) },
   };

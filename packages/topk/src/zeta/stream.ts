@@ -205,7 +205,17 @@ export class ZetaState implements State {
     packTokens(q, packedQ, { rows, firstRow: 0, heads, tokens: queries, firstToken: 0, capacity: queries });
     const { window, chunk, keyDim } = settings;
     const windows = empty(device, [rows, Math.ceil(queries / windowTile), window, windowTile], 'u32');
-    findWindows(runs, packedQ, windows, { range: settings, keyDim, chunk, causal: true, window, queries, firstQuery: seen, keys: end });
+    findWindows(runs, packedQ, windows, {
+      range: settings,
+      keyDim,
+      chunk,
+      causal: true,
+      window,
+      queries,
+      firstQuery: seen,
+      keys: end,
+      runs: plan.runs,
+    });
     const place = { rows, firstRow: 0, heads, capacity, queries, firstQuery: seen, tokens: end, entries, causal: true };
     attend(
       { q: packedQ, k: keys, v: values, windows, theta, sums, out, indices: this.listed(out, queries), ...place },

@@ -1,5 +1,5 @@
 import type { Tensor } from '@heed/core';
-import { defineKernel, range, read, write, type WgslModule } from '@heed/core/~internal';
+import { defineKernel, read, write, type WgslModule } from '@heed/core/~internal';
 import { sumTile } from './sums.js';
 import { columnsOf, storeValue, valueModule, valueRows, valueStrides } from './values.js';
 import { windowTile } from './window.js';
@@ -20,8 +20,6 @@ export const cauchyModule: WgslModule = {
 export type AttendSpec = {
   valueDim: number;
   vector: boolean;
-  /** Eight f16 values a load: rows of v are aligned to 16 bytes. */
-  wide: boolean;
   window: number;
   topK: number;
   localWindow: number;
@@ -45,7 +43,7 @@ const attendWindows = defineKernel({
   bindings: {
     q: read<AttendSpec>('f32', { width: 4 }),
     k: read<AttendSpec>('f32', { width: 4 }),
-    v: read<AttendSpec>('float', { width: ({ vector }) => (vector ? 4 : 1), raw: ({ wide }) => (wide ? 'vec4u' : undefined) }),
+    v: read<AttendSpec>('float', { width: ({ vector }) => (vector ? 4 : 1) }),
     windows: read<AttendSpec>('u32'),
     theta: read<AttendSpec>('f32'),
     sums: read<AttendSpec>('f32', { width: 4, when: ({ mean }) => mean }),
@@ -64,16 +62,13 @@ const attendWindows = defineKernel({
     causal: 'u32',
     ...valueStrides,
   },
-  modules: (spec: AttendSpec) => (spec.wide ? [cauchyModule] : [cauchyModule, valueModule('v', spec)]),
+  modules: (spec: AttendSpec) => [cauchyModule, valueModule('v', spec)],
   wgsl: (spec: AttendSpec) => attendText(spec),
 });
 
 function attendText(spec: AttendSpec): string {
   const { valueDim, window, topK, localWindow, tile, lanes, mean } = spec;
-  const { wide } = spec;
   const columns = columnsOf(valueDim);
-  // column groups of four that a lane sums
-  const groups = range(wide ? 2 : 1);
   const kept = topK + localWindow;
   // of two curves the second one's tokens follow the first one's
   const firstOfSecond = Math.ceil(window / 2);
@@ -162,43 +157,31 @@ function attendText(spec: AttendSpec): string {
       }
       workgroupBarrier();
       let values = (row / uniforms.heads) * uniforms.batchStride + (row % uniforms.heads) * uniforms.headStride;
-      for (var item = lane; item < ${(columns / groups.length) * tile}u; item += ${lanes}u) {
-        let column = item % ${columns / groups.length}u;
-        let slot = item / ${columns / groups.length}u;
+      for (var item = lane; item < ${columns * tile}u; item += ${lanes}u) {
+        let c = item % ${columns}u;
+        let slot = item / ${columns}u;
         let query = first + slot;
         if (query >= uniforms.queries) { continue; }
         let t = uniforms.firstQuery + query;
-        ${groups.map((n) => `var sum${n} = vec4f(0.0);`).join(' ')}
+        var sum = vec4f(0.0);
         var total = 0.0;
         let count = atomicLoad(&counts[slot]);
-        ${sumChosen('0u', 'count', tile, wide)}
-        ${localWindow > 0 ? sumChosen(`${topK}u`, `${topK}u + min(${localWindow}u, t + 1u)`, tile, wide) : ''}
+        ${sumChosen('0u', 'count', tile)}
+        ${localWindow > 0 ? sumChosen(`${topK}u`, `${topK}u + min(${localWindow}u, t + 1u)`, tile) : ''}
         ${
           mean
             ? `let all = uniforms.causal == 0u;
         let tile = select(t / ${sumTile}u, uniforms.entries - 1u, all);
-        let before = (r * uniforms.entries + tile) * ${columns + 1}u + 1u + column * ${groups.length}u;
-        ${groups.map((n) => `var mean${n} = load_sums(before + ${n}u);`).join(' ')}
-        for (var j = tile * ${sumTile}u; j <= t && !all; j++) {
-          ${loadRow('row', 'j', wide)}
-          ${groups.map((n) => `mean${n} += row${n};`).join(' ')}
-        }
-        let share = means[slot] / f32(select(t + 1u, uniforms.tokens, all));
-        ${groups.map((n) => `sum${n} += share * mean${n};`).join(' ')}
+        var mean = load_sums((r * uniforms.entries + tile) * ${columns + 1}u + 1u + c);
+        for (var j = tile * ${sumTile}u; j <= t && !all; j++) { mean += value_v(values + j * uniforms.tokenStride, c); }
+        sum += mean * (means[slot] / f32(select(t + 1u, uniforms.tokens, all)));
         total += means[slot];`
             : ''
         }
-        let scale = select(0.0, 1.0 / total, total > 0.0);
+        var value = vec4f(0.0);
+        if (total > 0.0) { value = sum / total; }
         let to = ((row / uniforms.heads) * uniforms.queries + query) * uniforms.heads + row % uniforms.heads;
-        ${groups
-          .map(
-            (n) => `{
-          let c = column * ${groups.length}u + ${n}u;
-          let value = sum${n} * scale;
-          ${storeValue('out', spec, 'to', 'value')}
-        }`,
-          )
-          .join('\n')}
+        ${storeValue('out', spec, 'to', 'value')}
       }
       ${
         spec.store
@@ -222,27 +205,18 @@ function attendText(spec: AttendSpec): string {
 
 const four = [0, 1, 2, 3];
 
-/** `name0` (and `name1`): the values of a token in the columns of this lane. */
-function loadRow(name: string, token: string, wide: boolean): string {
-  if (!wide) return `let ${name}0 = value_v(values + ${token} * uniforms.tokenStride, column);`;
-  return `let ${name} = v[base_v() + values + ${token} * uniforms.tokenStride + column];
-          let ${name}0 = vec4f(unpack2x16float(${name}.x), unpack2x16float(${name}.y));
-          let ${name}1 = vec4f(unpack2x16float(${name}.z), unpack2x16float(${name}.w));`;
-}
-
 /** Adds the chosen slots from .. to: four rows in flight at a time. */
-function sumChosen(from: string, to: string, tile: number, wide: boolean): string {
+function sumChosen(from: string, to: string, tile: number): string {
   const term = (n: number): string => `let e${n} = chosen[(s + ${n}u) * ${tile}u + slot];`;
-  const load = (n: number): string => loadRow(`v${n}x`, `e${n}.x`, wide);
-  const add = (n: number): string =>
-    `let w${n} = bitcast<f32>(e${n}.y); total += w${n}; sum0 += w${n} * v${n}x0; ${wide ? `sum1 += w${n} * v${n}x1;` : ''}`;
+  const load = (n: number): string => `let v${n} = value_v(values + e${n}.x * uniforms.tokenStride, c);`;
+  const add = (n: number): string => `sum += bitcast<f32>(e${n}.y) * v${n}; total += bitcast<f32>(e${n}.y);`;
   return `{
           var s = ${from};
           let end = ${to};
           for (; s + 4u <= end; s += 4u) {
             ${four.map(term).join(' ')}
-            ${four.map(load).join('\n')}
-            ${four.map(add).join('\n')}
+            ${four.map(load).join(' ')}
+            ${four.map(add).join(' ')}
           }
           for (; s < end; s++) { ${term(0)} ${load(0)} ${add(0)} }
         }`;
@@ -275,14 +249,10 @@ export interface AttendCall {
 }
 
 /** Attends over window lists; `sizes` come from the plan. */
-export function attend(call: AttendCall, sizes: Omit<AttendSpec, 'valueDim' | 'vector' | 'wide' | 'mean' | 'store'>): void {
+export function attend(call: AttendCall, sizes: Omit<AttendSpec, 'valueDim' | 'vector' | 'mean' | 'store'>): void {
   const { q, k, windows, theta, sums, out, indices, causal, ...place } = call;
   const { tensor, spec, strides } = valueRows(call.v);
-  const wide = wideRows(tensor);
-  const full: AttendSpec = { ...sizes, ...spec, wide, mean: sums !== undefined, store: indices !== undefined };
-  // half as many lanes suffice where each takes eight values
-  if (wide) full.lanes = Math.max(32, sizes.lanes / 2);
-  const step = wide ? 2 : 1;
+  const full = { ...sizes, ...spec, mean: sums !== undefined, store: indices !== undefined } as AttendSpec;
   attendWindows.run(q.device, {
     spec: full,
     tensors: { q, k, v: tensor, windows, theta, sums, out, indices },
@@ -296,15 +266,8 @@ export function attend(call: AttendCall, sizes: Omit<AttendSpec, 'valueDim' | 'v
       entries: place.entries,
       tokens: place.tokens,
       causal: causal ? 1 : 0,
-      batchStride: strides.batchStride / step,
-      tokenStride: strides.tokenStride / step,
-      headStride: strides.headStride / step,
+      ...strides,
     },
     grid: [place.rows * Math.ceil(place.queries / full.tile)],
   });
-}
-
-/** Whether eight values of v [batch, tokens, heads, valueDim] can be loaded at a time. */
-function wideRows(v: Tensor): boolean {
-  return v.dtype === 'f16' && v.dim(3) % 8 === 0 && v.offset % 8 === 0 && v.strides.slice(0, 3).every((stride) => stride % 8 === 0);
 }

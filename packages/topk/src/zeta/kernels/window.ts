@@ -6,15 +6,17 @@ import type { Runs } from './runs.js';
 /** Queries a tile of the window lists: u32 [rows, tiles, window, 32], so that neighbouring lanes write neighbouring words. */
 export const windowTile = 32;
 
-/** Runs that the prefix of a query can be made of. */
-export const maxLevels = 16;
+/** Runs that the prefix of a query can be made of; workgroup memory is laid out for the smallest of these that suffices. */
+export const runCounts = [4, 8, 12, 16] as const;
+
+type WindowSpec = { keyDim: number; runs: number };
 
 // The window of each query: of the candidates in order of (code, token) the places [s, s + W) around its own code, where
 // s = clamp(p - floor(W / 2), 0, max(0, n - W)) and p is the number of candidates with a smaller code (step 6 of the sheet).
 // The candidates are the union of popcount(m) sorted runs. Two lanes a query halve the binary searches, then one walks down
 // and one up from the insertion point, taking the nearest head of all runs at each step.
 // tile    32 queries, 64 lanes
-// bytes   reads about 8 (W + log2(n) popcount(m)), writes 4 W a query; 14 KiB of workgroup memory
+// bytes   reads about 8 (W + log2(n) popcount(m)), writes 4 W a query; 896 bytes of workgroup memory a run
 // limits  16 runs: 2^16 blocks
 const searchWindows = defineKernel({
   name: 'zeta-window',
@@ -35,13 +37,13 @@ const searchWindows = defineKernel({
     firstSlot: 'u32',
     ...curveUniforms,
   },
-  modules: ({ keyDim }: { keyDim: number }) => [codeModule(keyDim)],
-  wgsl: () => `
+  modules: ({ keyDim }: WindowSpec) => [codeModule(keyDim)],
+  wgsl: ({ runs }: WindowSpec) => `
     const NONE = 0xffffffffu;
-    var<workgroup> places: array<u32, ${maxLevels * 64}>;
-    var<workgroup> heads: array<u32, ${maxLevels * 64}>;
-    var<workgroup> tokens: array<u32, ${maxLevels * 64}>;
-    var<workgroup> lower: array<u32, ${maxLevels * 32}>;
+    var<workgroup> places: array<u32, ${runs * 64}>;
+    var<workgroup> heads: array<u32, ${runs * 64}>;
+    var<workgroup> tokens: array<u32, ${runs * 64}>;
+    var<workgroup> lower: array<u32, ${runs * 32}>;
     @compute @workgroup_size(64)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let tiles = (uniforms.queries + 31u) / 32u;
@@ -162,6 +164,8 @@ export interface Search {
   firstQuery: number;
   /** Tokens that the runs cover. */
   keys: number;
+  /** Runs that the prefix of a query may have, one of `runCounts`. */
+  runs: number;
 }
 
 /** Writes the window lists u32 [rows, tiles, window, 32] of queries q f32 [rows, queries, 4]; 0xffffffff stands for none. */
@@ -172,7 +176,7 @@ export function findWindows(runs: Runs, q: Tensor, windows: Tensor, search: Sear
   sizes.forEach((window, curve) => {
     if (window === 0) return;
     searchWindows.run(q.device, {
-      spec: { keyDim },
+      spec: { keyDim, runs: search.runs },
       tensors: { q, pairs, windows },
       uniforms: {
         rows,
