@@ -10,14 +10,15 @@ import { Stop } from './steps.mjs';
 import { build, checkNode, installDependencies } from './workspace.mjs';
 
 /**
- * What runs after the set-up, relative to the root; `sources`: it reads sources and needs no build.
- * @type {Record<string, { script?: string, browser?: boolean, sources?: boolean }>}
+ * What runs after the set-up, relative to the root: an app, which is built with what it needs, or a script. `sources`: it reads
+ * sources and needs no build; otherwise everything is built.
+ * @type {Record<string, { app?: string, script?: string, browser?: boolean, sources?: boolean }>}
  */
 const COMMANDS = {
   setup: {},
-  demo: { script: 'apps/demo/dist/main.js' },
-  lab: { script: 'apps/lab/dist/main.js' },
-  bench: { script: 'apps/bench/dist/main.js' },
+  demo: { app: 'demo' },
+  lab: { app: 'lab' },
+  bench: { app: 'bench' },
   golden: { script: 'tooling/golden/main.mjs', sources: true },
   test: { script: 'tooling/checks/main.mjs', browser: true },
 };
@@ -42,11 +43,12 @@ async function main() {
   await installDependencies();
   const environment = { ...process.env, ...(await ensureAdapter()) };
   if (command.browser) environment.HEED_CHROMIUM = await ensureChromium();
-  if (!command.sources) await build();
+  if (!command.sources) await build(command.app);
   console.error('');
-  if (!command.script) return 0;
-  const path = join(root, command.script);
-  if (!existsSync(path)) throw new Stop(`setup: ${command.script} is missing after the build; run npm run build and read its output`, 1);
+  const script = command.app ? `apps/${command.app}/dist/main.js` : command.script;
+  if (!script) return 0;
+  const path = join(root, script);
+  if (!existsSync(path)) throw new Stop(`setup: ${script} is missing after the build; run npm run build and read its output`, 1);
   return run(path, args, environment);
 }
 

@@ -59,10 +59,15 @@ export const turbo = (...args) => [
   '--log-order=grouped',
 ];
 
-export async function build() {
+/**
+ * Builds what an app needs, or everything.
+ * @param {string} [app] folder below apps
+ */
+export async function build(app) {
   const key = buildKey();
-  const built = ['packages/core/dist/index.js', 'apps/demo/dist/index.js'].every((path) => existsSync(join(root, path)));
-  if (built && isStamped('build', key)) return note('build', 'up to date');
-  await step('build', turbo('build'), { env: turboEnvironment() });
-  writeStamp('build', key);
+  const entry = app ? `apps/${app}/dist/main.js` : 'packages/core/dist/index.js';
+  const done = ['build', ...(app ? [`build-${app}`] : [])].some((stamp) => isStamped(stamp, key));
+  if (done && existsSync(join(root, entry))) return note('build', 'up to date');
+  await step('build', turbo('build', ...(app ? [`--filter=@heed/${app}...`] : [])), { env: turboEnvironment() });
+  writeStamp(app ? `build-${app}` : 'build', key);
 }
