@@ -77,8 +77,8 @@ export function runBackward(call: AttentionCall, inputs: BackwardInputs, wanted:
   return { q, k, v, arrays };
 }
 
-function dOutStrides(dOut: Tensor, vector: boolean): { dOutBatch: number; dOutRow: number; dOutHead: number } {
-  const [dOutBatch, dOutRow, dOutHead] = itemStrides(dOut, vector);
+function dOutStrides(dOut: Tensor, item: number): { dOutBatch: number; dOutRow: number; dOutHead: number } {
+  const [dOutBatch, dOutRow, dOutHead] = itemStrides(dOut, item);
   return { dOutBatch, dOutRow, dOutHead };
 }
 
@@ -98,7 +98,7 @@ function gradientOfQ(call: AttentionCall, { inputs, dOut, stats }: Prepared, { t
     device,
     { ...bound.spec, ...tile, shuffles, vectorOut },
     { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, dq },
-    { ...bound.uniforms, ...dOutStrides(dOut, bound.spec.vector), tiles },
+    { ...bound.uniforms, ...dOutStrides(dOut, bound.item), tiles },
     [tiles, sizes.heads, sizes.batch],
   );
   return dq;
@@ -148,7 +148,7 @@ function capturedGradients(
       ),
     },
     { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, sums },
-    { ...bound.uniforms, ...dOutStrides(dOut, bound.spec.vector), tiles, firstAt: first.map((f) => f.at) },
+    { ...bound.uniforms, ...dOutStrides(dOut, bound.item), tiles, firstAt: first.map((f) => f.at) },
     [tiles, sizes.heads, sizes.batch],
   );
   const gradients: (Tensor | null)[] = call.arrays.map(() => null);
@@ -188,7 +188,7 @@ function gradientsOfKeys(
     device,
     { ...bound.spec, ...tile, shuffles, vectorOut, split, biasGradient: bias !== undefined },
     { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, grads },
-    { ...bound.uniforms, ...dOutStrides(dOut, bound.spec.vector), splits, dvAt, dBiasAt, partSize },
+    { ...bound.uniforms, ...dOutStrides(dOut, bound.item), splits, dvAt, dBiasAt, partSize },
     [Math.ceil(keys / tile.rows) * splits, kvHeads, batch],
   );
   let summed = grads;

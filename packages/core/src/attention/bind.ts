@@ -8,7 +8,7 @@ import { renderMask, renderScore } from './code.js';
 import { packExtras } from './extras.js';
 import { log2e, type ScoreSpec, type ScoreUniforms, type UniformsOf } from './kernels/common.js';
 import type { TileSizes } from './mask/index.js';
-import { itemStrides, vectorRows } from './problem.js';
+import { itemStrides, rowItems } from './problem.js';
 
 /** Tensors of a call, possibly other handles than those of the options: the backward runs on saved ones. */
 export interface CallTensors {
@@ -21,8 +21,8 @@ export interface CallTensors {
 
 /** How a dispatch walks the call. */
 export interface Walk {
-  /** Elements an item of its tile. */
-  width: number;
+  /** The most elements that rows are loaded by. */
+  width: 1 | 4 | 8;
   /** Query and key tokens of its tiles. */
   tiles: TileSizes;
   /** The workgroup owns key rows and walks the transposed lists. */
@@ -37,12 +37,14 @@ export interface Bound {
   uniforms: UniformsOf<ScoreUniforms>;
   extras: Tensor | undefined;
   arena: Operand | undefined;
+  /** Elements that rows are loaded by. */
+  item: 1 | 4 | 8;
 }
 
 /** Binds a call's run-time values for one dispatch. Packed arrays are allocated in the current scope. */
 export function bindCall(call: AttentionCall, { q, k, v, arrays }: CallTensors, walk: Walk): Bound {
   const { sizes, options, scale, score, bias, device, visibility } = call;
-  const vector = walk.width === 4 && vectorRows([q, k, v, ...(walk.rows ?? [])]);
+  const item = rowItems([q, k, v, ...(walk.rows ?? [])], walk.width);
   const extras = packExtras(device, arrays);
   const at = (name: string): number => {
     const index = call.arrays.findIndex((array) => array.name === name);
@@ -65,16 +67,17 @@ export function bindCall(call: AttentionCall, { q, k, v, arrays }: CallTensors, 
             : undefined,
         )
       : undefined;
-  const [qBatch, qRow, qHead] = itemStrides(q, vector);
-  const [kBatch, kRow, kHead] = itemStrides(k, vector);
-  const [vBatch, vRow, vHead] = itemStrides(v, vector);
+  const [qBatch, qRow, qHead] = itemStrides(q, item);
+  const [kBatch, kRow, kHead] = itemStrides(k, item);
+  const [vBatch, vRow, vHead] = itemStrides(v, item);
   return {
     extras: extras.tensor,
     arena: arena?.operand,
+    item,
     spec: {
       headDim: sizes.headDim,
       valueDim: sizes.valueDim,
-      vector,
+      vector: item === 4,
       list: listed ? 'runs' : 'band',
       packed: 0,
       lengths: options.lengths !== undefined,

@@ -17,6 +17,8 @@ export interface AttentionCall {
   sizes: AttentionSizes;
   options: AttentionOptions;
   scale: number;
+  /** q, k and v are f16. */
+  halves: boolean;
   /** Position of the first query row where the host knows it. */
   queryOffset: number | undefined;
   score: ComposedScore | undefined;
@@ -59,6 +61,7 @@ export function prepareCall(who: string, q: Tensor, k: Tensor, v: Tensor, option
     device,
     sizes,
     options,
+    halves: q.dtype === 'f16' && k.dtype === 'f16',
     scale: options.scale ?? 1 / Math.sqrt(sizes.headDim),
     queryOffset: queryOffset === undefined ? sizes.keys - sizes.queries : typeof queryOffset === 'number' ? queryOffset : undefined,
     score,

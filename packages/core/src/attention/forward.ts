@@ -2,13 +2,20 @@ import { empty } from '../tensor/create.js';
 import { bindCall, type CallTensors } from './bind.js';
 import type { AttentionCall } from './call.js';
 import { runForwardKernel } from './kernels/forward.js';
+import { runMatrixForward } from './kernels/matrix-forward.js';
+import type { RowLoad } from './kernels/matrix-tile.js';
 import { runMergeParts } from './kernels/merge.js';
 import type { AttentionResult } from './merge.js';
-import { type AttentionPlan, type AttentionShape, planAttention } from './plan.js';
+import { type AttentionPlan, type AttentionShape, type FragmentPlan, planAttention } from './plan.js';
 
 /** The plan of a call on its device. */
 export function planCall(call: AttentionCall): AttentionPlan {
-  const shape: AttentionShape = { ...call.sizes, sharedList: !(call.visibility.mask?.perHead ?? false) };
+  const { precision } = call.options;
+  const shape: AttentionShape = {
+    ...call.sizes,
+    halves: call.halves || precision === 'f16',
+    sharedList: !(call.visibility.mask?.perHead ?? false),
+  };
   return planAttention(shape, call.device.capabilities, { software: call.device.isSoftware });
 }
 
@@ -17,6 +24,7 @@ export function runForward(call: AttentionCall, tensors: CallTensors): Attention
   const { sizes, device } = call;
   const { batch, queries, heads, kvHeads, valueDim } = sizes;
   const { forward: plan } = planCall(call);
+  if (plan.fragments) return runOnFragments(call, tensors, plan.fragments);
   const { tile, splits } = plan;
   const out = empty(device, [batch, queries, heads, valueDim], tensors.q.dtype);
   const lse = empty(device, [batch, queries, heads], 'f32');
@@ -47,4 +55,28 @@ export function runForward(call: AttentionCall, tensors: CallTensors): Attention
   );
   if (split) runMergeParts(device, { parts, partLse, out, lse }, splits);
   return { out, lse };
+}
+
+function runOnFragments(call: AttentionCall, tensors: CallTensors, tile: FragmentPlan): AttentionResult {
+  const { sizes, device, scale } = call;
+  const { batch, queries, heads, valueDim } = sizes;
+  const { q, k, v } = tensors;
+  const out = empty(device, [batch, queries, heads, valueDim], q.dtype);
+  const lse = empty(device, [batch, queries, heads], 'f32');
+  const halves = q.dtype === 'f16' && k.dtype === 'f16';
+  const bound = bindCall(call, tensors, { width: halves ? 8 : 4, tiles: { query: tile.rows, key: tile.columns }, transposed: false });
+  const fold = bound.spec.score === '' && !bound.spec.keyBias && scale > 0;
+  const tiles = Math.ceil(queries / tile.rows);
+  runMatrixForward(
+    device,
+    { ...bound.spec, ...tile, load: rowLoad(bound.item), fold, vectorOut: valueDim % 4 === 0 },
+    { q, k, v, arena: bound.arena, extras: bound.extras, out, lse },
+    { ...bound.uniforms, tiles, hidden: fold ? Math.max(-3e38, -1e30 / bound.uniforms.scale2) : -1e30 },
+    [tiles, heads, batch],
+  );
+  return { out, lse };
+}
+
+function rowLoad(item: 1 | 4 | 8): RowLoad {
+  return item === 8 ? 'half8' : item === 4 ? 'vec4' : 'scalar';
 }

@@ -31,4 +31,9 @@ export interface AttentionOptions {
   keyBias?: Tensor;
   /** Valid keys a batch entry, i32 [batch]. Default: all. */
   lengths?: Tensor;
+  /**
+   * `f16`: products on f16 operands with f32 sums where the device has matrix units, f32 tensors rounded on the way in. Default
+   * `f32` for f32 tensors; f16 tensors take them anyway.
+   */
+  precision?: 'f32' | 'f16';
 }

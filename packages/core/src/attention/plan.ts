@@ -1,4 +1,6 @@
 import type { Capabilities } from '../device/capabilities.js';
+import { fragmentLanes, fragmentShape, hasFragments } from '../kernel/fragments.js';
+import { matrixForwardBytes } from './kernels/matrix-forward.js';
 import { outputItems, tileBytes, type TileSpec } from './kernels/tile.js';
 
 /** What a plan depends on. Lengths choose between a few tiles and split counts; they never specialise a kernel. */
@@ -12,6 +14,8 @@ export interface AttentionShape {
   valueDim: number;
   /** A selection whose query blocks bind the tile: its tokens a block. */
   blockQueries?: number;
+  /** Products may take f16 operands: tensors are f16, or the call says `precision: 'f16'`. Default false. */
+  halves?: boolean;
   /** One list serves all query heads of a group (a mask without heads, a selection a KV head). Default true. */
   sharedList?: boolean;
 }
@@ -23,7 +27,17 @@ export interface TilePlan {
   shuffles: boolean;
 }
 
+/** A dispatch on fragments (matrix units, or their emulation). */
+export interface FragmentPlan {
+  subgroups: number;
+  rows: number;
+  columns: number;
+  fragmentColumns: number;
+}
+
 export interface ForwardPlan extends TilePlan {
+  /** Present: the kernel on fragments runs, in place of the register tile. */
+  fragments: FragmentPlan | undefined;
   /** Rows are (query, head of the group) pairs of a KV head: each key is loaded once a group. */
   packed: boolean;
   /** Parts of the key list, merged by a second dispatch. */
@@ -69,9 +83,36 @@ function planForward(shape: AttentionShape, capabilities: Capabilities, software
   const packed = (shape.sharedList ?? true) && queries * group <= packedRows;
   const rows = packed ? queries * group : queries;
   const plan = planTile(capabilities, { rows, contract: headDim, accumulate: valueDim, software });
-  if (!packed || shape.queries > packedRows) return { ...plan, packed, splits: 1 };
+  const fragments = packed
+    ? undefined
+    : planFragments(shape, capabilities, (tile) => matrixForwardBytes(tile, shape, capabilities.matrix === 'hardware'));
+  if (!packed || shape.queries > packedRows) return { ...plan, packed, splits: 1, fragments };
   const splits = Math.min(Math.ceil(wantedWorkgroups / Math.max(1, batch * kvHeads)), Math.ceil(keys / tokensASplit));
-  return { ...plan, packed, splits: Math.max(1, splits) };
+  return { ...plan, packed, splits: Math.max(1, splits), fragments };
+}
+
+const widestFragmentDim = 128;
+
+/** The largest tile on fragments that fits, where the device and the call allow fragments. */
+function planFragments(
+  shape: AttentionShape,
+  capabilities: Capabilities,
+  bytes: (tile: { subgroups: number; columns: number }) => number,
+): FragmentPlan | undefined {
+  if (!shape.halves || !hasFragments(capabilities) || Math.max(shape.headDim, shape.valueDim) > widestFragmentDim) return undefined;
+  const { maxComputeWorkgroupStorageSize: memory, maxComputeInvocationsPerWorkgroup: lanes } = capabilities.limits;
+  const hardware = capabilities.matrix === 'hardware';
+  const candidates = hardware
+    ? [64, 48, 32, 16].flatMap((columns) => [
+        { subgroups: 4, columns },
+        { subgroups: 2, columns },
+      ])
+    : [
+        { subgroups: 2, columns: 16 },
+        { subgroups: 1, columns: 16 },
+      ];
+  const tile = candidates.find((t) => t.subgroups * fragmentLanes <= lanes && bytes(t) <= memory);
+  return tile && { ...tile, rows: tile.subgroups * 16, fragmentColumns: fragmentShape(capabilities, { N: hardware ? 8 : 16 }).N };
 }
 
 /** Few key tiles under many queries (a sink block, cross attention) are cut, so that the GPU fills. */

@@ -115,15 +115,17 @@ export function bandOf({ causal, window, sinkTokens }: AttentionOptions): Band {
   return { left, right, prefix: sinkTokens ?? 0 };
 }
 
-/** Rows can be loaded as vec4: strides and offsets of all are multiples of 4. */
-export function vectorRows(tensors: readonly Tensor[]): boolean {
-  return tensors.every(
-    (t) => t.dim(-1) % 4 === 0 && t.offset % 4 === 0 && t.strides.slice(0, -1).every((s, axis) => s % 4 === 0 || t.shape[axis] === 1),
-  );
+/** Elements that rows of all tensors can be loaded by: strides, offsets and head dimensions are multiples of it. */
+export function rowItems(tensors: readonly Tensor[], widest: 1 | 4 | 8): 1 | 4 | 8 {
+  const fits = (n: number): boolean =>
+    tensors.every(
+      (t) => t.dim(-1) % n === 0 && t.offset % n === 0 && t.strides.slice(0, -1).every((s, axis) => s % n === 0 || t.shape[axis] === 1),
+    );
+  return widest === 8 && fits(8) ? 8 : widest >= 4 && fits(4) ? 4 : 1;
 }
 
 /** Strides of batch, row and head in items of a kernel's binding. */
-export function itemStrides(t: Tensor, vector: boolean): [number, number, number] {
-  const items = (axis: number): number => ((t.shape[axis] ?? 1) === 1 ? 0 : (t.strides[axis] ?? 0) / (vector ? 4 : 1));
+export function itemStrides(t: Tensor, item: number): [number, number, number] {
+  const items = (axis: number): number => ((t.shape[axis] ?? 1) === 1 ? 0 : (t.strides[axis] ?? 0) / item);
   return [items(0), items(1), items(2)];
 }

@@ -48,7 +48,7 @@ const kernel = defineKernel({
     partSize: 'u32',
   },
   wgsl: dkvText,
-  forms: ['baseline', 'subgroups', 'matrix'],
+  forms: ['baseline', 'matrix'],
 });
 
 export function runDkvKernel(

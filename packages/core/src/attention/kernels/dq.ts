@@ -45,7 +45,7 @@ const kernel = defineKernel({
   },
   uniforms: { ...scoreUniforms, tiles: 'u32', dOutBatch: 'u32', dOutRow: 'u32', dOutHead: 'u32' },
   wgsl: dqText,
-  forms: ['baseline', 'subgroups', 'matrix'],
+  forms: ['baseline', 'matrix'],
 });
 
 /** Buffers of a backward dispatch. */

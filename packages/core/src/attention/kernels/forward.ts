@@ -3,6 +3,7 @@
 // bytes   q and out once; k and v once a query tile that sees them, staged through workgroup memory
 // limits  head dimensions up to 256; at most 8 storage bindings; no inf or NaN is formed: a masked weight is forced to 0
 // source  Dao 2023 (FlashAttention-2), algorithm 1; Dong et al. 2024 (FlexAttention) for the order of score, mask, softmax
+import type { Tier } from '../../device/capabilities.js';
 import type { Device } from '../../device/device.js';
 import { type Operand, read, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
@@ -24,29 +25,38 @@ export type ForwardSpec = ScoreSpec &
 
 const width = (spec: ForwardSpec): number => (spec.vector ? 4 : 1);
 
-const kernel = defineKernel({
+const bindings = {
+  q: read<ForwardSpec>('float', { width }),
+  k: read<ForwardSpec>('float', { width }),
+  v: read<ForwardSpec>('float', { width }),
+  arena: read<ForwardSpec>('any', { raw: 'u32', when: (s) => s.arena }),
+  extras: read<ForwardSpec>('any', { raw: 'u32', when: (s) => s.extras }),
+  out: write<ForwardSpec>('float', { width: (s) => (s.vectorOut ? 4 : 1) }),
+  lse: write<ForwardSpec>('f32', { raw: 'u32' }),
+};
+
+const uniforms = {
+  ...scoreUniforms,
+  /** Query tiles a head. */
+  tiles: 'u32',
+  splits: 'u32',
+  /** Rows of all partial results of one split. */
+  outRows: 'u32',
+} as const;
+
+const tier = (spec: ForwardSpec): Tier => (spec.shuffles ? 'subgroups' : 'baseline');
+
+const forward = defineKernel({
   name: 'attention-forward',
-  bindings: {
-    q: read<ForwardSpec>('float', { width }),
-    k: read<ForwardSpec>('float', { width }),
-    v: read<ForwardSpec>('float', { width }),
-    arena: read<ForwardSpec>('any', { raw: 'u32', when: (s) => s.arena }),
-    extras: read<ForwardSpec>('any', { raw: 'u32', when: (s) => s.extras }),
-    out: write<ForwardSpec>('float', { width: (s) => (s.vectorOut ? 4 : 1) }),
-    lse: write<ForwardSpec>('f32', { raw: 'u32' }),
-  },
-  uniforms: {
-    ...scoreUniforms,
-    /** Query tiles a head. */
-    tiles: 'u32',
-    splits: 'u32',
-    /** Rows of all partial results of one split. */
-    outRows: 'u32',
-  },
+  bindings,
+  uniforms,
   wgsl: forwardText,
   forms: ['baseline', 'subgroups', 'matrix'],
-  tier: (spec: ForwardSpec) => (spec.shuffles ? 'subgroups' : 'baseline'),
+  tier,
 });
+
+// few rows read many keys: bandwidth decides, so there is no form on fragments
+const decode = defineKernel({ name: 'attention-decode', bindings, uniforms, wgsl: forwardText, forms: ['baseline', 'subgroups'], tier });
 
 /** Records the forward kernel: `tiles` query tiles a head, times `splits`, by heads (KV heads where rows are packed), by batch. */
 export function runForwardKernel(
@@ -56,7 +66,7 @@ export function runForwardKernel(
   uniforms: UniformsOf<ScoreUniforms> & { tiles: number; splits: number; outRows: number },
   grid: readonly [number, number, number],
 ): void {
-  kernel.run(device, { spec, tensors, uniforms, grid });
+  (spec.packed > 0 ? decode : forward).run(device, { spec, tensors, uniforms, grid });
 }
 
 function forwardText(spec: ForwardSpec): string {
@@ -146,7 +156,7 @@ function forwardText(spec: ForwardSpec): string {
  * `vBase`, `keyEnd`, `queryOffset`, `qFirst`, `qLast`, `queryBlock`, `listHead`. Later tiles come first: they are the long ones
  * where the mask is causal.
  */
-export function tilePosition(spec: ScoreSpec & TileSpec & { split?: boolean }): string {
+export function tilePosition(spec: ScoreSpec & { rows: number; split?: boolean }): string {
   const { packed, rows } = spec;
   const selection = spec.list === 'ids' || spec.list === 'bits';
   const scale = packed ? ` * ${packed}u` : '';

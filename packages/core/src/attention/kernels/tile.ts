@@ -14,7 +14,7 @@ export type TileSpec = {
   lanesX: number;
   lanesY: number;
   /** Elements an item: 4 or 1. */
-  width: number;
+  width: 1 | 4;
   /** Elements of the head dimension that are staged at once; a multiple of width. */
   depth: number;
   /** Streamed rows that are staged at once for an accumulation; a multiple of width that divides columns. */
@@ -75,7 +75,7 @@ export class TileText {
   /** WGSL type of an item. */
   readonly item: string;
   private readonly lanesX: number;
-  private readonly width: number;
+  private readonly width: 1 | 4;
 
   /** @param opaque loop bounds are hidden from the compiler */
   constructor(

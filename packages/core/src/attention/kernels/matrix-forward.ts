@@ -1,0 +1,261 @@
+// Attention forward on fragments: f16 operands, f32 sums and statistics, lazy rescaling.
+// tile    16 query rows a subgroup, `columns` keys a step; scores go through workgroup memory, since fragments have no elements
+// bytes   q and out once; k and v once a query tile that sees them
+// limits  head dimensions up to 128 (padded to 16 in workgroup memory); f32 inputs are rounded to f16 on the way in
+// source  Dao 2023 (FlashAttention-2), algorithm 1; the output is rescaled only when a row's maximum grew by more than 2^8
+import type { Device } from '../../device/device.js';
+import { type Operand, read, write } from '../../kernel/bindings.js';
+import { defineKernel, type KernelContext } from '../../kernel/define.js';
+import { fragmentLanes, Fragments } from '../../kernel/fragments.js';
+import { range } from '../../kernel/modules.js';
+import type { Tensor } from '../../tensor/tensor.js';
+import { ln2, log2e, logitText, scoreFunctions, scoreUniforms, type ScoreUniforms, type UniformsOf } from './common.js';
+import { tilePosition } from './forward.js';
+import { keyLoop } from './loops.js';
+import {
+  eightLoader,
+  halvesFunction,
+  type MatrixSpec,
+  overDepth,
+  padded,
+  rowBinding,
+  rowPad,
+  scorePad,
+  stagedStride,
+  stageRows,
+} from './matrix-tile.js';
+
+export type MatrixForwardSpec = MatrixSpec & {
+  /** The scale is positive and nothing is added to scores: it is folded into the exponent. */
+  fold: boolean;
+  vectorOut: boolean;
+};
+
+const kernel = defineKernel({
+  name: 'attention-forward',
+  tier: 'matrix',
+  forms: ['baseline', 'subgroups', 'matrix'],
+  bindings: {
+    q: read<MatrixForwardSpec>('float', rowBinding()),
+    k: read<MatrixForwardSpec>('float', rowBinding()),
+    v: read<MatrixForwardSpec>('float', rowBinding()),
+    arena: read<MatrixForwardSpec>('any', { raw: 'u32', when: (s) => s.arena }),
+    extras: read<MatrixForwardSpec>('any', { raw: 'u32', when: (s) => s.extras }),
+    out: write<MatrixForwardSpec>('float', { width: (s) => (s.vectorOut ? 4 : 1) }),
+    lse: write<MatrixForwardSpec>('f32', { raw: 'u32' }),
+  },
+  uniforms: {
+    ...scoreUniforms,
+    tiles: 'u32',
+    /** What a hidden score is written as, so that times scale2 it is NEG. */
+    hidden: 'f32',
+  },
+  wgsl: matrixForwardText,
+});
+
+export function runMatrixForward(
+  device: Device,
+  spec: MatrixForwardSpec,
+  tensors: { q: Tensor; k: Tensor; v: Tensor; arena: Operand | undefined; extras: Tensor | undefined; out: Tensor; lse: Tensor },
+  uniforms: UniformsOf<ScoreUniforms> & { tiles: number; hidden: number },
+  grid: readonly [number, number, number],
+): void {
+  kernel.run(device, { spec, tensors, uniforms, grid });
+}
+
+/** Bytes of workgroup memory of a tile; under emulation the queries have a region of their own. */
+export function matrixForwardBytes(
+  tile: { subgroups: number; columns: number },
+  dims: { headDim: number; valueDim: number },
+  hardware: boolean,
+): number {
+  const rows = tile.subgroups * 16;
+  const { columns } = tile;
+  const keyRows = hardware ? Math.max(columns, rows) : columns + rows;
+  const staged = keyRows * stagedStride(dims.headDim) + columns * stagedStride(dims.valueDim);
+  return 2 * staged + 4 * rows * (columns + scorePad) + 2 * rows * (columns + rowPad) + 4 * rows + 16 + (hardware ? 0 : 4 * 2 * rows);
+}
+
+function matrixForwardText(spec: MatrixForwardSpec, { capabilities }: KernelContext): string {
+  const { headDim, valueDim, columns, subgroups, rows } = spec;
+  const f = new Fragments(capabilities, { N: spec.fragmentColumns === 16 ? 16 : 8 });
+  const stride = columns + scorePad;
+  const weightStride = columns + rowPad;
+  const keyStride = stagedStride(headDim);
+  const valueStride = stagedStride(valueDim);
+  const scoreFragments = range(columns / f.N);
+  const outFragments = range(padded(valueDim) / f.N);
+  const half = columns / 2;
+  const queries = f.hardware ? 'stagedKeys' : 'stagedQueries';
+  const left = (first: string): string => `subgroupRow * ${keyStride}u + ${first}`;
+  const column = (j: number): string => `((${2 * j}u + turn) % ${columns}u)`;
+  const bound = (n: number): string => (spec.opaque ? `${n}u * uniforms.one` : `${n}u`);
+  const overRow = (body: string): string => `
+    for (var j = 0u; j < ${bound(half)}; j++) {
+      let kv = (2u * j + turn) % ${columns}u;
+      ${body}
+    }`;
+  const logit = logitText(spec, 'score', { b: 'b', h: 'h', q: 'place', kv: '(keyStart + kv)' }, 'keyBiasOf(b, h, keyStart + kv)');
+  const scores = overDepth(
+    f,
+    headDim,
+    (first, k) => `
+    ${f.hardware ? '' : f.loadLeft('queryPart', queries, left(first), `${keyStride}u`)}
+    ${scoreFragments
+      .map(
+        (j) =>
+          `{ ${f.loadRight('keyPart', 'stagedKeys', `${j * f.N * keyStride}u + ${first}`, `${keyStride}u`, 'column')} ${f.multiplyAdd(`s${j}`, f.hardware ? `query${k}` : 'queryPart', 'keyPart')} }`,
+      )
+      .join('\n')}`,
+  );
+  const values = overDepth(
+    f,
+    columns,
+    (first) => `
+    ${f.loadLeft('weightPart', 'weights', `subgroupRow * ${weightStride}u + ${first}`, `${weightStride}u`)}
+    ${outFragments
+      .map(
+        (j) =>
+          `{ ${f.loadRight('valuePart', 'stagedValues', `(${first}) * ${valueStride}u + ${j * f.N}u`, `${valueStride}u`)} ${f.multiplyAdd(`o${j}`, 'weightPart', 'valuePart')} }`,
+      )
+      .join('\n')}`,
+  );
+  // the output passes through the score region in bands of `columns` columns
+  const bands = range(Math.ceil(padded(valueDim) / columns)).map((band) =>
+    outFragments.filter((j) => Math.floor((j * f.N) / columns) === band),
+  );
+  const toMemory = (band: readonly number[]): string =>
+    band.map((j) => f.store(`o${j}`, 'scores', `subgroupRow * ${stride}u + ${(j * f.N) % columns}u`, `${stride}u`)).join('\n');
+  const fromMemory = (band: readonly number[]): string =>
+    band.map((j) => f.loadResult(`o${j}`, 'scores', `subgroupRow * ${stride}u + ${(j * f.N) % columns}u`, `${stride}u`)).join('\n');
+  const rescale = bands
+    .map(
+      (band) => `
+      workgroupBarrier();
+      ${toMemory(band)}
+      workgroupBarrier();
+      ${overRow('scores[scoreRow + kv] *= shrink;')}
+      workgroupBarrier();
+      ${fromMemory(band)}`,
+    )
+    .join('\n');
+  const body = `
+    if (lane == 0u) { grown = vec4u(); }
+    ${stageRows(spec, { array: 'stagedKeys', binding: 'k', dim: headDim, rows: columns, base: 'kBase', first: 'keyStart', end: 'keyStop' })}
+    ${stageRows(spec, { array: 'stagedValues', binding: 'v', dim: valueDim, rows: columns, base: 'vBase', first: 'keyStart', end: 'keyStop' })}
+    workgroupBarrier();
+    {
+      ${scoreFragments.map((j) => f.zero(`s${j}`)).join(' ')}
+      ${scores}
+      ${scoreFragments.map((j) => f.store(`s${j}`, 'scores', `subgroupRow * ${stride}u + ${j * f.N}u`, `${stride}u`)).join('\n')}
+    }
+    workgroupBarrier();
+    ${spec.fold ? '' : overRow(`let score = scores[scoreRow + kv]; scores[scoreRow + kv] = ${logit};`)}
+    if (masked) { ${overRow('if (!seen(b, h, place, keyStart + kv, keyStop)) { scores[scoreRow + kv] = uniforms.hidden; }')} }
+    ${range(half)
+      .map((j) => `let x${j} = scores[scoreRow + ${column(j)}];`)
+      .join(' ')}
+    let topHere = ${range(half).reduce((text, j) => (text === '' ? `x${j}` : `max(${text}, x${j})`), '')};
+    ${f.exchange('topThere', 'topHere', 16)}
+    let top = max(topHere, topThere)${spec.fold ? ' * uniforms.scale2' : ''};
+    let next = select(highest, top, top > highest + 8.0);
+    let shrink = exp2(highest - next);
+    // every lane that writes the flag writes the same value
+    if (next != highest && highest > 0.5 * NEG) { grown.x = 1u; }
+    highest = next;
+    let reference = select(next, 0.0, next < 0.5 * NEG);
+    var added = 0.0;
+    ${range(half)
+      .map(
+        (j) =>
+          `{ let w = exp2(${spec.fold ? `x${j} * uniforms.scale2` : `x${j}`} - reference); added += w; weights[weightRow + ${column(j)}] = f16(w); }`,
+      )
+      .join('\n')}
+    sum = sum * shrink + added;
+    let mustRescale = workgroupUniformLoad(&grown).x;
+    if (mustRescale != 0u) { ${rescale} }
+    ${values}
+    workgroupBarrier();`;
+  return `
+    ${f.hardware ? '' : `var<workgroup> stagedQueries: array<f16, ${rows * keyStride}>;`}
+    var<workgroup> stagedKeys: array<f16, ${(f.hardware ? Math.max(columns, rows) : columns) * keyStride}>;
+    var<workgroup> stagedValues: array<f16, ${columns * valueStride}>;
+    var<workgroup> scores: array<f32, ${rows * stride}>;
+    var<workgroup> weights: array<f16, ${rows * weightStride}>;
+    var<workgroup> shares: array<f32, ${rows}>;
+    var<workgroup> grown: vec4u;
+    ${halvesFunction}
+    ${eightLoader('q', headDim, spec.load)}
+    ${eightLoader('k', headDim, spec.load)}
+    ${eightLoader('v', valueDim, spec.load)}
+    ${scoreFunctions(spec)}
+    ${f.entry(
+      subgroups,
+      `
+      ${tilePosition(spec)}
+      let subgroupRow = subgroup * 16u;
+      let row = subgroupLane % 16u;
+      let part = subgroupLane / 16u;
+      // the two lanes of a row take every other column, and rows 8 apart begin elsewhere: no bank conflicts
+      let turn = part + 2u * (row / 8u);
+      let scoreRow = (subgroupRow + row) * ${stride}u;
+      let weightRow = (subgroupRow + row) * ${weightStride}u;
+      let rowAt = rowStart + subgroupRow + row;
+      let place = i32(rowAt) + queryOffset;
+      ${stageRows(spec, { array: queries, binding: 'q', dim: headDim, rows, base: 'qBase', first: 'rowStart', end: 'rowEnd' })}
+      workgroupBarrier();
+      ${
+        f.hardware
+          ? range(padded(headDim) / f.K)
+              .map((k) => f.loadLeft(`query${k}`, queries, left(`${k * f.K}u`), `${keyStride}u`))
+              .join('\n')
+          : ''
+      }
+      workgroupBarrier();
+      ${outFragments.map((j) => f.zero(`o${j}`)).join(' ')}
+      ${
+        spec.sinks
+          ? `var highest = bitcast<f32>(extras[base_extras() + uniforms.sinksAt + h]) * ${log2e}; var sum = select(0.0, 1.0, part == 0u);`
+          : 'var highest = NEG; var sum = 0.0;'
+      }
+      ${keyLoop(spec, columns, body)}
+      ${f.exchange('sumThere', 'sum', 16)}
+      let whole = sum + sumThere;
+      let alive = highest > 0.5 * NEG;
+      if (part == 0u) {
+        shares[subgroupRow + row] = select(0.0, 1.0 / max(whole, 1e-37), alive);
+        if (rowAt < rowEnd) {
+          lse[base_lse() + (b * uniforms.queries + rowAt) * uniforms.heads + h] =
+            select(0xff800000u, bitcast<u32>((highest + log2(max(whole, 1e-37))) * ${ln2}), alive);
+        }
+      }
+      ${bands.map((band, i) => wayOut(spec, toMemory(band), i * columns, band.length * f.N, stride, bound)).join('\n')}`,
+    )}`;
+}
+
+/** One band of the output through workgroup memory, so that rows are stored whole. */
+function wayOut(
+  spec: MatrixForwardSpec,
+  toMemory: string,
+  first: number,
+  wide: number,
+  stride: number,
+  bound: (n: number) => string,
+): string {
+  const { rows, valueDim, subgroups, vectorOut } = spec;
+  const items = vectorOut ? wide / 4 : wide;
+  const at = `((b * uniforms.queries + rowStart + n) * uniforms.heads + h) * ${valueDim}u`;
+  const element = (e: number): string => `scores[n * ${stride}u + c * ${vectorOut ? 4 : 1}u + ${e}u] * shares[n]`;
+  const store = vectorOut
+    ? `if (${first}u + c * 4u < ${valueDim}u) { store_out((${at} + ${first}u) / 4u + c, vec4f(${range(4).map(element).join(', ')})); }`
+    : `if (${first}u + c < ${valueDim}u) { store_out(${at} + ${first}u + c, ${element(0)}); }`;
+  return `
+    workgroupBarrier();
+    ${toMemory}
+    workgroupBarrier();
+    for (var at = lane; at < ${bound(rows * items)}; at += ${subgroups * fragmentLanes}u) {
+      let n = at / ${items}u;
+      let c = at % ${items}u;
+      if (rowStart + n < rowEnd) { ${store} }
+    }`;
+}
