@@ -61,32 +61,34 @@ function differentiate(params: unknown, loss: () => Tensor | { loss: Tensor }, o
   const leaves = [...tensorsIn(params)].filter((t) => isFloat(t.dtype));
   const tape = new Tape();
   for (const leaf of leaves) tape.track(leaf);
-  try {
-    const value = withTape(tape, () => scope(loss));
-    const root = value instanceof Tensor ? value : value.loss;
-    if (!(root instanceof Tensor) || root.size !== 1) {
-      throw new HeedError(
-        'SHAPE_MISMATCH',
-        `valueAndGrad: the loss returned ${root instanceof Tensor ? root.describe() : typeof root}; it must return one number, for instance mean(x)`,
-      );
+  // a scope of its own: what was made is freed when a later part throws
+  return scope(() => {
+    try {
+      const value = withTape(tape, () => scope(loss));
+      const root = value instanceof Tensor ? value : value.loss;
+      if (!(root instanceof Tensor) || root.size !== 1) {
+        throw new HeedError(
+          'SHAPE_MISMATCH',
+          `valueAndGrad: the loss returned ${root instanceof Tensor ? root.describe() : typeof root}; it must return one number, for instance mean(x)`,
+        );
+      }
+      const { scale = 1 } = options;
+      const seed =
+        typeof scale === 'number'
+          ? full(root.device, root.shape, scale, { dtype: root.dtype })
+          : scale.view({ shape: root.shape, strides: root.shape.map(() => 1) });
+      const wanted = new Set(leaves.map((t) => t.id));
+      const found = withoutTape(() => tape.backward(new Map([[root.id, seed]]), wanted, accumulate));
+      const byId = new Map<number, Tensor>();
+      for (const leaf of leaves) {
+        const gradient = found.get(leaf.id);
+        byId.set(leaf.id, gradient ? reenter(gradient) : zeros(leaf.device, leaf.shape, { dtype: leaf.dtype }));
+      }
+      return { value, grads: mapParams(params, (t) => byId.get(t.id)) };
+    } finally {
+      tape.dispose();
     }
-    const { scale = 1 } = options;
-    const seed =
-      typeof scale === 'number'
-        ? full(root.device, root.shape, scale, { dtype: root.dtype }).keep()
-        : scale.view({ shape: root.shape, strides: root.shape.map(() => 1) }).keep();
-    const wanted = new Set(leaves.map((t) => t.id));
-    const found = withoutTape(() => tape.backward(new Map([[root.id, seed]]), wanted, accumulate));
-    seed.dispose();
-    const byId = new Map<number, Tensor>();
-    for (const leaf of leaves) {
-      const gradient = found.get(leaf.id);
-      byId.set(leaf.id, gradient ? reenter(gradient) : zeros(leaf.device, leaf.shape, { dtype: leaf.dtype }));
-    }
-    return { value, grads: mapParams(params, (t) => byId.get(t.id)) };
-  } finally {
-    tape.dispose();
-  }
+  });
 }
 
 function reenter(t: Tensor): Tensor {

@@ -59,7 +59,7 @@ export class Device {
   readonly pool: BufferPool;
   readonly recorder: Recorder;
   readonly pipelines: Map<string, Pipeline> = new Map();
-  readonly bindGroups: Map<string, GPUBindGroup> = new Map();
+  readonly bindGroups: Map<string, { group: GPUBindGroup; storages: readonly Storage[] }> = new Map();
   readonly bindGroupLayouts: Map<string, GPUBindGroupLayout> = new Map();
   /** Live tensors; kept by the tensor floor. */
   tensors = 0;
@@ -86,7 +86,7 @@ export class Device {
       capabilities.limits,
       (storage) => this.dropBindGroups(storage),
       () => this.recorder.flush(),
-      (what, create) => this.guarded(what, create),
+      (what, create, failed) => this.guarded(what, create, failed),
     );
     this.lost = gpu.lost.then((info) => {
       this.lostError ??= new HeedError(
@@ -127,8 +127,8 @@ export class Device {
 
   /** @throws HeedError DEVICE_LOST after loss, DISPOSED after close */
   assertUsable(): void {
-    if (this.lostError) throw this.lostError;
     if (this.closed) throw new HeedError('DISPOSED', 'core: the device was closed; open another with openDevice()');
+    if (this.lostError) throw this.lostError;
   }
 
   allocate(bytes: number, label: string): Storage {
@@ -154,11 +154,17 @@ export class Device {
     const start = byteOffset & ~3;
     const end = Math.ceil((byteOffset + bytes) / 4) * 4;
     for (let at = start; at < end; at += stagingWindow) {
+      this.assertUsable(); // between two windows the device may have been lost or closed
       const size = Math.min(stagingWindow, end - at);
       const staging = this.takeStaging(size);
       this.recorder.copy(storage, at, staging, 0, size);
       this.recorder.flush();
-      await this.settle(staging.mapAsync(mapModeRead, 0, size));
+      try {
+        await this.settle(staging.mapAsync(mapModeRead, 0, size));
+      } catch (error) {
+        staging.destroy();
+        throw error;
+      }
       const window = new Uint8Array(staging.getMappedRange(0, size));
       const from = Math.max(0, byteOffset - at);
       const to = Math.min(size, byteOffset + bytes - at);
@@ -176,8 +182,8 @@ export class Device {
     await this.settle(this.gpu.queue.onSubmittedWorkDone());
   }
 
-  /** Runs `create` in error scopes; what it reports surfaces on the next `read()` or `idle()`. */
-  guarded<T>(what: string, create: () => T): T {
+  /** Runs `create` in error scopes; what it reports surfaces on the next `read()` or `idle()`, after `failed` has been called. */
+  guarded<T>(what: string, create: () => T, failed?: () => void): T {
     const { gpu } = this;
     gpu.pushErrorScope('validation');
     gpu.pushErrorScope('out-of-memory');
@@ -188,7 +194,9 @@ export class Device {
       for (let i = 0; i < 3; i++) {
         const check = gpu.popErrorScope().then(
           (error) => {
-            if (error) this.fail(error, what);
+            if (!error) return;
+            failed?.();
+            this.fail(error, what);
           },
           () => {}, // a lost device rejects; `lost` tells
         );
@@ -281,14 +289,19 @@ export class Device {
 
   private submit(kernels: readonly string[], submit: () => void): void {
     const names = [...new Set(kernels)];
-    this.guarded(`running ${names.slice(0, 6).join(', ')}${names.length > 6 ? `, and ${names.length - 6} more` : ''}`, submit);
+    const what = names.length === 0 ? 'copying' : `running ${names.slice(0, 6).join(', ')}`;
+    this.guarded(`${what}${names.length > 6 ? `, and ${names.length - 6} more` : ''}`, submit);
   }
 
   /** Waits for `work`, loss or an error in what was submitted, whichever tells first. */
   private async settle(work: Promise<unknown>): Promise<void> {
     const done = work.catch((error: unknown) => {
-      if (!this.lostError) this.failures.push(new HeedError('KERNEL_FAILED', `core: the GPU refused a read: ${String(error)}`));
+      // nobody unmaps a window that is being read: only loss aborts, and `lost` may tell it a moment later
+      if (error instanceof Error && error.name === 'AbortError') return this.lost;
+      this.failures.push(new HeedError('KERNEL_FAILED', `core: the GPU refused a read: ${String(error)}`));
+      return undefined;
     });
+    done.catch(() => {});
     await Promise.race([Promise.all([...this.checks]), this.lost]);
     this.throwFailure();
     await Promise.race([done, this.lost]);
@@ -320,7 +333,10 @@ export class Device {
   }
 
   private dropBindGroups(storage: Storage): void {
-    for (const key of storage.bindGroups) this.bindGroups.delete(key);
+    for (const key of storage.bindGroups) {
+      for (const other of this.bindGroups.get(key)?.storages ?? []) if (other !== storage) other.bindGroups.delete(key);
+      this.bindGroups.delete(key);
+    }
     storage.bindGroups.clear();
   }
 

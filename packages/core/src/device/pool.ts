@@ -3,6 +3,8 @@ import { formatBytes, HeedError } from '../errors.js';
 
 /** A GPU buffer with a reference count; tensors and their views share one. */
 export class Storage {
+  /** The pool that it goes back to, one a device. */
+  readonly owner: BufferPool;
   readonly id: number;
   readonly buffer: GPUBuffer;
   /** Bytes of the buffer (its size class, not what was asked for). */
@@ -11,10 +13,13 @@ export class Storage {
   /** The batch that last used this buffer; a write from the host must not overtake it. */
   lastBatch = 0;
   destroyed = false;
+  /** The GPU could not make this buffer: it must not be handed out again. */
+  failed = false;
   /** Bind groups that name this buffer; they go with it. */
   readonly bindGroups: Set<string> = new Set();
 
-  constructor(id: number, buffer: GPUBuffer, bytes: number) {
+  constructor(owner: BufferPool, id: number, buffer: GPUBuffer, bytes: number) {
+    this.owner = owner;
     this.id = id;
     this.buffer = buffer;
     this.bytes = bytes;
@@ -55,7 +60,7 @@ export class BufferPool {
     private readonly limits: { maxBufferSize: number },
     private readonly onDestroy: (storage: Storage) => void,
     private readonly beforeDestroy: () => void,
-    private readonly guarded: <T>(what: string, create: () => T) => T,
+    private readonly guarded: <T>(what: string, create: () => T, failed: () => void) => T,
   ) {}
 
   allocate(bytes: number, label: string): Storage {
@@ -77,16 +82,15 @@ export class BufferPool {
     }
     const ceiling = 1.25 * Math.max(this.peak, this.live + size);
     if (this.live + this.pooled + size > ceiling) this.trim(Math.max(0, ceiling - this.live - size));
-    const buffer = this.guarded(`allocating ${formatBytes(size)} for "${label}"`, () =>
-      this.gpu.createBuffer({
-        label,
-        size,
-        usage: bufferUsage.STORAGE | bufferUsage.COPY_SRC | bufferUsage.COPY_DST | bufferUsage.INDIRECT,
-      }),
+    const usage = bufferUsage.STORAGE | bufferUsage.COPY_SRC | bufferUsage.COPY_DST | bufferUsage.INDIRECT;
+    const storage: Storage = this.guarded(
+      `allocating ${formatBytes(size)} for "${label}"`,
+      () => new Storage(this, this.nextId++, this.gpu.createBuffer({ label, size, usage }), size),
+      () => this.discard(storage),
     );
     this.count++;
     this.grow(size);
-    return new Storage(this.nextId++, buffer, size);
+    return storage;
   }
 
   retain(storage: Storage): void {
@@ -97,6 +101,10 @@ export class BufferPool {
     storage.references--;
     if (storage.references > 0 || storage.destroyed) return;
     this.live -= storage.bytes;
+    if (storage.failed) {
+      this.destroy(storage);
+      return;
+    }
     this.pooled += storage.bytes;
     const list = this.free.get(storage.bytes);
     if (list) list.push(storage);
@@ -114,10 +122,7 @@ export class BufferPool {
         const storage = list.shift();
         if (!storage) break;
         this.pooled -= size;
-        this.count--;
-        storage.destroyed = true;
-        this.onDestroy(storage);
-        storage.buffer.destroy();
+        this.destroy(storage);
       }
       if (list.length === 0) this.free.delete(size);
     }
@@ -129,6 +134,19 @@ export class BufferPool {
 
   resetPeak(): void {
     this.peak = this.live;
+  }
+
+  /** Out of memory is told later: by then the buffer may be in use, or free already. */
+  private discard(storage: Storage): void {
+    storage.failed = true;
+    this.trim(0); // the buffer itself if it is free, and room for what is tried next
+  }
+
+  private destroy(storage: Storage): void {
+    this.count--;
+    storage.destroyed = true;
+    this.onDestroy(storage);
+    storage.buffer.destroy();
   }
 
   private grow(size: number): void {

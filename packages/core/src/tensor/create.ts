@@ -123,13 +123,18 @@ export function full(device: Device, shape: Shape, value: number, options: { dty
   const word = new Uint8Array(4);
   const element = toBytes([value], dtype);
   for (let at = 0; at < 4; at += element.byteLength) word.set(element, at);
+  const pattern = new Uint32Array(word.buffer)[0] ?? 0;
   const items = Math.ceil(out.bytes / 16);
-  if (items > 0) {
+  // what is larger than a binding is filled window by window
+  const window = Math.floor(device.limits.maxStorageBufferBindingSize / 256) * 16;
+  for (let at = 0; at < items; at += window) {
+    const count = Math.min(window, items - at);
+    const perItem = 16 / dtypeBytes(dtype);
     fillWords.run(device, {
       spec: {},
-      tensors: { out },
-      uniforms: { pattern: new Uint32Array(word.buffer)[0] ?? 0, items },
-      grid: [Math.ceil(items / 256)],
+      tensors: { out: { storage: out.storage, dtype, offset: at * perItem, extent: count * perItem, label: out.label, shape } },
+      uniforms: { pattern, items: count },
+      grid: [Math.ceil(count / 256)],
     });
   }
   return out;

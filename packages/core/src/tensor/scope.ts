@@ -28,7 +28,8 @@ export function scope<T>(work: () => T): T {
   let result: T | undefined;
   try {
     result = work();
-    if (result instanceof Promise) {
+    if (isThenable(result)) {
+      result.then(undefined, () => {}); // it may fail later over the tensors that are freed now; this error is the one to see
       throw new HeedError(
         'INVALID_ARGUMENT',
         'core: scope was given an asynchronous function; a scope is synchronous, so await outside of it',
@@ -44,6 +45,10 @@ export function scope<T>(work: () => T): T {
     scopes.pop();
     for (const tensor of inner.tensors) tensor.dispose();
   }
+}
+
+function isThenable(value: unknown): value is PromiseLike<unknown> {
+  return typeof value === 'object' && value !== null && 'then' in value && typeof value.then === 'function';
 }
 
 /** The tensors in a value: itself, or those in arrays, maps and plain objects, nested. */
