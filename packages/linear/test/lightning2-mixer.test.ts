@@ -1,5 +1,19 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { Carry, type Device, mean, type MixContext, mul, openDevice, RandomStream, scope, slice, sum, tensor, type Tensor, valueAndGrad } from '@heed/core';
+import {
+  Carry,
+  type Device,
+  mean,
+  type MixContext,
+  mul,
+  openDevice,
+  RandomStream,
+  scope,
+  slice,
+  sum,
+  tensor,
+  type Tensor,
+  valueAndGrad,
+} from '@heed/core';
 import { tensorsIn } from '@heed/core/~internal';
 import { expectClose, f64 } from '@heed/core/testing';
 import { lightning2Mixer } from '../src/lightning2/index.js';

@@ -1,6 +1,7 @@
 import { type Tensor, zeros } from '@heed/core';
 import { asContiguous, empty } from '@heed/core/~internal';
-import { planFor, planLike, segmentStates, sweepOutputs } from '../scan/scan.js';
+import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from '../scan/pieces.js';
+import { planFor, planLike, type Scan, segmentStates, sweepOutputs } from '../scan/scan.js';
 
 /** What the gradients are computed from. */
 export interface Lightning2Saved {
@@ -34,42 +35,86 @@ export function lightning2Backward(
   dState: Tensor | null,
   needs: { q: boolean; k: boolean; v: boolean; initialState: boolean },
 ): Lightning2Gradients {
-  const { q, k, v, decay, lengths, scale, initialState } = saved;
-  const given = dOut ?? zeros(v.device, v.shape, { dtype: v.dtype });
+  const { q, k, v, initialState } = saved;
   const like = (x: Tensor): Tensor => empty(x.device, x.shape, x.dtype);
-  const grads: Lightning2Gradients = { q: null, k: null, v: null, initialState: null };
+  const stateShape = [q.dim(0), q.dim(2), q.dim(3), v.dim(3)];
   const last = dState ? asContiguous(dState) : undefined;
-  if (q.size === 0 || v.size === 0) {
-    const state = (): Tensor => last ?? zeros(q.device, [q.dim(0), q.dim(2), q.dim(3), v.dim(3)]);
-    return { q: like(q), k: like(k), v: like(v), initialState: needs.initialState ? state() : null };
+  if (v.size === 0) {
+    // no tokens: the final state is the initial one
+    return { q: like(q), k: like(k), v: like(v), initialState: needs.initialState ? (last ?? zeros(q.device, stateShape)) : null };
   }
-  const plan = planFor(k, v, saved.chunk);
-  // roles (keys of valueDim, values of keyDim) in the same segments
-  const swapped = planLike(plan, v, k);
-  const serial = plan.form === 'serial';
-  if (needs.q) {
-    const first = initialState && asContiguous(initialState);
-    const initial = serial ? first : segmentStates({ k, v, decay, lengths, plan }, first).states;
-    grads.q = like(q);
-    sweepOutputs({ q: given, k: v, v: k, decay, lengths, queryScale: scale, plan: swapped }, { initial, transposed: true, out: grads.q });
-  }
-  if (!needs.k && !needs.v && !needs.initialState) return grads;
-  const reverse = { k: q, v: given, decay, lengths, keyScale: scale, reverse: true, plan };
-  let behind = last;
-  if (!serial) {
-    const { states, final } = segmentStates(reverse, last, { final: needs.initialState });
-    behind = states;
-    grads.initialState = final ?? null;
-  }
-  if (needs.v || (serial && needs.initialState)) {
-    const final = serial && needs.initialState ? empty(q.device, [q.dim(0), q.dim(2), q.dim(3), v.dim(3)]) : undefined;
-    grads.v = like(v);
-    sweepOutputs({ ...reverse, q: k }, { initial: behind, final, out: grads.v });
-    if (final) grads.initialState = final;
-  }
-  if (needs.k) {
-    grads.k = like(k);
-    sweepOutputs({ ...reverse, q: v, k: given, v: q, plan: swapped }, { initial: behind, transposed: true, out: grads.k });
+  const whole: Problem = { ...saved, dOut: dOut ?? zeros(v.device, v.shape, { dtype: v.dtype }) };
+  const grads: Lightning2Gradients = {
+    q: needs.q ? like(q) : null,
+    k: needs.k ? like(k) : null,
+    v: needs.v ? like(v) : null,
+    initialState: needs.initialState ? empty(q.device, stateShape) : null,
+  };
+  const spans = [q, k, v, whole.dOut, grads.q, grads.k, grads.v].flatMap((x) => (x ? [spanOf(x)] : []));
+  const first = initialState && asContiguous(initialState);
+  for (const pieces of planPieces(q.dim(0), q.dim(1), spans, q.device.limits.maxStorageBufferBindingSize)) {
+    const problems = pieces.map((piece) => problemOf(whole, piece));
+    const starts = problems.map((_, i) => (i > 0 ? empty(q.device, [pieces[0]?.batch ?? 0, ...stateShape.slice(1)]) : undefined));
+    const entries = pieces[0] as Piece;
+    starts[0] = first && entriesOf(first, entries);
+    if (needs.q)
+      problems.slice(0, -1).forEach((problem, i) => segmentStates(problem.forward, { initial: starts[i], final: starts[i + 1] }));
+    let behind = last && entriesOf(last, entries);
+    for (let i = pieces.length - 1; i >= 0; i--) {
+      const piece = pieces[i] as Piece;
+      const before =
+        i > 0 ? empty(q.device, [piece.batch, ...stateShape.slice(1)]) : grads.initialState && entriesOf(grads.initialState, piece);
+      const part = (x: Tensor | null): Tensor | undefined => (x ? pieceOf(x, piece) : undefined);
+      backwardPiece(
+        problems[i] as PieceProblem,
+        { initial: starts[i], behind, before: before ?? undefined },
+        { q: part(grads.q), k: part(grads.k), v: part(grads.v) },
+      );
+      behind = before ?? undefined;
+    }
   }
   return grads;
+}
+
+interface Problem extends Lightning2Saved {
+  dOut: Tensor;
+}
+
+interface PieceProblem extends Problem {
+  /** The forward scan without its queries. */
+  forward: Omit<Scan, 'q'>;
+}
+
+function problemOf(whole: Problem, piece: Piece): PieceProblem {
+  const [q, k, v, dOut] = [whole.q, whole.k, whole.v, whole.dOut].map((x) => pieceOf(x, piece)) as [Tensor, Tensor, Tensor, Tensor];
+  const { decay, chunk } = whole;
+  const lengths = whole.lengths && entriesOf(whole.lengths, piece);
+  const forward = { k, v, decay, lengths, tokensBefore: piece.tokenFirst, plan: planFor(k, v, chunk) };
+  return { ...whole, q, k, v, dOut, lengths, forward };
+}
+
+/** The sweeps of one piece. `behind` is the gradient of the state behind it, `before` is written with that of the state before it. */
+function backwardPiece(
+  { q, k, v, dOut, scale, forward }: PieceProblem,
+  states: { initial: Tensor | undefined; behind: Tensor | undefined; before: Tensor | undefined },
+  grads: { q: Tensor | undefined; k: Tensor | undefined; v: Tensor | undefined },
+): void {
+  const { plan, decay, lengths, tokensBefore } = forward;
+  const serial = plan.form === 'serial';
+  const common = { decay, lengths, tokensBefore };
+  // roles with keys of valueDim and values of keyDim, in the same segments
+  const swapped = planLike(plan, v, k);
+  if (grads.q) {
+    const initial = serial ? states.initial : segmentStates(forward, { initial: states.initial });
+    sweepOutputs({ ...common, q: dOut, k: v, v: k, queryScale: scale, plan: swapped }, { initial, transposed: true, out: grads.q });
+  }
+  if (!grads.k && !grads.v && !states.before) return;
+  const reverse = { ...common, k: q, v: dOut, keyScale: scale, reverse: true, plan };
+  const alone = serial && !grads.v && states.before !== undefined;
+  const behind =
+    serial && !alone
+      ? states.behind
+      : segmentStates(reverse, { initial: states.behind, final: serial && !alone ? undefined : states.before });
+  if (grads.v) sweepOutputs({ ...reverse, q: k }, { initial: behind, final: serial ? states.before : undefined, out: grads.v });
+  if (grads.k) sweepOutputs({ ...reverse, q: v, k: dOut, v: q, plan: swapped }, { initial: behind, transposed: true, out: grads.k });
 }

@@ -1,7 +1,8 @@
-import type { Tensor } from '@heed/core';
-import { apply, asContiguous } from '@heed/core/~internal';
+import { type Tensor, zeros } from '@heed/core';
+import { apply, asContiguous, empty } from '@heed/core/~internal';
+import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from '../scan/pieces.js';
 import { planFor, runScan } from '../scan/scan.js';
-import { lightning2Backward } from './backward.js';
+import { lightning2Backward, type Lightning2Saved } from './backward.js';
 import { checkArguments, decayTensor, isTensorDecay, type Lightning2Options } from './options.js';
 
 /**
@@ -36,8 +37,8 @@ function lightning2Op(who: string, q: Tensor, k: Tensor, v: Tensor, options: Lig
     name: 'lightning2',
     inputs,
     forward: () => {
-      const scan = { q, k, v, decay: decayTensor(q.device, options.decay), lengths, queryScale: scale, plan: planFor(k, v, chunk) };
-      const { out, final } = runScan(scan, initialState && asContiguous(initialState), { final: withState });
+      const problem = { q, k, v, decay: decayTensor(q.device, options.decay), lengths, scale, chunk };
+      const { out, final } = lightning2Forward(problem, initialState && asContiguous(initialState), withState);
       return final ? [out, final] : [out];
     },
     saves: () => [...inputs, ...constants],
@@ -62,4 +63,35 @@ function lightning2Op(who: string, q: Tensor, k: Tensor, v: Tensor, options: Lig
       return [grads.q, grads.k, grads.v, grads.initialState].slice(0, inputs.length);
     },
   });
+}
+
+/**
+ * Outputs, and the final state where it is wanted; operands larger than a binding in pieces.
+ * @param initial contiguous f32 [batch, heads, keyDim, valueDim]
+ */
+export function lightning2Forward(
+  problem: Omit<Lightning2Saved, 'initialState'>,
+  initial: Tensor | undefined,
+  withState: boolean,
+): { out: Tensor; final: Tensor | undefined } {
+  const { q, k, v, decay, lengths, scale, chunk } = problem;
+  const stateShape = [q.dim(0), q.dim(2), q.dim(3), v.dim(3)];
+  const out = empty(v.device, v.shape, v.dtype);
+  if (out.size === 0) return { out, final: withState ? (initial?.alias() ?? zeros(q.device, stateShape)) : undefined };
+  const final = withState ? empty(q.device, stateShape) : undefined;
+  const spans = [q, k, v, out].map(spanOf);
+  for (const pieces of planPieces(q.dim(0), q.dim(1), spans, q.device.limits.maxStorageBufferBindingSize)) {
+    let state = initial && entriesOf(initial, pieces[0] as Piece);
+    pieces.forEach((piece, i) => {
+      const behind = i < pieces.length - 1 ? empty(q.device, [piece.batch, ...stateShape.slice(1)]) : final && entriesOf(final, piece);
+      const part = (x: Tensor): Tensor => pieceOf(x, piece);
+      const scan = { q: part(q), k: part(k), v: part(v), decay, queryScale: scale, tokensBefore: piece.tokenFirst };
+      runScan(
+        { ...scan, lengths: lengths && entriesOf(lengths, piece), plan: planFor(scan.k, scan.v, chunk) },
+        { initial: state, final: behind, out: part(out) },
+      );
+      state = behind;
+    });
+  }
+  return { out, final };
 }

@@ -1,7 +1,8 @@
 import { type Bytes, type Device, HeedError, type Snapshot, type State, type Tensor, writeValues, zeros } from '@heed/core';
 import { apply, copyContiguous, holdsTensors } from '@heed/core/~internal';
-import { planFor, runScan, stepScan } from '../scan/scan.js';
+import { stepScan } from '../scan/scan.js';
 import { selectStates } from '../scan/select.js';
+import { lightning2Forward } from './forward.js';
 import { checkArguments, checkDecay, checkState, decayTensor, isTensorDecay, type Lightning2Options } from './options.js';
 
 /** What a stream is started with. */
@@ -162,7 +163,7 @@ export function lightning2Step(q: Tensor, k: Tensor, v: Tensor, state: Lightning
     inputs: [q, k, v],
     forward: () => {
       if (inPlace) return [stepScan({ q, k, v, decay, queryScale: scale }, values)];
-      const { out, final } = runScan({ q, k, v, decay, queryScale: scale, plan: planFor(k, v, chunk) }, values, { final: true });
+      const { out, final } = lightning2Forward({ q, k, v, decay, scale, chunk }, values, true);
       return final ? [out, final] : [out];
     },
   });

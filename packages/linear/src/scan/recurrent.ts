@@ -61,7 +61,7 @@ function recurrentText(s: RecurrentSpec): string {
   const component = ['x', 'y', 'z', 'w'];
   const row = (r: number): string => {
     const of = `${Math.floor(r / 4)}.${component[r % 4]}`;
-    return `s${r} = s${r} * factor + key${of} * value; ${outputs ? `sum += query${of} * s${r};` : ''}`;
+    return `s${r} = fma(vec4f(loss), s${r}, s${r}) + key${of} * value; ${outputs ? `sum += query${of} * s${r};` : ''}`;
   };
   const stage = (name: string, vectorsPerToken: number, scale: string, first: string): string => `
       for (var e = lane; e < tokens * ${vectorsPerToken}u; e += ${lanes}u) {
@@ -102,6 +102,9 @@ function recurrentText(s: RecurrentSpec): string {
       let slab = lane / ${groups}u;
       let rate = ${rateOf('head')};
       let lambda = exp2(rate);
+      // lambda - 1 by its series where lambda is close to 1: rounded lambda itself would be off by 1e-4 after 1,000 tokens
+      let g = max(load_decay(head), -1e4);
+      let lambdaLess1 = select(lambda - 1.0, g * (1.0 + g * (0.5 + g * (0.16666667 + g * 0.041666667))), g > -0.03);
       let stateBase = ((batch * uniforms.heads + head) * uniforms.segments + place.z) * ${s.keyDim * s.valueDim}u;
       ${unroll(s.rows, (r) => `var s${r} = vec4f();`, ' ')}
       ${s.initial === 'none' ? '' : loadState(s)}
@@ -117,7 +120,7 @@ function recurrentText(s: RecurrentSpec): string {
         for (var i = 0u; i < tokens; i++) {
           let value = staged_v[i * ${groups}u + column];
           // in reverse the state that the first token meets is the one behind it, undecayed
-          let factor = select(lambda, 1.0, uniforms.reverse == 1u && at + i == first);
+          let loss = select(lambdaLess1, 0.0, uniforms.reverse == 1u && at + i == first);
           ${unroll(vectors, (r) => `let key${r} = staged_k[i * ${keyVectors}u + slab * ${vectors}u + ${r}u];`, ' ')}
           ${outputs ? unroll(vectors, (r) => `let query${r} = staged_q[i * ${keyVectors}u + slab * ${vectors}u + ${r}u];`, ' ') : ''}
           ${outputs ? 'var sum = vec4f();' : ''}

@@ -1,4 +1,4 @@
-import { type Device, type Tensor, zeros } from '@heed/core';
+import type { Device, Tensor } from '@heed/core';
 import { empty } from '@heed/core/~internal';
 import { planScan, type ScanPlan, type ScanTuning, stepTile } from './plan.js';
 import { runMatrix } from './matrix.js';
@@ -18,6 +18,8 @@ export interface Scan {
   decay: Tensor;
   /** Valid tokens a batch entry, i32 [batch]; later ones leave the state alone and give zeros. */
   lengths?: Tensor | undefined;
+  /** Tokens before these that `lengths` counts, too. Default 0. */
+  tokensBefore?: number | undefined;
   /** From the last token to the first: the state that a token meets is the one behind it, undecayed. */
   reverse?: boolean | undefined;
   queryScale?: number | undefined;
@@ -42,47 +44,33 @@ export function planLike(plan: ScanPlan, k: Tensor, v: Tensor): ScanPlan {
   return planFor(k, v, plan.segmentTokens);
 }
 
+/** States that a scan begins with and leaves, contiguous f32 [batch, heads, keyDim, valueDim]. */
+export interface ScanStates {
+  /** Before the first token. Default zeros. */
+  initial?: Tensor | undefined;
+  /** Written with the state behind the last token. */
+  final?: Tensor | undefined;
+}
+
 /**
- * The first two dispatches of a segmented plan: what each segment adds, then the state before each, f32 [batch, heads, segments,
- * keyDim, valueDim], and the state behind the last where it is wanted.
- * @param initial state before the first token, contiguous f32 [batch, heads, keyDim, valueDim]; default zeros
+ * The first two dispatches of a segmented plan: what each segment adds, then the state before each.
+ * @returns f32 [batch, heads, segments, keyDim, valueDim]
  */
-export function segmentStates(
-  scan: Omit<Scan, 'q'>,
-  initial?: Tensor,
-  options: { final?: boolean } = {},
-): { states: Tensor; final: Tensor | undefined } {
+export function segmentStates(scan: Omit<Scan, 'q'>, { initial, final }: ScanStates): Tensor {
   const { k, v, plan } = scan;
   const sweep = sweepOf(scan);
   const states = empty(k.device, [sweep.batch, sweep.heads, plan.segments, k.dim(3), v.dim(3)]);
-  const final = options.final ? empty(k.device, [sweep.batch, sweep.heads, k.dim(3), v.dim(3)]) : undefined;
   const matrix = matrixFor(plan, k, v);
   if (matrix) runMatrix({ sweep, tile: matrix, k, v, state: states });
   else runRecurrent({ sweep, tile: plan.recurrent, k, v, state: states, fallback: k.dtype === 'f16' });
   runSegmentScan(sweep, k.dim(3) * v.dim(3), { states, initial, final });
-  return { states, final };
+  return states;
 }
 
-/**
- * Outputs of a scan, and the state behind the last token where it is wanted.
- * @param initial state before the first token, contiguous f32 [batch, heads, keyDim, valueDim]; default zeros
- */
-export function runScan(scan: Scan, initial?: Tensor, options: { final?: boolean } = {}): { out: Tensor; final?: Tensor } {
-  const { k, v, plan } = scan;
-  const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
-  const valueDim = v.dim(3);
-  const out = empty(k.device, [batch, tokens, heads, valueDim], v.dtype);
-  if (out.size === 0) {
-    return options.final ? { out, final: initial ? initial.alias() : zeros(k.device, [batch, heads, keyDim, valueDim]) } : { out };
-  }
-  if (plan.form === 'serial') {
-    const final = options.final ? empty(k.device, [batch, heads, keyDim, valueDim]) : undefined;
-    sweepOutputs(scan, { initial, final, out });
-    return final ? { out, final } : { out };
-  }
-  const { states, final } = segmentStates(scan, initial, options);
-  sweepOutputs(scan, { initial: states, out });
-  return final ? { out, final } : { out };
+/** A whole scan: writes `out`, [batch, tokens, heads, valueDim], and the final state where it is given. */
+export function runScan(scan: Scan, { initial, final, out }: ScanStates & { out: Tensor }): void {
+  if (scan.plan.form === 'serial') sweepOutputs(scan, { initial, final, out });
+  else sweepOutputs(scan, { initial: segmentStates(scan, { initial, final }), out });
 }
 
 /**
@@ -101,10 +89,7 @@ export function stepScan(scan: Omit<Scan, 'plan' | 'reverse'>, state: Tensor): T
 }
 
 /** The last dispatch: outputs of every segment from the states before them. */
-export function sweepOutputs(
-  scan: Scan,
-  tensors: { initial?: Tensor | undefined; transposed?: boolean | undefined; final?: Tensor | undefined; out: Tensor },
-): void {
+export function sweepOutputs(scan: Scan, tensors: ScanStates & { transposed?: boolean | undefined; out: Tensor }): void {
   const { q, k, v, plan } = scan;
   const { initial, transposed, final, out } = tensors;
   const run = { sweep: sweepOf(scan), q, k, v, out, initial, transposed, state: final };
@@ -128,6 +113,7 @@ function sweepOf(scan: Omit<Scan, 'q' | 'plan'> & { plan: Pick<ScanPlan, 'segmen
     segmentTokens: plan.segmentTokens,
     decay,
     lengths,
+    tokensBefore: scan.tokensBefore ?? 0,
     reverse: scan.reverse ?? false,
     queryScale: scan.queryScale ?? 1,
     keyScale: scan.keyScale ?? 1,

@@ -25,6 +25,7 @@ const kernel = defineKernel({
   },
   uniforms: {
     tokens: 'u32',
+    tokensBefore: 'u32',
     heads: 'u32',
     segments: 'u32',
     segmentTokens: 'u32',
@@ -74,6 +75,7 @@ export function runSegmentScan(
     tensors: { states: tensors.states, initial: tensors.initial, last: tensors.final, decay: sweep.decay, lengths: sweep.lengths },
     uniforms: {
       tokens: sweep.tokens,
+      tokensBefore: sweep.tokensBefore,
       heads: sweep.heads,
       segments: sweep.segments,
       segmentTokens: sweep.segmentTokens,

@@ -12,6 +12,8 @@ export interface Sweep {
   decay: Tensor;
   /** Valid tokens a batch entry, i32 [batch]; absent: all. */
   lengths?: Tensor | undefined;
+  /** Tokens before these that `lengths` counts, too. */
+  tokensBefore: number;
   /** From the last token to the first; the state a token meets is then the one behind it, undecayed. */
   reverse: boolean;
   queryScale: number;
@@ -32,6 +34,7 @@ export const sweepUniforms = {
   outToken: 'u32',
   outHead: 'u32',
   tokens: 'u32',
+  tokensBefore: 'u32',
   heads: 'u32',
   segments: 'u32',
   segmentTokens: 'u32',
@@ -69,6 +72,7 @@ export function sweepValues(
     outToken: stride(out, 1),
     outHead: stride(out, 2),
     tokens: sweep.tokens,
+    tokensBefore: sweep.tokensBefore,
     heads: sweep.heads,
     segments: sweep.segments,
     segmentTokens: sweep.segmentTokens,

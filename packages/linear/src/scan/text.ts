@@ -11,9 +11,10 @@ export const segmentOf = `
       return vec4u(index % uniforms.columnTiles, head % uniforms.heads, segment % uniforms.segments, segment / uniforms.segments);
     }`;
 
-/** Valid tokens of a batch entry. */
+/** Valid tokens of a batch entry among those at hand. */
 export function lengthOf(bound: boolean): string {
-  return `fn lengthOf(batch: u32) -> u32 { return ${bound ? 'min(u32(max(load_lengths(batch), 0)), uniforms.tokens)' : 'uniforms.tokens'}; }`;
+  const valid = 'u32(max(load_lengths(batch) - i32(uniforms.tokensBefore), 0))';
+  return `fn lengthOf(batch: u32) -> u32 { return ${bound ? `min(${valid}, uniforms.tokens)` : 'uniforms.tokens'}; }`;
 }
 
 /** `vector_<name>(base, d)`: elements d .. d+3 of the row at element `base`, zeros from `dim` on. */
@@ -55,9 +56,12 @@ export function initialOf(keyDim: number, valueDim: number): string {
     }`;
 }
 
-/** What decayed below 1e-8 by the end of the segment adds nothing in f32: a sweep that only makes states begins behind it. */
+/**
+ * What decayed below 1e-8 (2^-27) by the end of the segment adds nothing in f32: a sweep that only makes states begins behind it.
+ * The last token does not decay, so one is always left.
+ */
 export const aliveFrom = `
-      let alive = u32(min(27.0 / max(-rate, 1e-6), 1e9));
+      let alive = u32(min(27.0 / max(-rate, 1e-6), 1e9)) + 1u;
       at = max(first, end - min(end, alive));`;
 
 /** Zeros for the outputs of a segment's tokens behind the length of a batch entry. */

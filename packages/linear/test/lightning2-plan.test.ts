@@ -1,0 +1,161 @@
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import type { Capabilities } from '@heed/core';
+import { matrixTile, outputBytes, stateBytes } from '../src/scan/matrix-tile.js';
+import { planPieces } from '../src/scan/pieces.js';
+import { planScan, recurrentTile, type ScanShape, type ScanTuning, stepTile } from '../src/scan/plan.js';
+
+const baseline: Capabilities = {
+  tier: 'baseline',
+  f16: false,
+  subgroups: false,
+  subgroupMinSize: 1,
+  subgroupMaxSize: 1,
+  subgroupSizeControl: false,
+  matrix: 'none',
+  matrixConfigs: [],
+  timestamps: false,
+  limits: {
+    maxBufferSize: 2 ** 28,
+    maxStorageBufferBindingSize: 2 ** 27,
+    maxComputeWorkgroupStorageSize: 16384,
+    maxComputeInvocationsPerWorkgroup: 256,
+    maxComputeWorkgroupSizeX: 256,
+    maxComputeWorkgroupsPerDimension: 65535,
+    maxStorageBuffersPerShaderStage: 8,
+    minUniformBufferOffsetAlignment: 256,
+  },
+};
+const withMatrix = (workgroupBytes: number): Capabilities => ({
+  ...baseline,
+  tier: 'matrix',
+  f16: true,
+  subgroups: true,
+  matrix: 'hardware',
+  matrixConfigs: [{ component: 'f16', result: 'f32', M: 16, N: 8, K: 16 }],
+  limits: { ...baseline.limits, maxComputeWorkgroupStorageSize: workgroupBytes, maxComputeInvocationsPerWorkgroup: 1024 },
+});
+const hardware: ScanTuning = { fill: 512, laneRows: 16 };
+const shape = (over: Partial<ScanShape>): ScanShape => ({
+  batch: 1,
+  tokens: 65536,
+  heads: 16,
+  keyDim: 64,
+  valueDim: 64,
+  dtype: 'f16',
+  ...over,
+});
+
+describe('the form of a scan', () => {
+  test('few heads and many tokens go in segments that fill the device', () => {
+    const plan = planScan(shape({}), withMatrix(49152), hardware);
+    expect(plan).toMatchObject({ form: 'segments', kernel: 'matrix', dispatches: ['states', 'segment-scan', 'outputs'] });
+    expect(plan.segments * 16).toBeGreaterThan(400);
+    expect(plan.segments * 16).toBeLessThanOrEqual(512);
+    expect(plan.segmentTokens % plan.matrix!.chunk).toBe(0);
+  });
+
+  test('many heads go in one sweep, which reads everything once', () => {
+    const plan = planScan(shape({ batch: 32 }), withMatrix(49152), hardware);
+    expect(plan).toMatchObject({ form: 'serial', segments: 1, dispatches: ['outputs'] });
+    expect(plan.bytes).toBe(32 * 16 * 65536 * 4 * 64 * 2);
+  });
+
+  test('two-pass segments at head dimension 64 move 12 KB a token of 16 heads', () => {
+    const { bytes } = planScan(shape({}), withMatrix(49152), hardware);
+    expect(bytes / 65536).toBeGreaterThan(12000);
+    expect(bytes / 65536).toBeLessThan(13000);
+  });
+
+  test('a chunk that is given makes the segments, the last one shorter', () => {
+    expect(planScan(shape({ tokens: 130, chunk: 64, dtype: 'f32' }), baseline, hardware)).toMatchObject({ segments: 3, segmentTokens: 64 });
+    expect(planScan(shape({ tokens: 130, chunk: 4, dtype: 'f32' }), baseline, hardware).form).toBe('chunk-parallel');
+    expect(planScan(shape({ tokens: 130, chunk: 500, dtype: 'f32' }), baseline, hardware).form).toBe('serial');
+  });
+
+  test('a short sequence is not cut', () => {
+    expect(planScan(shape({ tokens: 128 }), baseline, hardware).form).toBe('serial');
+  });
+
+  test('f32, and a device without fragments, go token by token', () => {
+    expect(planScan(shape({ dtype: 'f32' }), withMatrix(49152), hardware).kernel).toBe('recurrent');
+    expect(planScan(shape({}), baseline, hardware).kernel).toBe('recurrent');
+  });
+});
+
+describe('tiles', () => {
+  test('every tile on fragments fits the workgroup memory that it was made for', () => {
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 1, max: 256 }),
+        fc.integer({ min: 1, max: 256 }),
+        fc.constantFrom(16384, 32768, 49152, 65536),
+        (keyDim, valueDim, limit) => {
+          const tile = matrixTile(keyDim, valueDim, withMatrix(limit));
+          if (!tile) return keyDim > 128 || limit < 49152;
+          return outputBytes(keyDim, tile) <= limit && stateBytes(keyDim, tile) <= limit;
+        },
+      ),
+    );
+  });
+
+  test('head dimensions 40, 64, 80 and 128 have a tile on fragments at 32 KiB and more', () => {
+    for (const limit of [32768, 49152]) for (const dim of [40, 64, 80, 128]) expect(matrixTile(dim, dim, withMatrix(limit))).toBeDefined();
+    expect(matrixTile(64, 64, withMatrix(49152))).toEqual({ chunk: 32, stateChunk: 64, columns: 64, stage: 64 });
+  });
+
+  test('every token-by-token tile has at most 256 lanes and 16 KiB', () => {
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 1, max: 512 }),
+        fc.integer({ min: 1, max: 512 }),
+        fc.constantFrom(4, 8, 16),
+        (keyDim, valueDim, laneRows) => {
+          const { columns, rows, tile } = recurrentTile(keyDim, valueDim, 16384, { fill: 512, laneRows: laneRows as 4 | 8 | 16 });
+          const slabs = Math.ceil(keyDim / rows);
+          const lanes = slabs * (columns / 4);
+          const bytes = 16 * tile * ((2 * slabs * rows) / 4 + columns / 4 + (slabs > 1 ? lanes : 0));
+          return (
+            lanes <= 256 &&
+            bytes <= 16384 &&
+            columns % 4 === 0 &&
+            Math.ceil(valueDim / columns) * columns < valueDim + 4 * Math.ceil(valueDim / columns)
+          );
+        },
+      ),
+    );
+  });
+
+  test('a decode step of few heads spreads over narrower columns', () => {
+    expect(stepTile(16, 64, 64, 16384, hardware).columns).toBe(16);
+    expect(stepTile(1024, 64, 64, 16384, hardware).columns).toBe(64);
+  });
+
+  test('a key dimension beyond workgroup memory is refused by name', () => {
+    expect(() => recurrentTile(4096, 64, 16384, hardware)).toThrow(/linear: key dimension 4096 needs more than the 16384 bytes/);
+  });
+});
+
+describe('pieces', () => {
+  const spans = (batch: number, tokens: number, tokenBytes: number): { bytes: number; tokenBytes: number }[] => [
+    { bytes: batch * tokens * tokenBytes, tokenBytes },
+  ];
+
+  test('what fits a binding is one piece', () => {
+    expect(planPieces(2, 1000, spans(2, 1000, 2048), 2 ** 27)).toEqual([[{ batchFirst: 0, batch: 2, tokenFirst: 0, tokens: 1000 }]]);
+  });
+
+  test('what does not goes by batch entries and runs of tokens, each within a binding', () => {
+    const lists = planPieces(2, 1_000_000, spans(2, 1_000_000, 2048), 2 ** 27);
+    expect(lists).toHaveLength(2);
+    for (const [b, pieces] of lists.entries()) {
+      expect(pieces.reduce((sum, { tokens }) => sum + tokens, 0)).toBe(1_000_000);
+      let at = 0;
+      for (const piece of pieces) {
+        expect(piece).toMatchObject({ batchFirst: b, batch: 1, tokenFirst: at });
+        expect(piece.tokens * 2048 + 512).toBeLessThanOrEqual(2 ** 27);
+        at += piece.tokens;
+      }
+    }
+  });
+});
