@@ -27,4 +27,4 @@ export {
 } from './autodiff/grad.js';
 export * from './ops/index.js';
 export * from './seams/index.js';
-export { createKvCache, f16Codec, f32Codec, type PagedKvCache } from './cache/index.js';
+export { createKvCache, f16Codec, f32Codec, type PagedKvCache, rowCodes, type RowCodesOptions } from './cache/index.js';

@@ -16,4 +16,10 @@ export { accumulate } from './autodiff/accumulate.js';
 export { vjp } from './autodiff/grad.js';
 export { Fragments, fragmentGrid, fragmentLanes, fragmentShape, hasFragments, type FragmentLayout } from './kernel/fragments.js';
 export { constantTable } from './kernel/constants.js';
-export { extraRowFloats } from './cache/index.js';
+export {
+  extraRowFloats as kvExtraRowFloats,
+  layoutOf as kvLayout,
+  layoutUniforms as kvLayoutUniforms,
+  loaderText as kvLoader,
+  placeFunctions as kvPlaces,
+} from './cache/index.js';

@@ -16,6 +16,8 @@ const unbounded = 2 ** 29;
 /** What a cache knows of its sequences. */
 export interface SeenTokens {
   seen: number;
+  /** Entries may hold different numbers of tokens: a padded append came in. */
+  uneven: boolean;
   /** The queries are those of a padded append: each entry has its own number of them. */
   padded: boolean;
 }
@@ -33,19 +35,24 @@ export function attendStored(
   const [batch = 0, queries = 0, heads = 0] = q.shape;
   // most rows that the queries see in a group
   const { window } = options;
-  const visible = groups.map(({ view, stages }) => {
+  const visible = groups.map((group) => {
+    const { view } = group;
     const stored = Math.min(state.seen, view.rows);
-    return (stages.rows?.extraRows ?? 0) + (window === undefined ? stored : Math.min(stored, window + queries + (options.sinkTokens ?? 0)));
+    return (
+      (dropped(group, state) ? (group.stages.rows?.extraRows ?? 0) : 0) +
+      (window === undefined ? stored : Math.min(stored, window + queries + (options.sinkTokens ?? 0)))
+    );
   });
   const shape = { batch, queries, group: heads / kvHeads, kvHeads, keys: Math.max(...visible), headDim, software: device.isSoftware };
   const plan = planAttend(shape);
-  if (plan.dense && !state.padded) return attendDense(groups, sizes, state.seen, q, options);
+  if (plan.dense && !state.uneven) return attendDense(groups, sizes, state.seen, q, options);
   const out = empty(device, [batch, queries, heads, valueDim], q.dtype);
   const lse = empty(device, [batch, queries, heads]);
   if (out.size === 0) return [out, lse];
   const parts = empty(device, [lse.size * plan.splits, 4 * (Math.ceil(valueDim / 4) + 1)]);
   groups.forEach((group, g) =>
     attendGroup(device, group, q, parts, {
+      extra: dropped(group, state),
       rows: plan.rows,
       tiles: plan.tiles,
       splits: plan.splits,
@@ -60,6 +67,11 @@ export function attendStored(
   );
   mergeInto(device, parts, plan.splits, out, lse);
   return [out, lse];
+}
+
+/** Rows may have left: before that a group equals a dense one, bit for bit. */
+function dropped({ view }: KvGroup, { seen }: SeenTokens): boolean {
+  return view.recent > 0 && seen > view.rows;
 }
 
 /** Long pieces of queries: stored rows are decoded once and the attention engine runs over them. */

@@ -73,7 +73,7 @@ export function createGroup(device: Device, stages: GroupStages, sizes: GroupSiz
     index,
     counts,
   };
-  return { view, stages, extra: stages.rows && extraRows(device, view, stages.rows) };
+  return { view, stages, extra: ring && stages.rows ? extraRows(device, view, stages.rows) : undefined };
 }
 
 function extraRows(device: Device, view: KvGroupView, stage: KvRowsStage): Tensor {

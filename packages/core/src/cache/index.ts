@@ -7,7 +7,9 @@ import { PagedKvCache } from './paged-cache.js';
 import { assignStages } from './stages.js';
 
 export { f16Codec, f32Codec } from './codec.js';
-export { extraRowFloats } from './group.js';
+export { extraRowFloats, layoutOf } from './group.js';
+export { layoutUniforms, loaderText, placeFunctions } from './kernels/rows.js';
+export { rowCodes, type RowCodesOptions } from './row-codes.js';
 export { PagedKvCache } from './paged-cache.js';
 export { type AttendPlan, type AttendShape, planAttend } from './plan.js';
 

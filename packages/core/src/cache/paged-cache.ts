@@ -137,7 +137,8 @@ export class PagedKvCache implements KvCache {
     const [out, lse] = apply<readonly [Tensor, Tensor]>({
       name: 'kvCache.attend',
       inputs: [q],
-      forward: () => attendStored(this.groups, this.sizes, { seen: this.seen, padded: this.fresh === n }, q, options),
+      forward: () =>
+        attendStored(this.groups, this.sizes, { seen: this.seen, uneven: this.padded > 0, padded: this.fresh === n }, q, options),
     });
     return { out, lse };
   }

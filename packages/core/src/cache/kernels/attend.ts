@@ -265,6 +265,8 @@ function kernelFor(keys: KvCodec, values: KvCodec): AttendKernel {
 
 /** Run-time values of an attend call that its groups share. */
 export interface AttendValues {
+  /** Extra rows of the group are seen. */
+  extra: boolean;
   rows: number;
   tiles: number;
   splits: number;
@@ -281,6 +283,7 @@ export interface AttendValues {
 /** Writes the parts of a group's heads: f32 [batch, queries, heads, splits, 4 (valueQuads + 1)], sum, then maximum (base 2) and total weight. */
 export function attendGroup(device: Device, { view, extra, stages }: KvGroup, q: Tensor, parts: Tensor, values: AttendValues): void {
   const [batch = 0, queries = 0, heads = 0] = q.shape;
+  const bound = values.extra ? extra : undefined;
   const total = values.splits * values.tiles * view.heads.length * batch;
   kernelFor(view.keyCodec, view.valueCodec).run(device, {
     spec: {
@@ -289,10 +292,10 @@ export function attendGroup(device: Device, { view, extra, stages }: KvGroup, q:
       headDim: view.headDim,
       valueDim: view.valueDim,
       rows: values.rows,
-      extra: extra !== undefined,
+      extra: bound !== undefined,
       softcap: values.softcap !== undefined,
     },
-    tensors: { q, keys: view.keys, values: view.values, index: view.index, counts: view.counts, extra, parts },
+    tensors: { q, keys: view.keys, values: view.values, index: view.index, counts: view.counts, extra: bound, parts },
     uniforms: {
       ...layoutOf(view),
       total,
@@ -302,7 +305,7 @@ export function attendGroup(device: Device, { view, extra, stages }: KvGroup, q:
       tiles: values.tiles,
       splits: values.splits,
       splitKeys: values.splitKeys,
-      extraRows: stages.rows?.extraRows ?? 0,
+      extraRows: bound ? (stages.rows?.extraRows ?? 0) : 0,
       qBatch: q.strides[0] ?? 0,
       qToken: q.strides[1] ?? 0,
       qHead: q.strides[2] ?? 0,

@@ -71,9 +71,9 @@ const copyPages = defineKernel({
       let owner = load_moves(b);
       let source = load_moves(uniforms.maxBatch + b);
       if (owner == source) { return; }
-      let target = load_before(uniforms.tableAt + owner * uniforms.pages + page);
+      let destination = load_before(uniforms.tableAt + owner * uniforms.pages + page);
       let origin = load_before(uniforms.tableAt + source * uniforms.pages + page);
-      store_pool(target * uniforms.pageWords + word, load_pool(origin * uniforms.pageWords + word));
+      store_pool(destination * uniforms.pageWords + word, load_pool(origin * uniforms.pageWords + word));
     }`,
 });
 
