@@ -127,7 +127,7 @@ test('a causal query keeps tokens of earlier chunks only, and the last ones thro
   expect(kept(0)).toEqual([-1, -1, -1, 0, -1, -1]);
   expect(kept(2).slice(3)).toEqual([2, 1, 0]);
   expect(kept(4).slice(3)).toEqual([4, 3, 2]);
-  expect([...kept(4).slice(0, 3)].sort()).toEqual([-1, 0, 1]);
+  expect(kept(4).slice(0, 3).sort()).toEqual([-1, 0, 1]);
   expect(kept(7).slice(3)).toEqual([7, 6, 5]);
   for (let t = 4; t < 11; t++) for (const j of kept(t).slice(0, 3)) expect(j < Math.floor(t / 4) * 4 && j <= t - 3).toBe(true);
 });

@@ -169,8 +169,8 @@ export class ZetaState implements State {
     this.dispose();
   }
 
-  /** Takes in k and v of the next tokens and attends from q; see `zetaStep`. */
-  attend(q: Tensor, k: Tensor, v: Tensor, theta: Tensor): Tensor {
+  /** Takes in k and v of the next tokens and attends from q, see `zetaStep`; `list`: the kept tokens follow the output. */
+  attend(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, list: boolean): readonly Tensor[] {
     const { settings, heads, batch, capacity, device, seen } = this;
     const queries = q.dim(1);
     const values = this.tensor('v');
@@ -189,7 +189,9 @@ export class ZetaState implements State {
     const end = seen + queries;
     const valueDim = values.dim(3);
     const out = empty(device, v.shape, values.dtype);
-    if (queries === 0) return out;
+    const indices = list ? empty(device, [batch, queries, heads, settings.topK], 'i32') : undefined;
+    const made = indices ? [out, indices] : [out];
+    if (queries === 0) return made;
     const plan = planZeta(settings, { rows, tokens: capacity, valueDim }, device.capabilities);
     const { block, levels } = plan;
     packTokens(k, keys, { rows, firstRow: 0, heads, tokens: queries, firstToken: seen, capacity });
@@ -217,23 +219,9 @@ export class ZetaState implements State {
       runs: plan.runs,
     });
     const place = { rows, firstRow: 0, heads, capacity, queries, firstQuery: seen, tokens: end, entries, causal: true };
-    attend(
-      { q: packedQ, k: keys, v: values, windows, theta, sums, out, indices: this.listed(out, queries), ...place },
-      attendSizes(settings, plan),
-    );
+    attend({ q: packedQ, k: keys, v: values, windows, theta, sums, out, indices, ...place }, attendSizes(settings, plan));
     this.seen = end;
-    return out;
-  }
-
-  /** The kept tokens of the last piece, i32 [batch, n, heads, topK], where `keepIndices` was set; the caller disposes it. */
-  indices: Tensor | undefined;
-  /** For tests and studies: keeps the indices of each piece. */
-  keepIndices = false;
-
-  private listed(out: Tensor, queries: number): Tensor | undefined {
-    if (!this.keepIndices) return undefined;
-    this.indices = empty(out.device, [this.batch, queries, this.heads, this.settings.topK], 'i32').keep();
-    return this.indices;
+    return made;
   }
 
   private tensor(name: string): Tensor {
@@ -265,5 +253,17 @@ export function zetaStart(device: Device, options: ZetaStreamOptions): ZetaState
  */
 export function zetaStep(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, state: ZetaState): Tensor {
   checkArguments('zetaStep', q, k, v, theta);
-  return apply({ name: 'zetaStep', inputs: [q, k, v, theta], forward: () => state.attend(q, k, v, theta) });
+  const [out] = apply({ name: 'zetaStep', inputs: [q, k, v, theta], forward: () => state.attend(q, k, v, theta, false) });
+  return out as Tensor;
+}
+
+/** As `zetaStep`, with the tokens found by the search and kept, i32 [batch, n, heads, topK], as `zetaWithIndices` lists them. */
+export function zetaStepWithIndices(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, state: ZetaState): { out: Tensor; indices: Tensor } {
+  checkArguments('zetaStepWithIndices', q, k, v, theta);
+  const [out, indices] = apply({
+    name: 'zetaStepWithIndices',
+    inputs: [q, k, v, theta],
+    forward: () => state.attend(q, k, v, theta, true),
+  });
+  return { out: out as Tensor, indices: indices as Tensor };
 }

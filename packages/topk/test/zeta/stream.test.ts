@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Device, openDevice, RandomStream, slice, type Tensor, tensor } from '@heed/core';
 import { expectClose } from '@heed/core/testing';
-import { zetaStart, type ZetaState, zetaStep, type ZetaStreamOptions, zetaWithIndices } from '../../src/zeta/index.js';
+import { zetaStart, type ZetaState, zetaStep, zetaStepWithIndices, type ZetaStreamOptions, zetaWithIndices } from '../../src/zeta/index.js';
 import { inputsOf, onDevice } from './support.js';
 
 const tokens = 83;
@@ -37,8 +37,7 @@ describe.each(['baseline', 'subgroups'] as const)('the stream on %s', (tier) => 
   /** Feeds tokens from .. to and holds output and kept tokens against the parallel form. */
   const feed = async (state: ZetaState, from: number, to: number): Promise<void> => {
     const [q, k, v] = inputs.slice(0, 3).map((x) => slice(x, 1, from, to)) as [Tensor, Tensor, Tensor];
-    state.keepIndices = true;
-    const got = zetaStep(q, k, v, inputs[3], state);
+    const { out: got, indices: kept } = zetaStepWithIndices(q, k, v, inputs[3], state);
     const shape = [batch, to - from, heads, valueDim];
     expectClose(
       `tokens ${from} to ${to}`,
@@ -46,8 +45,8 @@ describe.each(['baseline', 'subgroups'] as const)('the stream on %s', (tier) => 
       { shape, values: piece(out, heads * valueDim, from, to) },
       { atol: 1e-5, rtol: 1e-5 },
     );
-    expect(Array.from(await (state.indices as Tensor).read())).toEqual(Array.from(piece(indices, heads * topK, from, to)));
-    for (const t of [q, k, v, got, state.indices as Tensor]) t.dispose();
+    expect(Array.from(await kept.read())).toEqual(Array.from(piece(indices, heads * topK, from, to)));
+    for (const t of [q, k, v, got, kept]) t.dispose();
   };
 
   test('every split gives the parallel form, with the same tokens kept', async () => {
