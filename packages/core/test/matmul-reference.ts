@@ -80,17 +80,6 @@ function startOf(x: HostArray, batch: readonly number[], matrix: number): number
   return at;
 }
 
-/** The transpose of the last two axes. */
-export function transpose64(x: HostArray): HostArray {
-  const [rows = 1, columns = 1] = x.shape.slice(-2);
-  const values = x.values.map((_, flat) => {
-    const inMatrix = flat % (rows * columns);
-    const [j, i] = [Math.floor(inMatrix / rows), inMatrix % rows];
-    return x.values[flat - inMatrix + i * columns + j] ?? 0;
-  });
-  return { shape: [...x.shape.slice(0, -2), columns, rows], values };
-}
-
 /** Sums a float64 array down to a shape that was stretched to it. */
 export function sumTo(x: HostArray, shape: readonly number[]): HostArray {
   const values = new Float64Array(product(shape));
