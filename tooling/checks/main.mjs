@@ -2,6 +2,7 @@
 // Options: --only a,b runs these stages, --list names them.
 import { Stop } from '../setup/steps.mjs';
 import { browser } from './browser.mjs';
+import { demo } from './demo.mjs';
 import { golden } from './golden.mjs';
 import { sizes } from './sizes.mjs';
 import { format, lint, types, unit } from './source.mjs';
@@ -9,7 +10,7 @@ import { tarballs } from './tarballs.mjs';
 
 /** @typedef {import('./result.mjs').Count} Count */
 /** @type {Record<string, () => Promise<Count>>} */
-const STAGES = { types, lint, format, unit, golden, sizes, tarballs, browser };
+const STAGES = { types, lint, format, unit, golden, sizes, tarballs, browser, demo };
 
 async function main() {
   const args = process.argv.slice(2);
