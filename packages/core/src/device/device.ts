@@ -332,6 +332,13 @@ export class Device {
     this.failures.push(new HeedError('KERNEL_FAILED', `core: the GPU reported an error ${during}: ${error.message}`));
   }
 
+  /** Drops the bind groups made so far when there are too many: shapes that vary without end must not grow the cache. */
+  limitBindGroups(most: number): void {
+    if (this.bindGroups.size < most) return;
+    for (const { storages } of this.bindGroups.values()) for (const storage of storages) storage.bindGroups.clear();
+    this.bindGroups.clear();
+  }
+
   private dropBindGroups(storage: Storage): void {
     for (const key of storage.bindGroups) {
       for (const other of this.bindGroups.get(key)?.storages ?? []) if (other !== storage) other.bindGroups.delete(key);

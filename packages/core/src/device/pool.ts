@@ -45,9 +45,12 @@ export function sizeClass(bytes: number): number {
 
 /**
  * Buffers by size class. A released buffer is handed out again at once: the queue runs in order, so a later batch
- * cannot overtake an earlier one. What is kept free stays within a quarter of the peak of live bytes.
+ * cannot overtake an earlier one. What is kept free stays within a quarter of the peak of live bytes. The lowest id goes
+ * first, so that which buffer is handed out depends on what is free alone: a repeated step finds its buffers, and with
+ * them its bind groups, again.
  */
 export class BufferPool {
+  /** By size, the lowest id last. */
   private readonly free: Map<number, Storage[]> = new Map();
   private nextId = 1;
   private live = 0;
@@ -107,11 +110,16 @@ export class BufferPool {
     }
     this.pooled += storage.bytes;
     const list = this.free.get(storage.bytes);
-    if (list) list.push(storage);
-    else this.free.set(storage.bytes, [storage]);
+    if (!list) {
+      this.free.set(storage.bytes, [storage]);
+      return;
+    }
+    let at = list.length;
+    while (at > 0 && (list[at - 1] as Storage).id < storage.id) at--;
+    list.splice(at, 0, storage);
   }
 
-  /** Destroys free buffers, oldest of the largest classes first, until at most `keepBytes` are pooled. */
+  /** Destroys free buffers, those of the largest classes first, until at most `keepBytes` are pooled. */
   trim(keepBytes = 0): void {
     if (this.pooled <= keepBytes) return;
     this.beforeDestroy();

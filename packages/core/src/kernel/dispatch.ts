@@ -152,6 +152,7 @@ function bindGroupFor(device: Device, pipeline: Pipeline, entries: Bound['entrie
       ],
     }),
   );
+  device.limitBindGroups(8192);
   device.bindGroups.set(key, { group, storages });
   for (const storage of storages) storage.bindGroups.add(key);
   return group;

@@ -6,7 +6,7 @@ import { defineKernel } from '../kernel/define.js';
 import { asContiguous } from '../tensor/copy.js';
 import { empty, zeros } from '../tensor/create.js';
 import { contiguousStrides, type Tensor } from '../tensor/tensor.js';
-import { expectDType, expectFloat } from './check.js';
+import { expectDType, expectFloat, product } from './check.js';
 import { searchSorted } from './searchsorted.js';
 import { sortPairs } from './sort/index.js';
 import { countUp } from './sort/count.js';
@@ -78,11 +78,11 @@ const borderRows = defineKernel({
     }`,
 });
 
-/** Sums of rows of values [count, row] by index [count] into [size, row], f32; rows without an entry are zero. */
+/** Sums of rows of values [...index shape, ...row] by index [count] into [size, row], f32; rows without an entry are zero. */
 export function scatterSums(values: Tensor, index: Tensor, size: number): Tensor {
   const { device } = values;
   const count = index.size;
-  const row = count === 0 ? 0 : values.size / count;
+  const row = product(values.shape, index.rank);
   const out = zeros(device, [size, row]);
   if (count === 0 || row === 0 || size === 0) return out;
   const bits = Math.max(1, Math.ceil(Math.log2(size)));
