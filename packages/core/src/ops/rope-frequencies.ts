@@ -1,6 +1,7 @@
 import type { Device } from '../device/device.js';
 import { HeedError } from '../errors.js';
 import type { Operand } from '../kernel/bindings.js';
+import { constantTable } from '../kernel/constants.js';
 
 /** How rotary frequencies are stretched for contexts longer than those trained on. */
 export type RopeScaling =
@@ -36,12 +37,18 @@ export function ropeFrequencies(rotaryDim: number, base: number, scaling?: RopeS
     const kept = (r: number): number => clamp01(((originalTokens * r) / (2 * Math.PI) - low) / (high - low));
     return { radians: radians.map((r) => blend(r, kept(r))), magnitude: 1 };
   }
-  const { originalTokens, betaFast = 32, betaSlow = 1, magnitude = factor <= 1 ? 1 : 0.1 * Math.log(factor) + 1 } = scaling;
+  const { originalTokens, betaFast = 32, betaSlow = 1 } = scaling;
   const pairOfTurns = (turns: number): number => (rotaryDim * Math.log(originalTokens / (turns * 2 * Math.PI))) / (2 * Math.log(base));
   const first = Math.max(Math.floor(pairOfTurns(betaFast)), 0);
   const last = Math.min(Math.ceil(pairOfTurns(betaSlow)), rotaryDim - 1);
   const width = first === last ? 0.001 : last - first;
-  return { radians: radians.map((r, i) => blend(r, 1 - clamp01((i - first) / width))), magnitude };
+  return { radians: radians.map((r, i) => blend(r, 1 - clamp01((i - first) / width))), magnitude: ropeMagnitude(scaling) };
+}
+
+/** The factor on what is rotated: 1 but for YaRN. */
+export function ropeMagnitude(scaling: RopeScaling | undefined): number {
+  if (scaling?.type !== 'yarn') return 1;
+  return scaling.magnitude ?? (scaling.factor <= 1 ? 1 : 0.1 * Math.log(scaling.factor) + 1);
 }
 
 function clamp01(x: number): number {
@@ -72,38 +79,8 @@ export function turnWords(radians: Float64Array): Uint32Array {
   return words;
 }
 
-const tables = new WeakMap<Device, Map<string, Operand & { magnitude: number }>>();
-const mostTables = 32;
-
-/**
- * The table of one setting on a device, uploaded once. It is no tensor: it belongs to the device and goes with it, or when 32
- * newer settings have been used.
- */
-export function turnTable(
-  device: Device,
-  rotaryDim: number,
-  base: number,
-  scaling: RopeScaling | undefined,
-): Operand & { magnitude: number } {
-  let ofDevice = tables.get(device);
-  if (!ofDevice) tables.set(device, (ofDevice = new Map()));
-  const key = JSON.stringify([rotaryDim, base, scaling ?? null]);
-  const found = ofDevice.get(key);
-  if (found) {
-    ofDevice.delete(key);
-    ofDevice.set(key, found);
-    return found;
-  }
-  const { radians, magnitude } = ropeFrequencies(rotaryDim, base, scaling);
-  const words = turnWords(radians);
-  const storage = device.allocate(words.byteLength, 'rotary frequencies');
-  device.write(storage, 0, new Uint8Array(words.buffer));
-  const table = { storage, dtype: 'u32' as const, offset: 0, extent: words.length, label: 'rotary frequencies', magnitude };
-  ofDevice.set(key, table);
-  const oldest = ofDevice.size > mostTables ? ofDevice.entries().next().value : undefined;
-  if (oldest) {
-    ofDevice.delete(oldest[0]);
-    device.pool.release(oldest[1].storage);
-  }
-  return table;
+/** The table of one setting, made once a device. */
+export function turnTable(device: Device, rotaryDim: number, base: number, scaling: RopeScaling | undefined): Operand {
+  const key = `rotary frequencies ${rotaryDim} ${base} ${scaling ? JSON.stringify(scaling) : ''}`;
+  return constantTable(device, key, () => turnWords(ropeFrequencies(rotaryDim, base, scaling).radians));
 }

@@ -7,7 +7,7 @@ import { empty } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { asContiguous } from '../tensor/copy.js';
 import { expectDType, expectFloat } from './check.js';
-import { checkScaling, type RopeScaling, turnTable } from './rope-frequencies.js';
+import { checkScaling, ropeMagnitude, type RopeScaling, turnTable } from './rope-frequencies.js';
 
 export { ropeFrequencies, type RopeFrequencies, type RopeScaling } from './rope-frequencies.js';
 
@@ -190,7 +190,7 @@ export function rope(x: Tensor, options: RopeOptions = {}): Tensor {
         items,
         offset,
         direction,
-        magnitude: table.magnitude,
+        magnitude: ropeMagnitude(options.scaling),
       },
       grid: [Math.ceil(items / 256)],
     });

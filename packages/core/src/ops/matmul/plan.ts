@@ -150,7 +150,7 @@ function chooseTile<T extends { rows: number; columns: number }>(candidates: rea
   const { M, N, K } = shape;
   const splits = Math.max(1, Math.min(mostSplits, Math.floor(K / (2 * shallowest))));
   const fills = (tile: T): boolean => M > tile.rows / 2 && N > tile.columns / 2 && tiles(tile, shape) * splits >= fewestWorkgroups;
-  return candidates.filter((tile, i) => i === 0 || fills(tile)).at(-1);
+  return [...candidates].reverse().find(fills) ?? candidates[0];
 }
 
 /** Cuts K so that about `enough` workgroups run, each part at least `least` deep and a multiple of `step`. */
