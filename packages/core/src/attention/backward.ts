@@ -3,16 +3,17 @@ import { HeedError } from '../errors.js';
 import { asContiguous } from '../tensor/copy.js';
 import { empty, zeros } from '../tensor/create.js';
 import { contiguousStrides, type Tensor } from '../tensor/tensor.js';
-import { bindCall, type CallTensors } from './bind.js';
+import { bindCall, type CallTensors, foldedScale, rowLoad } from './bind.js';
 import type { AttentionCall } from './call.js';
 import { planCall } from './forward.js';
 import { renderTerms } from './code.js';
 import { runCapturedKernel, runCapturedValues } from './kernels/captured.js';
 import { runDkvKernel } from './kernels/dkv.js';
 import { runDqKernel } from './kernels/dq.js';
+import { runMatrixBackward } from './kernels/matrix-backward.js';
 import { accumulatorWords } from './kernels/fixed-point.js';
-import { runSinkGradient, runStats, runSumParts, runSumRows } from './kernels/stats.js';
-import type { TilePlan } from './plan.js';
+import { runSinkGradient, runStats, runSumParts, runSumRows, runUnit } from './kernels/stats.js';
+import type { AttentionPlan, TilePlan } from './plan.js';
 import { itemStrides } from './problem.js';
 
 /** What a backward pass starts from. */
@@ -52,10 +53,11 @@ export function runBackward(call: AttentionCall, inputs: BackwardInputs, wanted:
   const { out, lse } = inputs;
   const dOut = inputs.dOut ? asContiguous(inputs.dOut) : undefined;
   const dLse = inputs.dLse ? asContiguous(inputs.dLse, 1) : undefined;
-  const stats = empty(device, [...lse.shape, 2], 'f32', 'attention statistics');
+  const stats = empty(device, [lse.size + 1, 2], 'f32', 'attention statistics');
   runStats(device, { out, lse, dOut, dLse, stats });
   const prepared = { inputs, dOut: dOut ?? zeros(device, out.shape, { dtype: out.dtype }), stats };
   const plan = planCall(call);
+  if (plan.dq.fragments) runUnit(device, prepared.dOut, stats, lse.size);
   const arrays: (Tensor | null)[] = call.arrays.map(() => null);
   const indexOf = (name: string): number => call.arrays.findIndex((array) => array.name === name);
   const wants = (name: string): boolean => wanted.arrays[indexOf(name)] ?? false;
@@ -82,10 +84,26 @@ function dOutStrides(dOut: Tensor, item: number): { dOutBatch: number; dOutRow: 
   return { dOutBatch, dOutRow, dOutHead };
 }
 
-function gradientOfQ(call: AttentionCall, { inputs, dOut, stats }: Prepared, { tile, shuffles }: TilePlan): Tensor {
+function gradientOfQ(call: AttentionCall, { inputs, dOut, stats }: Prepared, { tile, shuffles, fragments }: AttentionPlan['dq']): Tensor {
   const { device, sizes } = call;
   const { q, k, v } = inputs;
   const dq = empty(device, q.shape, q.dtype);
+  if (fragments) {
+    const tiles = { query: fragments.rows, key: fragments.columns };
+    const bound = bindCall(call, inputs, { width: call.halves ? 8 : 4, tiles, transposed: false, rows: [dOut] });
+    const count = Math.ceil(sizes.queries / fragments.rows);
+    const { fold, hidden } = foldedScale(bound, call.scale);
+    const vectorOut = sizes.headDim % 4 === 0;
+    runMatrixBackward(
+      device,
+      'queries',
+      { ...bound.spec, ...fragments, load: rowLoad(bound.item), fold, vectorOut, split: false, biasGradient: false },
+      { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, grads: dq },
+      { ...bound.uniforms, ...dOutStrides(dOut, bound.item), hidden, tiles: count, splits: 1, dvAt: 0, dBiasAt: 0, partSize: 0 },
+      [count, sizes.heads, sizes.batch],
+    );
+    return dq;
+  }
   const bound = bindCall(call, inputs, {
     width: tile.width,
     tiles: { query: tile.rows, key: tile.columns },
@@ -165,7 +183,7 @@ function capturedGradients(
 function gradientsOfKeys(
   call: AttentionCall,
   { inputs, dOut, stats }: Prepared,
-  { tile, shuffles, splits }: TilePlan & { splits: number },
+  { tile, shuffles, splits, fragments }: AttentionPlan['dkv'],
   bias: Tensor | undefined,
 ): { k: Tensor; v: Tensor; keyBias: Tensor | undefined } {
   const { device, sizes } = call;
@@ -177,20 +195,19 @@ function gradientsOfKeys(
   const partSize = dBiasAt + (bias ? Math.ceil((batch * heads * keys) / 8) * 8 : 0);
   const inParts = split || bias !== undefined;
   const grads = empty(device, [partSize * splits], inParts ? 'f32' : k.dtype, 'attention dk and dv');
-  const bound = bindCall(call, inputs, {
-    width: tile.width,
-    tiles: { query: tile.columns, key: tile.rows },
-    transposed: true,
-    rows: [dOut],
-  });
-  const vectorOut = tile.width === 4 && headDim % 4 === 0 && valueDim % 4 === 0 && bias === undefined;
-  runDkvKernel(
-    device,
-    { ...bound.spec, ...tile, shuffles, vectorOut, split, biasGradient: bias !== undefined },
-    { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, grads },
-    { ...bound.uniforms, ...dOutStrides(dOut, bound.item), splits, dvAt, dBiasAt, partSize },
-    [Math.ceil(keys / tile.rows) * splits, kvHeads, batch],
-  );
+  const { rows, columns } = fragments ?? tile;
+  const width = fragments ? (call.halves ? 8 : 4) : tile.width;
+  const bound = bindCall(call, inputs, { width, tiles: { query: columns, key: rows }, transposed: true, rows: [dOut] });
+  const vectorOut = (fragments !== undefined || tile.width === 4) && headDim % 4 === 0 && valueDim % 4 === 0 && bias === undefined;
+  const biasGradient = bias !== undefined;
+  const tensors = { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, grads };
+  const uniforms = { ...bound.uniforms, ...dOutStrides(dOut, bound.item), splits, dvAt, dBiasAt, partSize };
+  const grid = [Math.ceil(keys / rows) * splits, kvHeads, batch] as const;
+  if (fragments) {
+    const { fold, hidden } = foldedScale(bound, call.scale);
+    const spec = { ...bound.spec, ...fragments, load: rowLoad(bound.item), fold, vectorOut, split, biasGradient };
+    runMatrixBackward(device, 'keys', spec, tensors, { ...uniforms, hidden, tiles: 0 }, grid);
+  } else runDkvKernel(device, { ...bound.spec, ...tile, shuffles, vectorOut, split, biasGradient }, tensors, uniforms, grid);
   let summed = grads;
   if (split || dtypeBytes(k.dtype) !== 4) {
     if (inParts) {

@@ -7,6 +7,7 @@ import type { AttentionCall } from './call.js';
 import { renderMask, renderScore } from './code.js';
 import { packExtras } from './extras.js';
 import { log2e, type ScoreSpec, type ScoreUniforms, type UniformsOf } from './kernels/common.js';
+import type { RowLoad } from './kernels/matrix-tile.js';
 import type { TileSizes } from './mask/index.js';
 import { itemStrides, rowItems } from './problem.js';
 
@@ -167,4 +168,15 @@ function toBits(value: number, type: 'f32' | 'i32' | 'u32'): number {
   if (type === 'f32') view.setFloat32(0, value);
   else view.setInt32(0, value);
   return view.getUint32(0);
+}
+
+/** How kernels on fragments load rows. */
+export function rowLoad(item: 1 | 4 | 8): RowLoad {
+  return item === 8 ? 'half8' : item === 4 ? 'vec4' : 'scalar';
+}
+
+/** Whether a positive scale may be folded into the exponent, and what a hidden score is then written as. */
+export function foldedScale({ spec, uniforms }: Bound, scale: number): { fold: boolean; hidden: number } {
+  const fold = spec.score === '' && !spec.keyBias && scale > 0;
+  return { fold, hidden: fold ? Math.max(-3e38, -1e30 / uniforms.scale2) : -1e30 };
 }

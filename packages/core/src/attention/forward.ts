@@ -1,9 +1,8 @@
 import { empty } from '../tensor/create.js';
-import { bindCall, type CallTensors } from './bind.js';
+import { bindCall, type CallTensors, foldedScale, rowLoad } from './bind.js';
 import type { AttentionCall } from './call.js';
 import { runForwardKernel } from './kernels/forward.js';
 import { runMatrixForward } from './kernels/matrix-forward.js';
-import type { RowLoad } from './kernels/matrix-tile.js';
 import { runMergeParts } from './kernels/merge.js';
 import type { AttentionResult } from './merge.js';
 import { type AttentionPlan, type AttentionShape, type FragmentPlan, planAttention } from './plan.js';
@@ -14,6 +13,7 @@ export function planCall(call: AttentionCall): AttentionPlan {
   const shape: AttentionShape = {
     ...call.sizes,
     halves: call.halves || precision === 'f16',
+    scoreFunction: call.score !== undefined,
     sharedList: !(call.visibility.mask?.perHead ?? false),
   };
   return planAttention(shape, call.device.capabilities, { software: call.device.isSoftware });
@@ -63,20 +63,15 @@ function runOnFragments(call: AttentionCall, tensors: CallTensors, tile: Fragmen
   const { q, k, v } = tensors;
   const out = empty(device, [batch, queries, heads, valueDim], q.dtype);
   const lse = empty(device, [batch, queries, heads], 'f32');
-  const halves = q.dtype === 'f16' && k.dtype === 'f16';
-  const bound = bindCall(call, tensors, { width: halves ? 8 : 4, tiles: { query: tile.rows, key: tile.columns }, transposed: false });
-  const fold = bound.spec.score === '' && !bound.spec.keyBias && scale > 0;
+  const bound = bindCall(call, tensors, { width: call.halves ? 8 : 4, tiles: { query: tile.rows, key: tile.columns }, transposed: false });
+  const { fold, hidden } = foldedScale(bound, scale);
   const tiles = Math.ceil(queries / tile.rows);
   runMatrixForward(
     device,
     { ...bound.spec, ...tile, load: rowLoad(bound.item), fold, vectorOut: valueDim % 4 === 0 },
     { q, k, v, arena: bound.arena, extras: bound.extras, out, lse },
-    { ...bound.uniforms, tiles, hidden: fold ? Math.max(-3e38, -1e30 / bound.uniforms.scale2) : -1e30 },
+    { ...bound.uniforms, tiles, hidden },
     [tiles, heads, batch],
   );
   return { out, lse };
-}
-
-function rowLoad(item: 1 | 4 | 8): RowLoad {
-  return item === 8 ? 'half8' : item === 4 ? 'vec4' : 'scalar';
 }

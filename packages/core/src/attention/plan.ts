@@ -1,5 +1,6 @@
 import type { Capabilities } from '../device/capabilities.js';
 import { fragmentLanes, fragmentShape, hasFragments } from '../kernel/fragments.js';
+import { matrixBackwardBytes } from './kernels/matrix-backward.js';
 import { matrixForwardBytes } from './kernels/matrix-forward.js';
 import { outputItems, tileBytes, type TileSpec } from './kernels/tile.js';
 
@@ -16,6 +17,8 @@ export interface AttentionShape {
   blockQueries?: number;
   /** Products may take f16 operands: tensors are f16, or the call says `precision: 'f16'`. Default false. */
   halves?: boolean;
+  /** Scores pass through a function: the backward then runs on register tiles. Default false. */
+  scoreFunction?: boolean;
   /** One list serves all query heads of a group (a mask without heads, a selection a KV head). Default true. */
   sharedList?: boolean;
 }
@@ -46,8 +49,9 @@ export interface ForwardPlan extends TilePlan {
 
 export interface AttentionPlan {
   forward: ForwardPlan;
-  dq: TilePlan;
+  dq: TilePlan & { fragments: FragmentPlan | undefined };
   dkv: TilePlan & {
+    fragments: FragmentPlan | undefined;
     /** Parts of the query tiles of a key tile, summed in order by a second dispatch. */
     splits: number;
   };
@@ -69,10 +73,20 @@ export function planAttention(shape: AttentionShape, capabilities: Capabilities,
   const software = options.software ?? false;
   const { headDim, valueDim } = shape;
   const widest = Math.max(headDim, valueDim);
+  const hardware = capabilities.matrix === 'hardware';
+  const fragments = shape.scoreFunction
+    ? undefined
+    : planFragments(shape, capabilities, (tile) => matrixBackwardBytes(tile, shape, hardware));
   return {
     forward: planForward(shape, capabilities, software),
-    dq: planTile(capabilities, { rows: shape.queries, contract: widest, accumulate: headDim, software }),
-    dkv: planDkv(shape, planTile(capabilities, { rows: shape.keys, contract: widest, accumulate: widest, outputs: 2, software })),
+    dq: {
+      ...planTile(capabilities, { rows: shape.queries, contract: widest, accumulate: headDim, software }),
+      fragments,
+    },
+    dkv: planDkv(shape, {
+      ...planTile(capabilities, { rows: shape.keys, contract: widest, accumulate: widest, outputs: 2, software }),
+      fragments,
+    }),
   };
 }
 
@@ -116,9 +130,9 @@ function planFragments(
 }
 
 /** Few key tiles under many queries (a sink block, cross attention) are cut, so that the GPU fills. */
-function planDkv(shape: AttentionShape, plan: TilePlan): AttentionPlan['dkv'] {
+function planDkv(shape: AttentionShape, plan: TilePlan & { fragments: FragmentPlan | undefined }): AttentionPlan['dkv'] {
   const { batch, kvHeads, keys, queries } = shape;
-  const workgroups = batch * kvHeads * Math.ceil(keys / plan.tile.rows);
+  const workgroups = batch * kvHeads * Math.ceil(keys / (plan.fragments ?? plan.tile).rows);
   const splits = Math.min(Math.ceil(wantedWorkgroups / 2 / Math.max(1, workgroups)), Math.ceil(queries / queriesASplit));
   return { ...plan, splits: Math.max(1, splits) };
 }

@@ -147,7 +147,7 @@ function dkvText(spec: DkvSpec): string {
 }
 
 /** Where a workgroup of a key-tile kernel works: `b`, `kvHead`, `split`, `keyTile`, `keyStart`, `keyStop`, `kBase`, `vBase`, `keyEnd`, `queryOffset`. */
-export function keyPosition(spec: DkvSpec): string {
+export function keyPosition(spec: { rows: number; split: boolean }): string {
   return `
     ${spec.split ? 'let keyTile = group.x / uniforms.splits; let split = group.x % uniforms.splits;' : 'let keyTile = group.x;'}
     let kvHead = group.y;

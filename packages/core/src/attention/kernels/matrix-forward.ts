@@ -6,7 +6,7 @@
 import type { Device } from '../../device/device.js';
 import { type Operand, read, write } from '../../kernel/bindings.js';
 import { defineKernel, type KernelContext } from '../../kernel/define.js';
-import { fragmentLanes, Fragments } from '../../kernel/fragments.js';
+import { Fragments } from '../../kernel/fragments.js';
 import { range } from '../../kernel/modules.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { ln2, log2e, logitText, scoreFunctions, scoreUniforms, type ScoreUniforms, type UniformsOf } from './common.js';
@@ -15,12 +15,16 @@ import { keyLoop } from './loops.js';
 import {
   eightLoader,
   halvesFunction,
+  laneColumn,
+  lanePlace,
   type MatrixSpec,
-  overDepth,
+  OutputBands,
+  overRow,
   padded,
   rowBinding,
   rowPad,
   scorePad,
+  scoreProduct,
   stagedStride,
   stageRows,
 } from './matrix-tile.js';
@@ -79,83 +83,25 @@ export function matrixForwardBytes(
 function matrixForwardText(spec: MatrixForwardSpec, { capabilities }: KernelContext): string {
   const { headDim, valueDim, columns, subgroups, rows } = spec;
   const f = new Fragments(capabilities, { N: spec.fragmentColumns === 16 ? 16 : 8 });
-  const stride = columns + scorePad;
-  const weightStride = columns + rowPad;
   const keyStride = stagedStride(headDim);
-  const valueStride = stagedStride(valueDim);
-  const scoreFragments = range(columns / f.N);
-  const outFragments = range(padded(valueDim) / f.N);
-  const half = columns / 2;
+  const half = range(columns / 2);
+  const out = new OutputBands(f, spec, 'o', valueDim);
+  // fragments of the queries stay in registers; the emulation reads them where they lie
   const queries = f.hardware ? 'stagedKeys' : 'stagedQueries';
-  const left = (first: string): string => `subgroupRow * ${keyStride}u + ${first}`;
-  const column = (j: number): string => `((${2 * j}u + turn) % ${columns}u)`;
-  const bound = (n: number): string => (spec.opaque ? `${n}u * uniforms.one` : `${n}u`);
-  const overRow = (body: string): string => `
-    for (var j = 0u; j < ${bound(half)}; j++) {
-      let kv = (2u * j + turn) % ${columns}u;
-      ${body}
-    }`;
+  const held = f.hardware ? 'query' : undefined;
   const logit = logitText(spec, 'score', { b: 'b', h: 'h', q: 'place', kv: '(keyStart + kv)' }, 'keyBiasOf(b, h, keyStart + kv)');
-  const scores = overDepth(
-    f,
-    headDim,
-    (first, k) => `
-    ${f.hardware ? '' : f.loadLeft('queryPart', queries, left(first), `${keyStride}u`)}
-    ${scoreFragments
-      .map(
-        (j) =>
-          `{ ${f.loadRight('keyPart', 'stagedKeys', `${j * f.N * keyStride}u + ${first}`, `${keyStride}u`, 'column')} ${f.multiplyAdd(`s${j}`, f.hardware ? `query${k}` : 'queryPart', 'keyPart')} }`,
-      )
-      .join('\n')}`,
-  );
-  const values = overDepth(
-    f,
-    columns,
-    (first) => `
-    ${f.loadLeft('weightPart', 'weights', `subgroupRow * ${weightStride}u + ${first}`, `${weightStride}u`)}
-    ${outFragments
-      .map(
-        (j) =>
-          `{ ${f.loadRight('valuePart', 'stagedValues', `(${first}) * ${valueStride}u + ${j * f.N}u`, `${valueStride}u`)} ${f.multiplyAdd(`o${j}`, 'weightPart', 'valuePart')} }`,
-      )
-      .join('\n')}`,
-  );
-  // the output passes through the score region in bands of `columns` columns
-  const bands = range(Math.ceil(padded(valueDim) / columns)).map((band) =>
-    outFragments.filter((j) => Math.floor((j * f.N) / columns) === band),
-  );
-  const toMemory = (band: readonly number[]): string =>
-    band.map((j) => f.store(`o${j}`, 'scores', `subgroupRow * ${stride}u + ${(j * f.N) % columns}u`, `${stride}u`)).join('\n');
-  const fromMemory = (band: readonly number[]): string =>
-    band.map((j) => f.loadResult(`o${j}`, 'scores', `subgroupRow * ${stride}u + ${(j * f.N) % columns}u`, `${stride}u`)).join('\n');
-  const rescale = bands
-    .map(
-      (band) => `
-      workgroupBarrier();
-      ${toMemory(band)}
-      workgroupBarrier();
-      ${overRow('scores[scoreRow + kv] *= shrink;')}
-      workgroupBarrier();
-      ${fromMemory(band)}`,
-    )
-    .join('\n');
+  const staged = { rows: columns, first: 'keyStart', end: 'keyStop' };
   const body = `
     if (lane == 0u) { grown = vec4u(); }
-    ${stageRows(spec, { array: 'stagedKeys', binding: 'k', dim: headDim, rows: columns, base: 'kBase', first: 'keyStart', end: 'keyStop' })}
-    ${stageRows(spec, { array: 'stagedValues', binding: 'v', dim: valueDim, rows: columns, base: 'vBase', first: 'keyStart', end: 'keyStop' })}
+    ${stageRows(spec, { ...staged, array: 'stagedKeys', binding: 'k', dim: headDim, base: 'kBase' })}
+    ${stageRows(spec, { ...staged, array: 'stagedValues', binding: 'v', dim: valueDim, base: 'vBase' })}
     workgroupBarrier();
-    {
-      ${scoreFragments.map((j) => f.zero(`s${j}`)).join(' ')}
-      ${scores}
-      ${scoreFragments.map((j) => f.store(`s${j}`, 'scores', `subgroupRow * ${stride}u + ${j * f.N}u`, `${stride}u`)).join('\n')}
-    }
+    ${scoreProduct(f, spec, { left: queries, right: 'stagedKeys', dim: headDim, ...(held !== undefined && { held }) })}
     workgroupBarrier();
-    ${spec.fold ? '' : overRow(`let score = scores[scoreRow + kv]; scores[scoreRow + kv] = ${logit};`)}
-    if (masked) { ${overRow('if (!seen(b, h, place, keyStart + kv, keyStop)) { scores[scoreRow + kv] = uniforms.hidden; }')} }
-    ${range(half)
-      .map((j) => `let x${j} = scores[scoreRow + ${column(j)}];`)
-      .join(' ')}
-    let topHere = ${range(half).reduce((text, j) => (text === '' ? `x${j}` : `max(${text}, x${j})`), '')};
+    ${spec.fold ? '' : overRow(spec, `let score = scores[scoreRow + kv]; scores[scoreRow + kv] = ${logit};`)}
+    if (masked) { ${overRow(spec, 'if (!seen(b, h, place, keyStart + kv, keyStop)) { scores[scoreRow + kv] = uniforms.hidden; }')} }
+    ${half.map((j) => `let x${j} = scores[scoreRow + ${laneColumn(spec, j)}];`).join(' ')}
+    let topHere = ${half.reduce((text, j) => (text === '' ? `x${j}` : `max(${text}, x${j})`), '')};
     ${f.exchange('topThere', 'topHere', 16)}
     let top = max(topHere, topThere)${spec.fold ? ' * uniforms.scale2' : ''};
     let next = select(highest, top, top > highest + 8.0);
@@ -165,23 +111,60 @@ function matrixForwardText(spec: MatrixForwardSpec, { capabilities }: KernelCont
     highest = next;
     let reference = select(next, 0.0, next < 0.5 * NEG);
     var added = 0.0;
-    ${range(half)
+    ${half
       .map(
         (j) =>
-          `{ let w = exp2(${spec.fold ? `x${j} * uniforms.scale2` : `x${j}`} - reference); added += w; weights[weightRow + ${column(j)}] = f16(w); }`,
+          `{ let w = exp2(${spec.fold ? `x${j} * uniforms.scale2` : `x${j}`} - reference); added += w; weights[weightRow + ${laneColumn(spec, j)}] = f16(w); }`,
       )
       .join('\n')}
     sum = sum * shrink + added;
     let mustRescale = workgroupUniformLoad(&grown).x;
-    if (mustRescale != 0u) { ${rescale} }
-    ${values}
+    if (mustRescale != 0u) { ${out.scaleRows((text) => overRow(spec, text), 'shrink')} }
+    ${out.accumulate('stagedValues')}
     workgroupBarrier();`;
+  const main = `
+    ${tilePosition(spec)}
+    ${lanePlace(spec)}
+    let rowAt = rowStart + subgroupRow + row;
+    let place = i32(rowAt) + queryOffset;
+    ${stageRows(spec, { array: queries, binding: 'q', dim: headDim, rows, base: 'qBase', first: 'rowStart', end: 'rowEnd' })}
+    workgroupBarrier();
+    ${
+      held
+        ? range(padded(headDim) / f.K)
+            .map((k) => f.loadLeft(`${held}${k}`, queries, `subgroupRow * ${keyStride}u + ${k * f.K}u`, `${keyStride}u`))
+            .join('\n')
+        : ''
+    }
+    workgroupBarrier();
+    ${out.declare()}
+    ${
+      spec.sinks
+        ? `var highest = bitcast<f32>(extras[base_extras() + uniforms.sinksAt + h]) * ${log2e}; var sum = select(0.0, 1.0, part == 0u);`
+        : 'var highest = NEG; var sum = 0.0;'
+    }
+    ${keyLoop(spec, columns, body)}
+    ${f.exchange('sumThere', 'sum', 16)}
+    let whole = sum + sumThere;
+    let alive = highest > 0.5 * NEG;
+    if (part == 0u) {
+      shares[subgroupRow + row] = select(0.0, 1.0 / max(whole, 1e-37), alive);
+      if (rowAt < rowEnd) {
+        lse[base_lse() + (b * uniforms.queries + rowAt) * uniforms.heads + h] =
+          select(0xff800000u, bitcast<u32>((highest + log2(max(whole, 1e-37))) * ${ln2}), alive);
+      }
+    }
+    ${out.store('out', spec.vectorOut, {
+      valid: 'rowStart + n < rowEnd',
+      at: `((b * uniforms.queries + rowStart + n) * uniforms.heads + h) * ${valueDim}u`,
+      factor: 'shares[n]',
+    })}`;
   return `
     ${f.hardware ? '' : `var<workgroup> stagedQueries: array<f16, ${rows * keyStride}>;`}
     var<workgroup> stagedKeys: array<f16, ${(f.hardware ? Math.max(columns, rows) : columns) * keyStride}>;
-    var<workgroup> stagedValues: array<f16, ${columns * valueStride}>;
-    var<workgroup> scores: array<f32, ${rows * stride}>;
-    var<workgroup> weights: array<f16, ${rows * weightStride}>;
+    var<workgroup> stagedValues: array<f16, ${columns * stagedStride(valueDim)}>;
+    var<workgroup> scores: array<f32, ${rows * (columns + scorePad)}>;
+    var<workgroup> weights: array<f16, ${rows * (columns + rowPad)}>;
     var<workgroup> shares: array<f32, ${rows}>;
     var<workgroup> grown: vec4u;
     ${halvesFunction}
@@ -189,73 +172,5 @@ function matrixForwardText(spec: MatrixForwardSpec, { capabilities }: KernelCont
     ${eightLoader('k', headDim, spec.load)}
     ${eightLoader('v', valueDim, spec.load)}
     ${scoreFunctions(spec)}
-    ${f.entry(
-      subgroups,
-      `
-      ${tilePosition(spec)}
-      let subgroupRow = subgroup * 16u;
-      let row = subgroupLane % 16u;
-      let part = subgroupLane / 16u;
-      // the two lanes of a row take every other column, and rows 8 apart begin elsewhere: no bank conflicts
-      let turn = part + 2u * (row / 8u);
-      let scoreRow = (subgroupRow + row) * ${stride}u;
-      let weightRow = (subgroupRow + row) * ${weightStride}u;
-      let rowAt = rowStart + subgroupRow + row;
-      let place = i32(rowAt) + queryOffset;
-      ${stageRows(spec, { array: queries, binding: 'q', dim: headDim, rows, base: 'qBase', first: 'rowStart', end: 'rowEnd' })}
-      workgroupBarrier();
-      ${
-        f.hardware
-          ? range(padded(headDim) / f.K)
-              .map((k) => f.loadLeft(`query${k}`, queries, left(`${k * f.K}u`), `${keyStride}u`))
-              .join('\n')
-          : ''
-      }
-      workgroupBarrier();
-      ${outFragments.map((j) => f.zero(`o${j}`)).join(' ')}
-      ${
-        spec.sinks
-          ? `var highest = bitcast<f32>(extras[base_extras() + uniforms.sinksAt + h]) * ${log2e}; var sum = select(0.0, 1.0, part == 0u);`
-          : 'var highest = NEG; var sum = 0.0;'
-      }
-      ${keyLoop(spec, columns, body)}
-      ${f.exchange('sumThere', 'sum', 16)}
-      let whole = sum + sumThere;
-      let alive = highest > 0.5 * NEG;
-      if (part == 0u) {
-        shares[subgroupRow + row] = select(0.0, 1.0 / max(whole, 1e-37), alive);
-        if (rowAt < rowEnd) {
-          lse[base_lse() + (b * uniforms.queries + rowAt) * uniforms.heads + h] =
-            select(0xff800000u, bitcast<u32>((highest + log2(max(whole, 1e-37))) * ${ln2}), alive);
-        }
-      }
-      ${bands.map((band, i) => wayOut(spec, toMemory(band), i * columns, band.length * f.N, stride, bound)).join('\n')}`,
-    )}`;
-}
-
-/** One band of the output through workgroup memory, so that rows are stored whole. */
-function wayOut(
-  spec: MatrixForwardSpec,
-  toMemory: string,
-  first: number,
-  wide: number,
-  stride: number,
-  bound: (n: number) => string,
-): string {
-  const { rows, valueDim, subgroups, vectorOut } = spec;
-  const items = vectorOut ? wide / 4 : wide;
-  const at = `((b * uniforms.queries + rowStart + n) * uniforms.heads + h) * ${valueDim}u`;
-  const element = (e: number): string => `scores[n * ${stride}u + c * ${vectorOut ? 4 : 1}u + ${e}u] * shares[n]`;
-  const store = vectorOut
-    ? `if (${first}u + c * 4u < ${valueDim}u) { store_out((${at} + ${first}u) / 4u + c, vec4f(${range(4).map(element).join(', ')})); }`
-    : `if (${first}u + c < ${valueDim}u) { store_out(${at} + ${first}u + c, ${element(0)}); }`;
-  return `
-    workgroupBarrier();
-    ${toMemory}
-    workgroupBarrier();
-    for (var at = lane; at < ${bound(rows * items)}; at += ${subgroups * fragmentLanes}u) {
-      let n = at / ${items}u;
-      let c = at % ${items}u;
-      if (rowStart + n < rowEnd) { ${store} }
-    }`;
+    ${f.entry(subgroups, main)}`;
 }

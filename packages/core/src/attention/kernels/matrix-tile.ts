@@ -75,9 +75,8 @@ export function stageRows(
   const { array, binding, dim, rows, base, first, end } = target;
   const lanes = spec.subgroups * fragmentLanes;
   const chunks = padded(dim) / 8;
-  const bound = spec.opaque ? `${rows * chunks}u * uniforms.one` : `${rows * chunks}u`;
   return `
-    for (var at = lane; at < ${bound}; at += ${lanes}u) {
+    for (var at = lane; at < ${bound(spec, rows * chunks)}; at += ${lanes}u) {
       let n = at / ${chunks}u;
       let chunk = at % ${chunks}u;
       let eight = eight_${binding}(${base}, ${first} + n, ${end}, chunk);
@@ -98,11 +97,167 @@ function storeEight(spec: MatrixSpec, array: string): string {
 }
 
 /** A sum over the head dimension: unrolled on hardware; a loop under emulation, whose texts must stay short. `step` gets the first element. */
-export function overDepth(f: Fragments, dim: number, step: (first: string, index: string) => string): string {
+export function overDepth(f: Fragments, dim: number, opaque: boolean, step: (first: string, index: string) => string): string {
   const steps = padded(dim) / f.K;
   if (f.hardware)
     return range(steps)
       .map((k) => `{ ${step(`${k * f.K}u`, String(k))} }`)
       .join('\n');
-  return `for (var depthStep = 0u; depthStep < ${steps}u * uniforms.one; depthStep++) { ${step(`depthStep * ${f.K}u`, 'depthStep')} }`;
+  return `for (var depthStep = 0u; depthStep < ${steps}u${opaque ? ' * uniforms.one' : ''}; depthStep++) { ${step(`depthStep * ${f.K}u`, 'depthStep')} }`;
+}
+
+/** Accumulators `<name>0 ..` of an output of `dim` elements a row pass through the score region in bands of `columns` columns. */
+export class OutputBands {
+  readonly fragments: readonly number[];
+  private readonly bands: readonly (readonly number[])[];
+
+  constructor(
+    private readonly f: Fragments,
+    private readonly spec: MatrixSpec,
+    private readonly name: string,
+    private readonly dim: number,
+  ) {
+    this.fragments = range(padded(dim) / f.N);
+    const { columns } = spec;
+    this.bands = range(Math.ceil(padded(dim) / columns)).map((band) =>
+      this.fragments.filter((j) => Math.floor((j * f.N) / columns) === band),
+    );
+  }
+
+  /** Declares the accumulators, all zero. */
+  declare(): string {
+    return this.fragments.map((j) => this.f.zero(`${this.name}${j}`)).join(' ');
+  }
+
+  /** `accumulators += left x rows`: the weights of this subgroup's rows times staged rows, summed over the `columns` of a step. */
+  accumulate(rowsArray: string): string {
+    const { f, spec, name, dim } = this;
+    const weightStride = spec.columns + rowPad;
+    const stride = stagedStride(dim);
+    return overDepth(
+      f,
+      spec.columns,
+      spec.opaque,
+      (first) => `
+      ${f.loadLeft('weightPart', 'weights', `subgroupRow * ${weightStride}u + ${first}`, `${weightStride}u`)}
+      ${this.fragments
+        .map(
+          (j) =>
+            `{ ${f.loadRight('rowPart', rowsArray, `(${first}) * ${stride}u + ${j * f.N}u`, `${stride}u`)} ${f.multiplyAdd(`${name}${j}`, 'weightPart', 'rowPart')} }`,
+        )
+        .join('\n')}`,
+    );
+  }
+
+  /** Each row times a factor: `eachRow(body)` must loop over the row's columns `kv` in memory, `scores[scoreRow + kv]`. */
+  scaleRows(eachRow: (body: string) => string, factor: string): string {
+    return this.bands
+      .map(
+        (band) => `
+      workgroupBarrier();
+      ${this.toMemory(band)}
+      workgroupBarrier();
+      ${eachRow(`scores[scoreRow + kv] *= ${factor};`)}
+      workgroupBarrier();
+      ${band.map((j) => this.f.loadResult(`${this.name}${j}`, 'scores', this.place(j), this.stride)).join('\n')}`,
+      )
+      .join('\n');
+  }
+
+  /** Stores rows n of the tile where `valid`: element d of a row lies at `at` + d of the binding; each is multiplied by `factor`. */
+  store(binding: string, vector: boolean, texts: { valid: string; at: string; factor: string }): string {
+    const { f, spec, dim } = this;
+    return this.bands
+      .map((band, i) => {
+        const first = i * spec.columns;
+        const items = (band.length * f.N) / (vector ? 4 : 1);
+        const element = (e: number): string => `scores[n * ${this.stride} + c * ${vector ? 4 : 1}u + ${e}u] * (${texts.factor})`;
+        const put = vector
+          ? `if (${first}u + c * 4u < ${dim}u) { store_${binding}((${texts.at} + ${first}u) / 4u + c, vec4f(${range(4).map(element).join(', ')})); }`
+          : `if (${first}u + c < ${dim}u) { store_${binding}(${texts.at} + ${first}u + c, ${element(0)}); }`;
+        return `
+        workgroupBarrier();
+        ${this.toMemory(band)}
+        workgroupBarrier();
+        for (var at = lane; at < ${bound(spec, spec.rows * items)}; at += ${spec.subgroups * fragmentLanes}u) {
+          let n = at / ${items}u;
+          let c = at % ${items}u;
+          if (${texts.valid}) { ${put} }
+        }`;
+      })
+      .join('\n');
+  }
+
+  private get stride(): string {
+    return `${this.spec.columns + scorePad}u`;
+  }
+
+  private place(j: number): string {
+    return `subgroupRow * ${this.stride} + ${(j * this.f.N) % this.spec.columns}u`;
+  }
+
+  private toMemory(band: readonly number[]): string {
+    return band.map((j) => this.f.store(`${this.name}${j}`, 'scores', this.place(j), this.stride)).join('\n');
+  }
+}
+
+/** A loop's bound; hidden from software compilers, which would unroll. */
+export function bound(spec: ScoreSpec, n: number): string {
+  return spec.opaque ? `${n}u * uniforms.one` : `${n}u`;
+}
+
+/** `scores[row][column]` = rows of `left` times rows of `right`, for this subgroup's 16 rows and all columns of the step. */
+export function scoreProduct(
+  f: Fragments,
+  spec: MatrixSpec,
+  operands: { left: string; right: string; dim: number; held?: string },
+): string {
+  const { left, right, dim, held } = operands;
+  const stride = stagedStride(dim);
+  const fragments = range(spec.columns / f.N);
+  const product = overDepth(
+    f,
+    dim,
+    spec.opaque,
+    (first, k) => `
+    ${held ? '' : f.loadLeft('leftPart', left, `subgroupRow * ${stride}u + ${first}`, `${stride}u`)}
+    ${fragments
+      .map(
+        (j) =>
+          `{ ${f.loadRight('rightPart', right, `${j * f.N * stride}u + ${first}`, `${stride}u`, 'column')} ${f.multiplyAdd(`s${j}`, held ? `${held}${k}` : 'leftPart', 'rightPart')} }`,
+      )
+      .join('\n')}`,
+  );
+  const scoreStride = spec.columns + scorePad;
+  return `{
+    ${fragments.map((j) => f.zero(`s${j}`)).join(' ')}
+    ${product}
+    ${fragments.map((j) => f.store(`s${j}`, 'scores', `subgroupRow * ${scoreStride}u + ${j * f.N}u`, `${scoreStride}u`)).join('\n')}
+  }`;
+}
+
+/** Names of a lane in the elementwise part: `subgroupRow`, `row` of its fragment, and the columns that it takes of its row. */
+export function lanePlace(spec: MatrixSpec): string {
+  return `
+      let subgroupRow = subgroup * 16u;
+      let row = subgroupLane % 16u;
+      let part = subgroupLane / 16u;
+      // the two lanes of a row take every other column, and rows 8 apart begin elsewhere: no bank conflicts
+      let turn = part + 2u * (row / 8u);
+      let scoreRow = (subgroupRow + row) * ${spec.columns + scorePad}u;
+      let weightRow = (subgroupRow + row) * ${spec.columns + rowPad}u;`;
+}
+
+/** Column j of those that a lane takes. */
+export function laneColumn(spec: MatrixSpec, j: number): string {
+  return `((${2 * j}u + turn) % ${spec.columns}u)`;
+}
+
+/** `body` for each column `kv` that the lane takes, in a loop. */
+export function overRow(spec: MatrixSpec, body: string): string {
+  return `
+    for (var j = 0u; j < ${bound(spec, spec.columns / 2)}; j++) {
+      let kv = (2u * j + turn) % ${spec.columns}u;
+      ${body}
+    }`;
 }

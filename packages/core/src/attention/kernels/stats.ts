@@ -1,6 +1,7 @@
 import type { Device } from '../../device/device.js';
 import { read, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
+import { empty } from '../../tensor/create.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { log2e } from './common.js';
 
@@ -46,6 +47,45 @@ export function runStats(
     uniforms: { rows: lse.size },
     grid: [Math.ceil(lse.size / 64)],
   });
+}
+
+type UnitSpec = { last: boolean };
+
+// A power of two near the largest |dOut|, and its inverse, behind the row statistics: what keeps dS in the range of f16.
+// tile    256 lanes a workgroup; each writes its largest value, and a second dispatch of one workgroup ends it
+// bytes   reads dOut once
+const unit = defineKernel({
+  name: 'attention-unit',
+  bindings: { x: read<UnitSpec>('float'), out: write<UnitSpec>('f32', { raw: (s) => (s.last ? 'vec2f' : 'f32') }) },
+  uniforms: { size: 'u32', at: 'u32' },
+  wgsl: ({ last }: UnitSpec) => `
+    var<workgroup> partial: array<f32, 256>;
+    @compute @workgroup_size(256)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      var top = 0.0;
+      for (var i = group.x * 256u + lane; i < uniforms.size; i += groups.x * 256u) { top = max(top, abs(load_x(i))); }
+      partial[lane] = top;
+      for (var half = 128u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if (lane < half) { partial[lane] = max(partial[lane], partial[lane + half]); }
+      }
+      if (lane == 0u) {
+        ${
+          last
+            ? `let exponent = round(log2(clamp(partial[0], 1e-30, 1e30)));
+        out[base_out() + uniforms.at] = vec2f(exp2(exponent), exp2(-exponent));`
+            : 'out[base_out() + group.x] = partial[0];'
+        }
+      }
+    }`,
+});
+
+/** Writes the unit behind the statistics of `rows` rows. */
+export function runUnit(device: Device, dOut: Tensor, stats: Tensor, rows: number): void {
+  const workgroups = Math.max(1, Math.min(256, Math.ceil(dOut.size / 4096)));
+  const tops = empty(device, [workgroups], 'f32');
+  unit.run(device, { spec: { last: false }, tensors: { x: dOut, out: tops }, uniforms: { size: dOut.size, at: 0 }, grid: [workgroups] });
+  unit.run(device, { spec: { last: true }, tensors: { x: tops, out: stats }, uniforms: { size: workgroups, at: rows }, grid: [1] });
 }
 
 // Gradient of the learned sink logits: dSink_h = - sum over rows of exp(sink_h - lse) delta.
