@@ -70,7 +70,7 @@ function demoCommand(models: readonly string[]): Command {
     .description('Reads a long document with small language models, one an attention technique, and compares them.')
     .option(
       '--tokens <count>',
-      'bytes to read; default 4096 on a software device, 16384 on a GPU',
+      'bytes to read; default 2048 on a software device, 16384 on a GPU',
       integer(1, Number.MAX_SAFE_INTEGER, 'tokens'),
     )
     .option('--models <names...>', `which of ${models.join(', ')} (separated by commas or spaces)`, namesAmong(models), [])
@@ -78,7 +78,7 @@ function demoCommand(models: readonly string[]): Command {
     .option('--json [file]', 'also write the record as JSON, to standard output when no file is named')
     .option('--report <file>', 'where the report goes', 'report.html')
     .option('--seed <number>', 'seed of the continuation', integer(0, 0xffff_ffff, 'a seed'), 1)
-    .option('--continue <bytes>', 'bytes that each model writes on', integer(0, 100_000, 'bytes'), 400)
+    .option('--continue <bytes>', 'bytes that each model writes on', integer(0, 100_000, 'bytes'), 200)
     .allowExcessArguments(false);
 }
 
@@ -106,11 +106,11 @@ function namesAmong(models: readonly string[]): (text: string, before: string[])
 }
 
 /**
- * How many tokens a run reads: what was asked for, or 4,096 on a software device and 16,384 on a GPU, if the text has as many.
+ * How many tokens a run reads: what was asked for, or 2,048 on a software device and 16,384 on a GPU, if the text has as many.
  * @throws UsageError when more tokens are asked for than the text has bytes
  */
 export function tokensToRead(options: DemoOptions, text: { name: string; bytes: number }, isSoftware: boolean): number {
-  if (options.tokens === undefined) return Math.min(text.bytes, isSoftware ? 4096 : 16_384);
+  if (options.tokens === undefined) return Math.min(text.bytes, isSoftware ? 2048 : 16_384);
   if (options.tokens > text.bytes) {
     throw new UsageError(
       `--tokens ${options.tokens} is more than ${text.name} has: ${text.bytes} bytes, one token each; ask for at most ${text.bytes} or give a longer --text`,

@@ -8,7 +8,7 @@ const MODELS = ['softmax', 'lightning2', 'neighborhood', 'zeta'];
 const parse = (...args: string[]): DemoOptions => parseOptions(args, MODELS) as DemoOptions;
 
 test('without arguments all models read the shipped text', () => {
-  expect(parse()).toEqual({ models: MODELS, report: 'report.html', seed: 1, continuation: 400 });
+  expect(parse()).toEqual({ models: MODELS, report: 'report.html', seed: 1, continuation: 200 });
 });
 
 test('every option reaches its place', () => {
@@ -89,7 +89,7 @@ test.each([
 
 test('the default length depends on the device and never exceeds the text', () => {
   const text = { name: 'a.txt', bytes: 74_131 };
-  expect(tokensToRead(parse(), text, true)).toBe(4096);
+  expect(tokensToRead(parse(), text, true)).toBe(2048);
   expect(tokensToRead(parse(), text, false)).toBe(16_384);
   expect(tokensToRead(parse(), { ...text, bytes: 100 }, true)).toBe(100);
   expect(tokensToRead(parse('--tokens', '74131'), text, true)).toBe(74_131);

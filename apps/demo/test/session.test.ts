@@ -28,7 +28,7 @@ afterEach(() => rm(folder, { recursive: true }));
 
 /** Models that answer with made-up figures, and what they were asked. */
 function madeUpSource(fail?: Error): { source: ModelSource; tasks: ReadingTask[]; events: string[] } {
-  const record = madeUpRecord(4096);
+  const record = madeUpRecord(2048);
   const tasks: ReadingTask[] = [];
   const events: string[] = [];
   const source: ModelSource = {
@@ -60,10 +60,10 @@ test('a run names the device, shows progress, prints table and passages, and wri
   const { source, tasks, events } = madeUpSource();
   expect(await runDemo(['--report', report()], source, { out, err })).toBe(0);
   expect(events).toEqual(['open', 'softmax', 'lightning2', 'neighborhood', 'zeta', 'close']);
-  expect(tasks[0]).toMatchObject({ continuation: 400, seed: 1 });
-  expect(tasks.map(({ tokens }) => tokens.length)).toEqual([4096, 4096, 4096, 4096]);
+  expect(tasks[0]).toMatchObject({ continuation: 200, seed: 1 });
+  expect(tasks.map(({ tokens }) => tokens.length)).toEqual([2048, 2048, 2048, 2048]);
   expect(out.text).toMatch(
-    /^Device: llvmpipe .*\nText: Moby-Dick, chapters 132 to 135: 4,096 of [\d,]+ bytes\nsoftmax: reading 100 % \(4,096 of 4,096 tokens\)\n/,
+    /^Device: llvmpipe .*\nText: Moby-Dick, chapters 132 to 135: 2,048 of [\d,]+ bytes\nsoftmax: reading 100 % \(2,048 of 2,048 tokens\)\n/,
   );
   expect(out.text).toContain('│ zeta ');
   expect(out.text).toContain('neighborhood goes on: hundred years ago');
