@@ -41,12 +41,12 @@ export function keyLoop(spec: ScoreSpec, columns: number, body: string, splits =
       );
     case 'ids':
       return `
-        let row = listRowOf(b, listHead, queryBlock);
+        let listRow = listRowOf(b, listHead, queryBlock);
         let tilesABlock = (uniforms.blockKeys + ${columns - 1}u) / ${columns}u;
-        let count = min(arena[base_arena() + uniforms.rowsAt + row], uniforms.listWords) * tilesABlock;
+        let count = min(arena[base_arena() + uniforms.rowsAt + listRow], uniforms.listWords) * tilesABlock;
         ${range('count')}
         for (var n = begin; n < end; n++) {
-          let block = arena[base_arena() + uniforms.runsAt + row * uniforms.listWords + n / tilesABlock];
+          let block = arena[base_arena() + uniforms.runsAt + listRow * uniforms.listWords + n / tilesABlock];
           let keyStart = block * uniforms.blockKeys + n % tilesABlock * ${columns}u;
           let keyStop = min(keyEnd, (block + 1u) * uniforms.blockKeys);
           if (keyStart >= keyStop || ${outside}) { continue; }
@@ -55,18 +55,18 @@ export function keyLoop(spec: ScoreSpec, columns: number, body: string, splits =
         }`;
     case 'bits':
       return `
-        let row = base_arena() + uniforms.runsAt + listRowOf(b, listHead, queryBlock) * uniforms.listWords;
+        let listRow = base_arena() + uniforms.runsAt + listRowOf(b, listHead, queryBlock) * uniforms.listWords;
         let tilesABlock = (uniforms.blockKeys + ${columns - 1}u) / ${columns}u;
-        ${splits ? 'var count = 0u; for (var w = 0u; w < uniforms.listWords; w++) { count += countOneBits(arena[row + w]) * tilesABlock; }' : 'let count = 0xffffffffu;'}
+        ${splits ? 'var count = 0u; for (var w = 0u; w < uniforms.listWords; w++) { count += countOneBits(arena[listRow + w]) * tilesABlock; }' : 'let count = 0xffffffffu;'}
         ${range('count')}
         var n = 0u;
         for (var w = 0u; w < uniforms.listWords; w++) {
-          var bits = arena[row + w];
+          var bits = arena[listRow + w];
           while (bits != 0u) {
             let block = w * 32u + firstTrailingBit(bits);
             bits &= bits - 1u;
-            for (var part = 0u; part < tilesABlock; part++) {
-              let keyStart = block * uniforms.blockKeys + part * ${columns}u;
+            for (var piece = 0u; piece < tilesABlock; piece++) {
+              let keyStart = block * uniforms.blockKeys + piece * ${columns}u;
               let keyStop = min(keyEnd, (block + 1u) * uniforms.blockKeys);
               let mine = n >= begin && n < end;
               n++;
@@ -91,10 +91,10 @@ function shareOf(splits: boolean): (count: string) => string {
 /** A row of the arena of mask/tile-runs.ts, full runs first, then partial ones: `tile` in the body, of a run whose end word is `stop`. */
 function runLoop(head: string, number: string, range: (count: string) => string, body: string): string {
   return `
-    let row = listRowOf(b, ${head}, ${number});
+    let listRow = listRowOf(b, ${head}, ${number});
     let runs = base_arena() + uniforms.runsAt;
-    let firstRun = arena[base_arena() + uniforms.rowsAt + 2u * row];
-    let endRun = arena[base_arena() + uniforms.rowsAt + 2u * row + 2u];
+    let firstRun = arena[base_arena() + uniforms.rowsAt + 2u * listRow];
+    let endRun = arena[base_arena() + uniforms.rowsAt + 2u * listRow + 2u];
     var count = 0u;
     for (var run = firstRun; run < endRun; run++) { count += (arena[runs + 2u * run + 1u] & 0x7fffffffu) - arena[runs + 2u * run]; }
     ${range('count')}
