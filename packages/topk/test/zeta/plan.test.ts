@@ -24,9 +24,14 @@ describe('the plan', () => {
 
   test('queries a workgroup follow from the workgroup memory', () => {
     const shape = { rows: 16, tokens: 4096, valueDim: 64 };
-    expect(planZeta(settings(), shape, limits(16384)).forward).toEqual({ tile: 16, lanes: 256 });
-    expect(planZeta(settings({ localWindow: 64 }), shape, limits(16384)).forward).toEqual({ tile: 8, lanes: 128 });
-    expect(planZeta(settings({ localWindow: 64 }), shape, limits(49152)).forward).toEqual({ tile: 16, lanes: 256 });
+    expect(planZeta(settings(), shape, limits(16384)).forward).toEqual({ tile: 8, lanes: 128 });
+    expect(planZeta(settings({ localWindow: 256 }), shape, limits(16384)).forward).toEqual({ tile: 4, lanes: 64 });
+    expect(planZeta(settings({ localWindow: 256 }), shape, limits(49152)).forward).toEqual({ tile: 8, lanes: 128 });
+  });
+
+  test('the search has room for the runs of the longest prefix', () => {
+    const runs = (tokens: number): number => planZeta(settings(), { rows: 1, tokens, valueDim: 64 }, limits(16384)).runs;
+    expect([1, 4096, 4097, 65536, 65537, 2 ** 20].map(runs)).toEqual([4, 4, 8, 8, 12, 12]);
   });
 
   test('slabs keep temporaries bounded and cover every row once', () => {

@@ -34,7 +34,7 @@ export type AttendSpec = {
 
 // Refines and attends: of the W window tokens of a query the topK nearest by (squared distance, token), Cauchy weights
 // 1 / (D + gamma^2), the local window and the history mean in the same sum.
-// tile    up to 16 queries; a lane ranks candidates by counting smaller ones, then sums four value columns of one query
+// tile    up to 8 queries; a lane ranks candidates by counting smaller ones, then sums four value columns of one query
 // bytes   reads 20 W + (topK + localWindow) size valueDim a query, writes size valueDim (and 4 topK for the indices)
 // limits  8 (W + topK + localWindow + 1) bytes of workgroup memory a query
 // source  Zeng et al. 2025, section 3 (adaptive Cauchy softmax); the sheet's steps 7 to 10
