@@ -5,16 +5,21 @@ import { root } from '../setup/root.mjs';
 import { run } from './result.mjs';
 
 /** The folder of each package that a tier runs: matrix forms take f16 operands, which the papers' cases do not have. */
-const TIERS = { baseline: 'cases', subgroups: 'cases', matrix: 'matrix-cases' };
+/** What is run on each tier: matrix kernels take f16 operands, so they have cases of their own. */
+const RUNS = [
+  { tier: 'baseline', folder: 'cases' },
+  { tier: 'subgroups', folder: 'cases' },
+  { tier: 'matrix', folder: 'matrix-cases' },
+];
 
 /** @returns {Promise<import('./result.mjs').Count>} */
 export async function golden() {
   const count = { passed: 0, failed: 0 };
-  for (const [tier, cases] of Object.entries(TIERS)) {
-    const folders = readdirSync(join(root, 'packages'))
-      .map((name) => join('packages', name, 'test', cases))
-      .filter((folder) => existsSync(join(root, folder)));
+  for (const { tier, folder } of RUNS) {
     console.log(`-- tier ${tier}`);
+    const folders = readdirSync(join(root, 'packages'))
+      .map((name) => join('packages', name, 'test', folder))
+      .filter((path) => existsSync(join(root, path)));
     const { status, output } = await run([process.execPath, join(root, 'tooling/golden/main.mjs'), ...folders, '--tier', tier]);
     const words = output.split('\n').map((line) => line.split(/\s+/)[0]);
     const passed = words.filter((word) => word === 'pass').length;
