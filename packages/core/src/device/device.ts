@@ -302,7 +302,7 @@ export class Device {
       return undefined;
     });
     done.catch(() => {});
-    await Promise.race([Promise.all([...this.checks]), this.lost]);
+    await Promise.race([Promise.all(this.checks), this.lost]);
     this.throwFailure();
     await Promise.race([done, this.lost]);
     // a lost device rejects the map before `lost` resolves

@@ -2,7 +2,7 @@ import { read, write } from '../kernel/bindings.js';
 import { defineKernel } from '../kernel/define.js';
 import type { WgslModule } from '../kernel/modules.js';
 import { empty } from './create.js';
-import { type Shape, Tensor } from './tensor.js';
+import type { Shape, Tensor } from './tensor.js';
 
 /** Offset of a flat index in a strided tensor of up to 8 axes: `stridedOffset(flat, rank, shape, strides)`. */
 export const stridedOffset: WgslModule = {
