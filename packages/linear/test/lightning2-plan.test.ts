@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { Capabilities } from '@heed/core';
-import { matrixTile, outputBytes, stateBytes } from '../src/scan/matrix-tile.js';
+import { matrixLayout, matrixTiles } from '../src/scan/matrix-tile.js';
 import { planPieces } from '../src/scan/pieces.js';
 import { planScan, recurrentTile, type ScanShape, type ScanTuning, stepTile } from '../src/scan/plan.js';
 
@@ -50,9 +50,9 @@ describe('the form of a scan', () => {
   test('few heads and many tokens go in segments that fill the device', () => {
     const plan = planScan(shape({}), withMatrix(49152), hardware);
     expect(plan).toMatchObject({ form: 'segments', kernel: 'matrix', dispatches: ['states', 'segment-scan', 'outputs'] });
-    expect(plan.segments * 16).toBeGreaterThan(400);
-    expect(plan.segments * 16).toBeLessThanOrEqual(512);
-    expect(plan.segmentTokens % plan.matrix!.chunk).toBe(0);
+    expect(plan.segments * 16).toBeGreaterThan(200);
+    expect(plan.segments * 16).toBeLessThanOrEqual(256);
+    expect(plan.segmentTokens % plan.matrix!.outputs.chunk).toBe(0);
   });
 
   test('many heads go in one sweep, which reads everything once', () => {
@@ -91,17 +91,18 @@ describe('tiles', () => {
         fc.integer({ min: 1, max: 256 }),
         fc.constantFrom(16384, 32768, 49152, 65536),
         (keyDim, valueDim, limit) => {
-          const tile = matrixTile(keyDim, valueDim, withMatrix(limit));
-          if (!tile) return keyDim > 128 || limit < 49152;
-          return outputBytes(keyDim, tile) <= limit && stateBytes(keyDim, tile) <= limit;
+          const tiles = matrixTiles(keyDim, valueDim, withMatrix(limit));
+          if (!tiles) return keyDim > 128 || limit < 49152;
+          const [outputs, states] = [matrixLayout(keyDim, tiles.outputs, true), matrixLayout(keyDim, { ...tiles.states, valueDim }, false)];
+          return outputs.bytes <= limit && states.bytes <= limit && outputs.keys >= keyDim && states.keys >= keyDim;
         },
       ),
     );
   });
 
   test('head dimensions 40, 64, 80 and 128 have a tile on fragments at 32 KiB and more', () => {
-    for (const limit of [32768, 49152]) for (const dim of [40, 64, 80, 128]) expect(matrixTile(dim, dim, withMatrix(limit))).toBeDefined();
-    expect(matrixTile(64, 64, withMatrix(49152))).toEqual({ chunk: 32, stateChunk: 64, columns: 64, stage: 64 });
+    for (const limit of [32768, 49152]) for (const dim of [40, 64, 80, 128]) expect(matrixTiles(dim, dim, withMatrix(limit))).toBeDefined();
+    expect(matrixTiles(64, 64, withMatrix(49152))?.outputs).toEqual({ chunk: 64, columns: 64, rowGroups: 4, columnGroups: 4, slices: 1 });
   });
 
   test('every token-by-token tile has at most 256 lanes and 16 KiB', () => {

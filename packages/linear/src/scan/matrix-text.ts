@@ -1,78 +1,109 @@
 import { fragmentLanes, Fragments, type KernelContext } from '@heed/core/~internal';
 import { FragmentLoops, type Index, plus, times, u32 } from './fragment-loops.js';
-import { floatPad, halfPad, matrixSubgroups, paddedKeys, stageFloats } from './matrix-tile.js';
-import { aliveFrom, type HalfTile, halfTile, initialOf, lengthOf, rateOf, segmentOf, tokenOf, vectorStore, zeroTail } from './text.js';
+import { floatPad, type MatrixLayout, matrixLayout, type MatrixTile } from './matrix-tile.js';
+import { aliveFrom, initialOf, lengthOf, rateOf, segmentOf, tokenOf, zeroTail } from './text.js';
+import { HeldTile } from './held-tile.js';
 import type { HalfLoad } from './views.js';
 
 /** What specialises the kernel on fragments. */
-export interface MatrixSpec {
+export interface MatrixSpec extends MatrixTile {
   [name: string]: string | number | boolean;
   outputs: boolean;
   keyDim: number;
   valueDim: number;
-  chunk: number;
-  columns: number;
-  stage: number;
   loadQ: HalfLoad;
   loadK: HalfLoad;
   loadV: HalfLoad;
-  outWidth: number;
+  storeOut: HalfLoad;
   initial: boolean;
   final: boolean;
   lengths: boolean;
 }
-
-export const halfRaw: Record<HalfLoad, string> = { half8: 'vec4u', half4: 'vec4<f16>', half: 'f16' };
-
-const lanes = matrixSubgroups * fragmentLanes;
 
 /** The whole text; a generator of pieces that share sizes and names. */
 export function matrixText(s: MatrixSpec, { capabilities }: KernelContext): string {
   return new MatrixText(s, new Fragments(capabilities)).kernel();
 }
 
+// Workgroup memory, each part used several times a chunk:
+//   left    Q, then Q scaled by its decay, then the masked scores
+//   right   K, then slices of the state as f16, then K scaled by its decay
+//   values  V
+//   stage   f32: the state, then the scores, then the outputs on their way to f16
 class MatrixText {
-  private readonly keys: number;
-  private readonly keyStride: number;
-  private readonly valueStride: number;
-  private readonly scoreStride: number;
-  /** Floats from row to row of `stage` where it holds states and outputs. */
-  private readonly floatStride: number;
-  private readonly own: number;
+  private readonly layout: MatrixLayout;
+  private readonly lanes: number;
   private readonly loops: FragmentLoops;
+  private readonly queries: HeldTile;
+  private readonly keys: HeldTile;
+  private readonly values: HeldTile;
+  /** Fragments of columns, of token rows and of state rows that one subgroup owns. */
+  private readonly own: number;
+  private readonly ownTokens: number;
+  private readonly ownKeys: number;
+  private readonly floatStride: number;
 
   constructor(
     private readonly s: MatrixSpec,
     private readonly f: Fragments,
   ) {
-    this.keys = paddedKeys(s.keyDim);
-    this.keyStride = this.keys + halfPad;
-    this.valueStride = s.columns + halfPad;
-    this.scoreStride = s.chunk + halfPad;
+    const layout = matrixLayout(s.keyDim, s, s.outputs);
+    this.layout = layout;
+    this.lanes = s.rowGroups * s.columnGroups * fragmentLanes;
+    this.own = s.columns / s.columnGroups / f.N;
+    this.ownTokens = s.chunk / 16 / s.rowGroups;
+    this.ownKeys = layout.keys / 16 / s.rowGroups;
     this.floatStride = s.columns + floatPad;
-    this.own = s.columns / matrixSubgroups / f.N;
     this.loops = new FragmentLoops(f, this.own);
+    const held = { rows: s.chunk, lanes: this.lanes };
+    this.queries = new HeldTile({
+      ...held,
+      name: 'q',
+      tile: 'left',
+      load: s.loadQ,
+      dim: s.keyDim,
+      width: layout.keys,
+      stride: layout.keyStride,
+      first: '0u',
+    });
+    this.keys = new HeldTile({
+      ...held,
+      name: 'k',
+      tile: 'right',
+      load: s.loadK,
+      dim: s.keyDim,
+      width: layout.keys,
+      stride: layout.keyStride,
+      first: '0u',
+    });
+    this.values = new HeldTile({
+      ...held,
+      name: 'v',
+      tile: 'values',
+      load: s.loadV,
+      dim: s.valueDim,
+      width: s.columns,
+      stride: layout.valueStride,
+      first: 'columns',
+    });
   }
 
   kernel(): string {
-    const { s, f, loops } = this;
-    const floats = s.outputs ? stageFloats(s.chunk, s.columns, s.stage) : s.stage * this.floatStride;
-    const halves = (name: string, count: number): string => `var<workgroup> ${name}: array<f16, ${count}>;`;
+    const { s, f, loops, layout } = this;
+    const tiles = s.outputs ? [this.queries, this.keys, this.values] : [this.keys, this.values];
+    const fetch = (): string => tiles.map((tile) => tile.fetch()).join('\n');
     return `
       ${segmentOf}
       ${lengthOf(s.lengths)}
       ${tokenOf}
       ${s.initial ? initialOf(s.keyDim, s.valueDim) : ''}
-      ${halves('keys', s.chunk * this.keyStride)}
-      ${halves('values', s.chunk * this.valueStride)}
-      ${s.outputs ? halves('queries', s.chunk * this.keyStride) : ''}
-      ${s.outputs ? halves('scores', s.chunk * this.scoreStride) : ''}
-      ${s.outputs ? halves('states', this.keys * this.valueStride) : ''}
-      var<workgroup> stage: array<f32, ${floats}>;
-      var<workgroup> powers: array<f32, ${s.chunk + 4}>;
-      ${s.outputs ? vectorStore('out', s.outWidth, s.valueDim) : ''}
+      ${s.outputs ? `var<workgroup> left: array<f16, ${layout.left}>;` : ''}
+      var<workgroup> right: array<f16, ${layout.right}>;
+      var<workgroup> values: array<f16, ${layout.values}>;
+      ${layout.stage > 0 ? `var<workgroup> stage: array<f32, ${layout.stage}>;` : ''}
+      ${s.outputs ? pairStore(s) : ''}
       ${f.entry(
-        matrixSubgroups,
+        s.rowGroups * s.columnGroups,
         `
         let index = workgroupIndex(group, groups);
         if (index >= uniforms.workgroups) { return; }
@@ -84,293 +115,315 @@ class MatrixText {
         let firstToken = position.z * uniforms.segmentTokens;
         let first = min(firstToken, length);
         let end = min(first + uniforms.segmentTokens, length);
-        let ownColumns = subgroup * ${s.columns / matrixSubgroups}u;
+        let rowGroup = subgroup / ${s.columnGroups}u;
+        let ownColumns = subgroup % ${s.columnGroups}u * ${s.columns / s.columnGroups}u;
         let rate = ${rateOf('head')};
         let stateBase = ((batch * uniforms.heads + head) * uniforms.segments + position.z) * ${s.keyDim * s.valueDim}u;
-        for (var r = lane; r <= ${s.chunk}u; r += ${lanes}u) { powers[r] = exp2(rate * f32(r)); }
-        ${loops.declare('s', this.keys / 16)}
+        ${loops.declare('s', this.ownKeys)}
         ${s.initial ? this.loadInitial() : ''}
         var at = first;
         ${s.outputs ? '' : aliveFrom}
-        workgroupBarrier();
+        var count = min(${s.chunk}u, end - at);
+        ${tiles.map((tile) => tile.declare()).join('\n')}
+        ${fetch()}
+        ${s.outputs ? 'var done = 0u;' : ''}
         while (at < end) {
-          let count = min(${s.chunk}u, end - at);
-          // not from workgroup memory: a scale of fragments must be uniform
-          let whole = exp2(rate * f32(count));
-          ${s.outputs ? this.outputChunk() : this.stateChunk()}
-          at += count;
+          let held = count;
+          let whole = exp2(rate * f32(held));
+          ${s.outputs ? this.outputChunk(fetch) : this.stateChunk(fetch)}
         }
+        ${s.outputs ? this.wayOut() : ''}
         ${s.final ? this.storeFinal() : ''}
-        ${s.outputs && s.lengths ? zeroTail(s.columns, lanes) : ''}`,
+        ${s.outputs && s.lengths ? zeroTail(s.columns, this.lanes, 'storePair(base, column, 0.0, 0.0); storePair(base, column + 2u, 0.0, 0.0);') : ''}`,
       )}`;
   }
 
-  private stateChunk(): string {
+  // The next chunk is fetched into registers while this one is worked on.
+  private next(fetch: () => string): string {
     return `
-          ${this.loadKeys()}
-          ${this.loadValues()}
+          at += held;
+          count = min(${this.s.chunk}u, end - at);
+          ${fetch()}`;
+  }
+
+  private stateChunk(fetch: () => string): string {
+    return `
+          ${this.keys.put(this.keyFactor())}
+          ${this.values.put()}
           workgroupBarrier();
-          ${this.scaleKeys()}
-          workgroupBarrier();
-          ${this.scaleState()}
-          ${this.products()}
+          ${this.next(fetch)}
+          ${this.updateState()}
           workgroupBarrier();`;
   }
 
-  private outputChunk(): string {
-    const { s, loops } = this;
+  private outputChunk(fetch: () => string): string {
+    const { loops, f } = this;
+    const queryFactor = 'exp2(rate * f32(r + 1u - uniforms.reverse)) * uniforms.queryScale';
     return `
-          ${this.load({ name: 'q', tile: 'queries', load: s.loadQ, dim: s.keyDim, width: this.keys, stride: this.keyStride, first: '0u' })}
-          ${this.loadKeys()}
-          ${this.loadValues()}
-          ${this.operandState()}
-          ${this.scores()}
-          ${this.scaleRows('queries', 'r + 1u - uniforms.reverse', 'queryScale')}
-          ${this.scaleKeys()}
+          ${this.wayOut()}
+          ${this.queries.put()}
+          ${this.keys.put()}
+          ${this.values.put()}
           workgroupBarrier();
-          ${loops.declare('o', s.chunk / 16)}
-          ${this.scaleState()}
-          ${this.products()}
+          ${this.scores()}
+          ${this.storeSlice(0)}
+          workgroupBarrier();
+          ${this.queries.put(queryFactor)}
+          ${loops.declare('o', this.ownTokens)}
           ${this.fromState()}
-          ${this.wayOut()}`;
+          ${this.mask()}
+          ${this.keys.put(this.keyFactor())}
+          done = held;
+          ${this.next(fetch)}
+          workgroupBarrier();
+          ${this.eachTokenBlock(
+            (t) => `
+            ${this.loadValues(t)}
+            ${loops.each(
+              0,
+              this.ownTokens,
+              (r) => `
+              ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${this.layout.scoreStride}u + ${u32(times(t, 16))}`, `${this.layout.scoreStride}u`)}
+              ${loops.columnsOf((c) => f.multiplyAdd(loops.at('o', r, c), 'part', `value${c}`))}`,
+            )}`,
+          )}
+          ${this.updateState()}
+          ${loops.each(0, this.ownTokens, (r) =>
+            loops.columnsOf((c) =>
+              f.store(
+                loops.at('o', r, c),
+                'stage',
+                `${this.tokenRow(r)} * ${this.floatStride}u + ${this.column(c)}`,
+                `${this.floatStride}u`,
+              ),
+            ),
+          )}
+          workgroupBarrier();`;
   }
 
-  private load(tile: Omit<HalfTile, 'rows' | 'lanes'>): string {
-    return halfTile({ ...tile, rows: this.s.chunk, lanes });
-  }
-
-  private loadKeys(): string {
-    const { s } = this;
-    return this.load({ name: 'k', tile: 'keys', load: s.loadK, dim: s.keyDim, width: this.keys, stride: this.keyStride, first: '0u' });
-  }
-
-  private loadValues(): string {
-    const { s } = this;
-    return this.load({
-      name: 'v',
-      tile: 'values',
-      load: s.loadV,
-      dim: s.valueDim,
-      width: s.columns,
-      stride: this.valueStride,
-      first: 'columns',
-    });
-  }
-
-  private scaleKeys(): string {
-    return this.scaleRows('keys', 'count + uniforms.reverse - 1u - r', 'keyScale');
-  }
-
-  // Rows behind the last are zeros, whatever their clamped power.
-  private scaleRows(name: string, power: string, factor: string): string {
-    const { chunk } = this.s;
-    return `
-          for (var e = lane; e < ${chunk * this.keys}u; e += ${lanes}u) {
-            let r = e / ${this.keys}u;
-            let place = r * ${this.keyStride}u + e % ${this.keys}u;
-            ${name}[place] = f16(f32(${name}[place]) * powers[min(${power}, ${chunk}u)] * uniforms.${factor});
-          }`;
-  }
-
-  private scaleState(): string {
-    const { f, loops } = this;
-    return loops.each(0, this.keys / 16, (r) => loops.columnsOf((c) => f.scale(loops.at('s', r, c), 'whole')));
+  /** Decay of a key until the end of its chunk; rows behind the last are zeros and take any finite factor. */
+  private keyFactor(): string {
+    return 'exp2(rate * f32(max(i32(held + uniforms.reverse) - 1 - i32(r), 0))) * uniforms.keyScale';
   }
 
   /** First of this subgroup's columns, fragment c of them. */
   private column(c: number): string {
-    return `ownColumns + ${c * this.f.N}u`;
+    return `(ownColumns + ${c * this.f.N}u)`;
   }
 
-  /** S += K^T V and out += scores V, the blocks up to the diagonal: a fragment of V serves both. */
-  private products(): string {
-    const { s, f, loops } = this;
-    const tokenBlocks = s.chunk / 16;
-    const multiply = (grid: string, row: Index): string =>
-      loops.columnsOf((c) => f.multiplyAdd(loops.at(grid, row, c), 'left', `right${c}`));
-    return loops.each(
-      0,
-      tokenBlocks,
-      (t) => `
-          ${loops.columnsOf((c) => f.loadRight(`right${c}`, 'values', `${u32(times(t, 16 * this.valueStride))} + ${this.column(c)}`, `${this.valueStride}u`))}
-          ${
-            s.outputs
-              ? loops.each(
-                  t,
-                  tokenBlocks,
-                  (r) => `
-            ${f.loadLeft('left', 'scores', u32(plus(times(r, 16 * this.scoreStride), times(t, 16))), `${this.scoreStride}u`)}
-            ${multiply('o', r)}`,
-                )
-              : ''
-          }
-          ${loops.each(
-            0,
-            this.keys / 16,
-            (r) => `
-            ${f.loadLeft('left', 'keys', u32(plus(times(t, 16 * this.keyStride), times(r, 16))), `${this.keyStride}u`, 'column')}
-            ${multiply('s', r)}`,
-          )}`,
+  /** First token row of this subgroup's block r. */
+  private tokenRow(r: Index): string {
+    return `((rowGroup * ${this.ownTokens}u + ${u32(r)}) * 16u)`;
+  }
+
+  private eachTokenBlock(body: (t: Index) => string): string {
+    return this.loops.each(0, this.s.chunk / 16, body);
+  }
+
+  private loadValues(t: Index): string {
+    const { valueStride } = this.layout;
+    return this.loops.columnsOf((c) =>
+      this.f.loadRight(`value${c}`, 'values', `${u32(times(t, 16 * valueStride))} + ${this.column(c)}`, `${valueStride}u`),
     );
   }
 
-  /** out += Q S. */
+  /** S <- lambda^C S + K^T V. */
+  private updateState(): string {
+    const { f, loops, layout } = this;
+    return `
+          ${loops.each(0, this.ownKeys, (r) => loops.columnsOf((c) => f.scale(loops.at('s', r, c), 'whole')))}
+          ${this.eachTokenBlock(
+            (t) => `
+            ${this.loadValues(t)}
+            ${loops.each(
+              0,
+              this.ownKeys,
+              (r) => `
+              ${f.loadLeft('part', 'right', `${u32(times(t, 16 * layout.keyStride))} + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * 16u`, `${layout.keyStride}u`, 'column')}
+              ${loops.columnsOf((c) => f.multiplyAdd(loops.at('s', r, c), 'part', `value${c}`))}`,
+            )}`,
+          )}`;
+  }
+
+  /** Q K^T, left in fragments: this subgroup's token rows, its share of the key tokens. */
+  private scores(): string {
+    const { s, f, layout } = this;
+    const loops = new FragmentLoops(f, s.chunk / f.N / s.columnGroups);
+    const ownScores = s.chunk / s.columnGroups;
+    return `
+          let ownScores = subgroup % ${s.columnGroups}u * ${ownScores}u;
+          ${loops.declare('p', this.ownTokens)}
+          ${loops.each(
+            0,
+            layout.keys / 16,
+            (b) => `
+            ${loops.columnsOf((c) => f.loadRight(`key${c}`, 'right', `(ownScores + ${c * f.N}u) * ${layout.keyStride}u + ${u32(times(b, 16))}`, `${layout.keyStride}u`, 'column'))}
+            ${loops.each(
+              0,
+              this.ownTokens,
+              (r) => `
+              ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${layout.keyStride}u + ${u32(times(b, 16))}`, `${layout.keyStride}u`)}
+              ${loops.columnsOf((c) => f.multiplyAdd(loops.at('p', r, c), 'part', `key${c}`))}`,
+            )}`,
+          )}`;
+  }
+
+  /** out = Q S, the state slice by slice through `stage` (the first is there) and `right`; then the scores to `stage`. */
   private fromState(): string {
-    const { s, f, loops } = this;
-    return loops.each(
-      0,
-      this.keys / 16,
-      (b) => `
-          ${loops.columnsOf((c) => f.loadRight(`right${c}`, 'states', `${u32(times(b, 16 * this.valueStride))} + ${this.column(c)}`, `${this.valueStride}u`))}
-          ${loops.each(
-            0,
-            s.chunk / 16,
-            (r) => `
-            ${f.loadLeft('left', 'queries', u32(plus(times(r, 16 * this.keyStride), times(b, 16))), `${this.keyStride}u`)}
-            ${loops.columnsOf((c) => f.multiplyAdd(loops.at('o', r, c), 'left', `right${c}`))}`,
-          )}`,
+    const { s, f, loops, layout } = this;
+    const scores = new FragmentLoops(f, s.chunk / f.N / s.columnGroups);
+    const scoreFloats = s.chunk + floatPad;
+    const storeScores = scores.each(0, this.ownTokens, (r) =>
+      scores.columnsOf((c) =>
+        f.store(scores.at('p', r, c), 'stage', `${this.tokenRow(r)} * ${scoreFloats}u + ownScores + ${c * f.N}u`, `${scoreFloats}u`),
+      ),
+    );
+    const storeNext = (slice: Index): string => {
+      if (typeof slice === 'number') return slice + 1 < s.slices ? this.storeSlice(slice + 1) : storeScores;
+      return `if (${slice} + 1u < ${s.slices}u) { ${this.storeSlice(plus(slice, 1))} } else { ${storeScores} }`;
+    };
+    return this.slices(
+      (slice) => `
+            for (var e = lane; e < ${this.sliceRows * s.columns}u; e += ${this.lanes}u) {
+              let row = e / ${s.columns}u;
+              let c = e % ${s.columns}u;
+              right[row * ${layout.valueStride}u + c] = f16(stage[row * ${this.floatStride}u + c]);
+            }
+            workgroupBarrier();
+            ${loops.each(
+              0,
+              this.sliceRows / 16,
+              (b) => `
+              ${loops.columnsOf((c) => f.loadRight(`state${c}`, 'right', `${u32(times(b, 16 * layout.valueStride))} + ${this.column(c)}`, `${layout.valueStride}u`))}
+              ${loops.each(
+                0,
+                this.ownTokens,
+                (r) => `
+                ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${layout.keyStride}u + ${this.stateRow(slice, b)}`, `${layout.keyStride}u`)}
+                ${loops.columnsOf((c) => f.multiplyAdd(loops.at('o', r, c), 'part', `state${c}`))}`,
+              )}`,
+            )}
+            ${storeNext(slice)}
+            workgroupBarrier();`,
     );
   }
 
-  /** `body` for slices of at most `stage` rows of the state: first row, their number. */
-  private slices(body: (first: Index, rows: Index) => string): string {
-    const { stage } = this.s;
-    return this.loops.each(0, Math.ceil(this.keys / stage), (i) => {
-      const first = times(i, stage);
-      return body(first, typeof first === 'number' ? Math.min(stage, this.keys - first) : `min(${stage}u, ${this.keys}u - ${u32(first)})`);
-    });
+  // Neighbouring lanes touch neighbouring elements, in `stage` as in `left`: no bank conflicts.
+  private mask(): string {
+    const { chunk } = this.s;
+    return `
+          let scale = uniforms.queryScale * uniforms.keyScale;
+          for (var e = lane; e < ${chunk * chunk}u; e += ${this.lanes}u) {
+            let i = e / ${chunk}u;
+            let j = e % ${chunk}u;
+            let decayed = stage[i * ${chunk + floatPad}u + j] * exp2(rate * f32(max(i32(i) - i32(j), 0))) * scale;
+            left[i * ${this.layout.scoreStride}u + j] = f16(select(0.0, decayed, j <= i));
+          }`;
   }
 
-  /** Fragments of a slice to or from `stage`. */
-  private sliceFragments(first: Index, rows: Index, move: (accumulator: string, offset: string) => string): string {
+  /** Outputs of the `done` tokens before `at`, which wait in `stage`. */
+  private wayOut(): string {
+    const { chunk, columns } = this.s;
+    const pairs = columns / 2;
+    return `
+          for (var e = lane; e < ${chunk * pairs}u; e += ${this.lanes}u) {
+            let r = e / ${pairs}u;
+            let c = e % ${pairs}u * 2u;
+            if (r < done) {
+              let base = batch * uniforms.outBatch + tokenAt(at - done + r, length) * uniforms.outToken + head * uniforms.outHead;
+              storePair(base, columns + c, stage[r * ${this.floatStride}u + c], stage[r * ${this.floatStride}u + c + 1u]);
+            }
+          }`;
+  }
+
+  /** Rows of the state that pass through `stage` at a time: some blocks of every row group. */
+  private get sliceRows(): number {
+    return this.layout.keys / this.s.slices;
+  }
+
+  private slices(body: (slice: Index) => string): string {
+    return this.loops.each(0, this.s.slices, body);
+  }
+
+  /** Row of the state that block b of a slice begins with. */
+  private stateRow(slice: Index, b: Index): string {
+    const perGroup = this.ownKeys / this.s.slices;
+    return `(${u32(b)} / ${perGroup}u * ${this.ownKeys * 16}u + ${u32(times(slice, perGroup * 16))} + ${u32(b)} % ${perGroup}u * 16u)`;
+  }
+
+  /** This subgroup's fragments of a slice and where they lie in `stage`. */
+  private sliceFragments(slice: Index, move: (accumulator: string, offset: string) => string): string {
     const { loops } = this;
-    const blocks = (n: Index): Index => (typeof n === 'number' ? n / 16 : `${u32(n)} / 16u`);
-    return loops.each(0, blocks(rows), (r) =>
-      loops.columnsOf((c) => move(loops.at('s', plus(blocks(first), r), c), `${u32(times(r, 16 * this.floatStride))} + ${this.column(c)}`)),
+    const perGroup = this.ownKeys / this.s.slices;
+    return loops.each(0, perGroup, (r) =>
+      loops.columnsOf((c) =>
+        move(
+          loops.at('s', plus(times(slice, perGroup), r), c),
+          `(rowGroup * ${perGroup}u + ${u32(r)}) * ${16 * this.floatStride}u + ${this.column(c)}`,
+        ),
+      ),
     );
   }
 
-  private storeSlice(first: Index, rows: Index): string {
-    return this.sliceFragments(first, rows, (accumulator, offset) => this.f.store(accumulator, 'stage', offset, `${this.floatStride}u`));
+  private storeSlice(slice: Index): string {
+    return this.sliceFragments(slice, (accumulator, offset) => this.f.store(accumulator, 'stage', offset, `${this.floatStride}u`));
   }
 
   /** `body` for each element of a slice: `row` and `c` of the state, `place` in `stage`. */
-  private eachStaged(first: Index, rows: Index, body: string): string {
+  private eachStaged(slice: Index, body: string): string {
     const { columns } = this.s;
     return `
-          for (var e = lane; e < ${u32(times(rows, columns))}; e += ${lanes}u) {
-            let row = e / ${columns}u + ${u32(first)};
+          for (var e = lane; e < ${this.sliceRows * columns}u; e += ${this.lanes}u) {
+            let staged = e / ${columns}u;
+            let row = ${this.stateRow(slice, 'staged / 16u')} + staged % 16u;
             let c = e % ${columns}u;
-            let place = e / ${columns}u * ${this.floatStride}u + c;
+            let place = staged * ${this.floatStride}u + c;
             ${body}
           }`;
   }
 
   private loadInitial(): string {
     return this.slices(
-      (first, rows) => `
-          ${this.eachStaged(first, rows, 'stage[place] = initialAt(stateBase, row, columns + c);')}
+      (slice) => `
+          ${this.eachStaged(slice, 'stage[place] = initialAt(stateBase, row, columns + c);')}
           workgroupBarrier();
-          ${this.sliceFragments(first, rows, (accumulator, offset) => this.f.loadResult(accumulator, 'stage', offset, `${this.floatStride}u`))}
+          ${this.sliceFragments(slice, (accumulator, offset) => this.f.loadResult(accumulator, 'stage', offset, `${this.floatStride}u`))}
           workgroupBarrier();`,
     );
   }
 
   private storeFinal(): string {
-    const { s } = this;
+    const { s, f, loops } = this;
+    if (this.layout.stage === 0)
+      return loops.each(0, this.ownKeys, (r) =>
+        loops.columnsOf((c) =>
+          f.store(
+            loops.at('s', r, c),
+            'state',
+            `uniforms.stateOffset + stateBase + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * ${16 * s.valueDim}u + columns + ${this.column(c)}`,
+            `${s.valueDim}u`,
+          ),
+        ),
+      );
     return this.slices(
-      (first, rows) => `
+      (slice) => `
           workgroupBarrier();
-          ${this.storeSlice(first, rows)}
+          ${this.storeSlice(slice)}
           workgroupBarrier();
           ${this.eachStaged(
-            first,
-            rows,
+            slice,
             `
             if (row < ${s.keyDim}u && columns + c < ${s.valueDim}u) { store_state(stateBase + row * ${s.valueDim}u + columns + c, stage[place]); }`,
           )}`,
     );
   }
+}
 
-  /** The state as an f16 operand. */
-  private operandState(): string {
-    return this.slices(
-      (first, rows) => `
-          ${this.storeSlice(first, rows)}
-          workgroupBarrier();
-          ${this.eachStaged(first, rows, `states[row * ${this.valueStride}u + c] = f16(stage[place]);`)}
-          workgroupBarrier();`,
-    );
-  }
-
-  /**
-   * Q K^T through `stage`, masked and decayed on its way to f16. A chunk of few fragments leaves subgroups idle: they repeat
-   * another's and store it beside.
-   */
-  private scores(): string {
-    const { s, f, loops, keyStride } = this;
-    const across = s.chunk / f.N;
-    const fragments = (s.chunk / 16) * across;
-    const stride = s.chunk + floatPad;
-    return `
-          ${loops.each(
-            0,
-            Math.ceil(fragments / matrixSubgroups),
-            (i) => `
-            let fragment = subgroup + ${u32(times(i, matrixSubgroups))};
-            let fragmentRow = fragment % ${fragments}u / ${across}u * 16u;
-            let fragmentColumn = fragment % ${across}u * ${f.N}u;
-            ${f.zero('score')}
-            ${loops.each(
-              0,
-              this.keys / 16,
-              (b) => `
-              ${f.loadLeft('left', 'queries', `fragmentRow * ${keyStride}u + ${u32(times(b, 16))}`, `${keyStride}u`)}
-              ${f.loadRight('right', 'keys', `fragmentColumn * ${keyStride}u + ${u32(times(b, 16))}`, `${keyStride}u`, 'column')}
-              ${f.multiplyAdd('score', 'left', 'right')}`,
-            )}
-            ${f.store('score', 'stage', `select(${s.chunk * stride}u, fragmentRow * ${stride}u + fragmentColumn, fragment < ${fragments}u)`, `${stride}u`)}`,
-          )}
-          workgroupBarrier();
-          for (var e = lane; e < ${s.chunk * s.chunk}u; e += ${lanes}u) {
-            let i = e / ${s.chunk}u;
-            let j = e % ${s.chunk}u;
-            var value = 0.0;
-            if (j <= i) { value = stage[i * ${stride}u + j] * powers[i - j] * uniforms.queryScale * uniforms.keyScale; }
-            scores[i * ${this.scoreStride}u + j] = f16(value);
-          }`;
-  }
-
-  /** Outputs through `stage`, as many rows at a time as fit. */
-  private wayOut(): string {
-    const { s, f, loops, floatStride: stride } = this;
-    const rows = Math.min(s.chunk, Math.floor(stageFloats(s.chunk, s.columns, s.stage) / stride / 16) * 16);
-    const groups = s.columns / 4;
-    return loops.each(
-      0,
-      s.chunk / rows,
-      (i) => `
-          ${loops.each(0, rows / 16, (r) =>
-            loops.columnsOf((c) =>
-              f.store(
-                loops.at('o', plus(times(i, rows / 16), r), c),
-                'stage',
-                `${u32(times(r, 16 * stride))} + ${this.column(c)}`,
-                `${stride}u`,
-              ),
-            ),
-          )}
-          workgroupBarrier();
-          for (var e = lane; e < ${rows * groups}u; e += ${lanes}u) {
-            let token = at + ${u32(times(i, rows))} + e / ${groups}u;
-            let c = e % ${groups}u * 4u;
-            let place = e / ${groups}u * ${stride}u + c;
-            if (token < end) {
-              let base = batch * uniforms.outBatch + tokenAt(token, length) * uniforms.outToken + head * uniforms.outHead;
-              vectorTo_out(base, columns + c, vec4f(stage[place], stage[place + 1u], stage[place + 2u], stage[place + 3u]));
-            }
-          }
-          workgroupBarrier();`,
-    );
-  }
+/** `storePair(base, d, a, b)`: elements d and d + 1 of the row of out at element `base`. */
+function pairStore(s: MatrixSpec): string {
+  const body =
+    s.storeOut === 'half2'
+      ? `if (d < ${s.valueDim}u) { out[base_out() + (base + d) / 2u] = vec2<f16>(vec2f(a, b)); }`
+      : `if (d < ${s.valueDim}u) { out[base_out() + base + d] = f16(a); } if (d + 1u < ${s.valueDim}u) { out[base_out() + base + d + 1u] = f16(b); }`;
+  return `fn storePair(base: u32, d: u32, a: f32, b: f32) { ${body} }`;
 }

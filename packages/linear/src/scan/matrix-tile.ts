@@ -1,65 +1,88 @@
 import type { Capabilities } from '@heed/core';
-import { fragmentShape, hasFragments } from '@heed/core/~internal';
+import { fragmentLanes, fragmentShape, hasFragments } from '@heed/core/~internal';
 
-/** How the kernels on fragments cut tokens and states. */
+/** How a kernel on fragments cuts tokens and states. */
 export interface MatrixTile {
-  /** Tokens a step of the output sweep. */
+  /** Tokens a step. */
   chunk: number;
-  /** Tokens a step of the sweep that only makes states. */
-  stateChunk: number;
   /** Columns (of the value dimension) a workgroup. */
   columns: number;
-  /** Rows of a state or an output that go through the f32 part of workgroup memory at a time. */
-  stage: number;
+  /** Subgroups along rows and along columns; each owns the same blocks of the state, the scores and the outputs. */
+  rowGroups: number;
+  columnGroups: number;
+  /** The state passes through the f32 part of workgroup memory in this many slices. */
+  slices: number;
 }
 
-/** Subgroups of a workgroup; each owns a quarter of the columns. */
-export const matrixSubgroups = 4;
+/** Sizes that follow from a tile. */
+export interface MatrixLayout {
+  /** The key dimension in whole fragments for every row group. */
+  keys: number;
+  /** Halves from row to row: queries and keys; values and states; scores. */
+  keyStride: number;
+  valueStride: number;
+  scoreStride: number;
+  /** Elements of the parts of workgroup memory. */
+  left: number;
+  right: number;
+  values: number;
+  stage: number;
+  bytes: number;
+}
 
 /** Halves that rows of f16 tiles are padded by, and floats that rows of f32 tiles are: no bank conflicts. */
 export const halfPad = 8;
 export const floatPad = 4;
 
-/** The key dimension in whole fragments. */
-export function paddedKeys(keyDim: number): number {
-  return Math.ceil(keyDim / 16) * 16;
+/**
+ * Workgroup memory of a kernel on fragments.
+ * @param outputs false for the sweep that only makes states, which needs neither queries nor, where a state is whole fragments, `stage`
+ */
+export function matrixLayout(keyDim: number, tile: MatrixTile & { valueDim?: number }, outputs: boolean): MatrixLayout {
+  const { chunk, columns, rowGroups, slices } = tile;
+  const granule = 16 * rowGroups * slices;
+  const keys = Math.ceil(keyDim / granule) * granule;
+  const [keyStride, valueStride, scoreStride] = [keys + halfPad, columns + halfPad, chunk + halfPad];
+  const left = outputs ? chunk * Math.max(keyStride, scoreStride) : 0;
+  const right = Math.max(chunk * keyStride, outputs ? (keys / slices) * valueStride : 0);
+  const values = chunk * valueStride;
+  const direct = !outputs && keys === keyDim && tile.valueDim !== undefined && tile.valueDim % columns === 0;
+  const staged = Math.max(outputs ? chunk * Math.max(chunk + floatPad, columns + floatPad) : 0, (keys / slices) * (columns + floatPad));
+  const stage = direct ? 0 : staged;
+  return { keys, keyStride, valueStride, scoreStride, left, right, values, stage, bytes: (left + right + values) * 2 + stage * 4 };
 }
 
-/** Floats of the f32 part: scores of a chunk, a spare fragment for idle subgroups, or `stage` rows of a state. */
-export function stageFloats(chunk: number, columns: number, stage: number): number {
-  return Math.max(chunk * (chunk + floatPad) + (chunk < 32 ? 16 * (chunk + floatPad) : 0), stage * (columns + floatPad));
-}
-
-/** Bytes of workgroup memory of the output sweep. */
-export function outputBytes(keyDim: number, { chunk, columns, stage }: Omit<MatrixTile, 'stateChunk'>): number {
-  const keys = paddedKeys(keyDim);
-  const halves = 2 * chunk * (keys + halfPad) + chunk * (columns + halfPad) + chunk * (chunk + halfPad) + keys * (columns + halfPad);
-  return halves * 2 + stageFloats(chunk, columns, stage) * 4 + (chunk + 4) * 4;
-}
-
-/** Bytes of workgroup memory of the state sweep. */
-export function stateBytes(keyDim: number, { stateChunk, columns, stage }: Omit<MatrixTile, 'chunk'>): number {
-  const halves = stateChunk * (paddedKeys(keyDim) + halfPad) + stateChunk * (columns + halfPad);
-  return halves * 2 + stage * (columns + floatPad) * 4 + (stateChunk + 4) * 4;
+/** Tiles of the two kernels on fragments. */
+export interface MatrixTiles {
+  outputs: MatrixTile;
+  states: MatrixTile;
 }
 
 /**
- * Tile of the kernels on fragments, or undefined where the device has none or the state does not fit its workgroup memory:
- * 32 tokens x 64 columns first, fewer where memory is short, and as many rows at a time through the f32 part as are left.
+ * Tiles on fragments, or undefined where the device has none or the state does not fit its workgroup memory: 64 tokens by 16
+ * subgroups first, because few workgroups fit a multiprocessor at a time; fewer where memory is short or keys would mostly be
+ * padding.
  */
-export function matrixTile(keyDim: number, valueDim: number, capabilities: Capabilities): MatrixTile | undefined {
-  if (!hasFragments(capabilities) || capabilities.limits.maxComputeInvocationsPerWorkgroup < matrixSubgroups * 32) return undefined;
-  const limit = capabilities.limits.maxComputeWorkgroupStorageSize;
-  const least = fragmentShape(capabilities).N * matrixSubgroups;
-  const keys = paddedKeys(keyDim);
-  for (const chunk of [32, 16]) {
-    for (const columns of [64, 32]) {
-      if (columns < least || (columns === 64 && valueDim <= 32 && least <= 32)) continue;
-      for (let passes = 1; passes * 16 <= keys; passes++) {
-        const stage = Math.ceil(keys / passes / 16) * 16;
-        if (outputBytes(keyDim, { chunk, columns, stage }) > limit) continue;
-        const stateChunk = [64, 32, 16].find((tokens) => stateBytes(keyDim, { stateChunk: tokens, columns, stage }) <= limit) ?? chunk;
-        return { chunk, stateChunk, columns, stage };
+export function matrixTiles(keyDim: number, valueDim: number, capabilities: Capabilities): MatrixTiles | undefined {
+  if (!hasFragments(capabilities)) return undefined;
+  const outputs = findTile(keyDim, valueDim, capabilities, true);
+  const states = findTile(keyDim, valueDim, capabilities, false, outputs?.columns);
+  return outputs && states && { outputs, states };
+}
+
+function findTile(keyDim: number, valueDim: number, capabilities: Capabilities, outputs: boolean, only?: number): MatrixTile | undefined {
+  const { maxComputeWorkgroupStorageSize, maxComputeInvocationsPerWorkgroup } = capabilities.limits;
+  const { N } = fragmentShape(capabilities);
+  const blocks = Math.ceil(keyDim / 16);
+  for (const columns of only ? [only] : valueDim <= 32 ? [32, 64] : [64, 32]) {
+    for (const rowGroups of [4, 2, 1]) {
+      const chunk = rowGroups * 16;
+      const columnGroups = Math.min(4, columns / N, chunk / N);
+      if (rowGroups * columnGroups * fragmentLanes > maxComputeInvocationsPerWorkgroup) continue;
+      for (let slices = 1; slices * rowGroups <= Math.max(blocks, rowGroups); slices++) {
+        const tile = { chunk, columns, rowGroups, columnGroups, slices };
+        const { keys, bytes } = matrixLayout(keyDim, { ...tile, valueDim }, outputs);
+        if (bytes <= maxComputeWorkgroupStorageSize && keys <= Math.max(rowGroups * 16, blocks * 20)) return tile;
       }
     }
   }

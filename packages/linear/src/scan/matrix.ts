@@ -1,16 +1,18 @@
 // A segment of the scan in chunks, as products of fragments (Qin et al. 2024, section 3.2): with w(r) = lambda^r,
 //   out = (Q K^T masked by w(i-j)) V + (w(r+1) Q) S,  S <- w(C) S + (w(C-1-r) K)^T V
-// tile    `chunk` tokens x `columns` of S a workgroup of four subgroups, each with a quarter of the columns; S stays in f32
-//         fragments and passes through workgroup memory once a chunk to become an f16 operand; scores are masked there, too
+// tile    `chunk` tokens x `columns` of S a workgroup; subgroups own blocks of rows and columns. S stays in f32 fragments and
+//         passes through workgroup memory once a chunk to become an f16 operand; scores are masked there, too
 // bytes   reads q, k once a column tile and v once, writes out once; without `out` reads k, v and writes one S a segment
 // limits  f16 operands; states and sums f32; a state beyond +-65504 overflows as an operand, as outputs in f16 would
 // source  shared with `recurrent.ts`: reverse time, roles, transposed states
 import type { Tensor } from '@heed/core';
 import { defineKernel, read, readWrite, write } from '@heed/core/~internal';
-import { halfRaw, type MatrixSpec, matrixText } from './matrix-text.js';
-import type { MatrixTile } from './matrix-tile.js';
+import { type MatrixSpec, matrixText } from './matrix-text.js';
+import type { MatrixTiles } from './matrix-tile.js';
 import { type Sweep, sweepUniforms, sweepValues } from './sweep.js';
-import { halfLoad, rowWidth } from './views.js';
+import { type HalfLoad, halfLoad } from './views.js';
+
+const halfRaw: Record<HalfLoad, string> = { half2: 'vec2<f16>', half: 'f16' };
 
 const kernel = defineKernel({
   name: 'linear-chunks',
@@ -23,7 +25,7 @@ const kernel = defineKernel({
     lengths: read<MatrixSpec>('i32', { when: (s) => s.lengths }),
     initial: read<MatrixSpec>('f32', { when: (s) => s.initial }),
     state: readWrite<MatrixSpec>('f32', { when: (s) => s.final }),
-    out: write<MatrixSpec>('float', { width: (s) => s.outWidth, when: (s) => s.outputs }),
+    out: write<MatrixSpec>('f16', { raw: (s) => halfRaw[s.storeOut], when: (s) => s.outputs }),
   },
   uniforms: sweepUniforms,
   wgsl: matrixText,
@@ -32,7 +34,7 @@ const kernel = defineKernel({
 /** What one dispatch over fragments reads and writes; without `out` only what each segment adds to the state. */
 export interface MatrixRun {
   sweep: Sweep;
-  tile: MatrixTile;
+  tiles: MatrixTiles;
   k: Tensor;
   v: Tensor;
   q?: Tensor | undefined;
@@ -45,22 +47,21 @@ export interface MatrixRun {
 }
 
 /** Records one dispatch over every segment, head and batch entry. */
-export function runMatrix({ sweep, tile, q, k, v, out, initial, transposed = false, state }: MatrixRun): void {
+export function runMatrix({ sweep, tiles, q, k, v, out, initial, transposed = false, state }: MatrixRun): void {
+  const tile = out ? tiles.outputs : tiles.states;
   const keyDim = k.dim(3);
   const valueDim = v.dim(3);
   const values = sweepValues(sweep, { q, k, v, out }, Math.ceil(valueDim / tile.columns), transposed);
   kernel.run(k.device, {
     spec: {
+      ...tile,
       outputs: out !== undefined,
       keyDim,
       valueDim,
-      chunk: out ? tile.chunk : tile.stateChunk,
-      columns: tile.columns,
-      stage: tile.stage,
       loadQ: halfLoad(q),
       loadK: halfLoad(k),
       loadV: halfLoad(v),
-      outWidth: rowWidth(out),
+      storeOut: halfLoad(out),
       initial: initial !== undefined,
       final: state !== undefined,
       lengths: sweep.lengths !== undefined,

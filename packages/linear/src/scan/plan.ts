@@ -1,5 +1,5 @@
 import { type Capabilities, type DType, HeedError } from '@heed/core';
-import { type MatrixTile, matrixTile } from './matrix-tile.js';
+import { type MatrixTiles, matrixTiles } from './matrix-tile.js';
 
 /** How the token-by-token kernel cuts a state. */
 export interface RecurrentTile {
@@ -35,7 +35,7 @@ export interface ScanPlan {
   segments: number;
   segmentTokens: number;
   recurrent: RecurrentTile;
-  matrix: MatrixTile | undefined;
+  matrix: MatrixTiles | undefined;
   dispatches: readonly ('states' | 'segment-scan' | 'outputs')[];
   /** Bytes that the dispatches move: operands, states, outputs; a column tile more reads q and k once more. */
   bytes: number;
@@ -43,7 +43,7 @@ export interface ScanPlan {
 
 /** What depends on the kind of device and is no capability of WebGPU. */
 export interface ScanTuning {
-  /** Workgroups that keep the device busy. */
+  /** Workgroups that keep the device busy; half as many of those on fragments, which are larger. */
   fill: number;
   /** Most rows of a state a lane: 16 keep shared loads few; a processor's driver compiles 4 several times faster. */
   laneRows: 4 | 8 | 16;
@@ -59,11 +59,14 @@ const leastSegment = 128;
 export function planScan(shape: ScanShape, capabilities: Capabilities, tuning: ScanTuning): ScanPlan {
   const { batch, tokens, heads, keyDim, valueDim, dtype } = shape;
   const recurrent = recurrentTile(keyDim, valueDim, capabilities.limits.maxComputeWorkgroupStorageSize, tuning);
-  const matrix = dtype === 'f16' ? matrixTile(keyDim, valueDim, capabilities) : undefined;
-  const columns = matrix?.columns ?? recurrent.columns;
-  const step = matrix?.chunk ?? recurrent.tile;
+  const matrix = dtype === 'f16' ? matrixTiles(keyDim, valueDim, capabilities) : undefined;
+  const columns = matrix?.outputs.columns ?? recurrent.columns;
+  const step = matrix?.outputs.chunk ?? recurrent.tile;
   const perSegment = batch * heads * Math.ceil(valueDim / columns);
-  const wanted = Math.max(1, Math.min(Math.floor(tuning.fill / Math.max(1, perSegment)), Math.ceil(tokens / leastSegment)));
+  const wanted = Math.max(
+    1,
+    Math.min(Math.floor((matrix ? tuning.fill / 2 : tuning.fill) / Math.max(1, perSegment)), Math.ceil(tokens / leastSegment)),
+  );
   const segmentTokens = Math.max(1, shape.chunk ?? Math.ceil(Math.ceil(tokens / wanted) / step) * step);
   const segments = Math.max(1, Math.ceil(tokens / segmentTokens));
   const serial = segments === 1;

@@ -2,7 +2,7 @@ import type { Device, Tensor } from '@heed/core';
 import { empty } from '@heed/core/~internal';
 import { planScan, type ScanPlan, type ScanTuning, stepTile } from './plan.js';
 import { runMatrix } from './matrix.js';
-import type { MatrixTile } from './matrix-tile.js';
+import type { MatrixTiles } from './matrix-tile.js';
 import { runRecurrent } from './recurrent.js';
 import { runSegmentScan } from './segment-scan.js';
 import type { Sweep } from './sweep.js';
@@ -61,7 +61,7 @@ export function segmentStates(scan: Omit<Scan, 'q'>, { initial, final }: ScanSta
   const sweep = sweepOf(scan);
   const states = empty(k.device, [sweep.batch, sweep.heads, plan.segments, k.dim(3), v.dim(3)]);
   const matrix = matrixFor(plan, k, v);
-  if (matrix) runMatrix({ sweep, tile: matrix, k, v, state: states });
+  if (matrix) runMatrix({ sweep, tiles: matrix, k, v, state: states });
   else runRecurrent({ sweep, tile: plan.recurrent, k, v, state: states, fallback: k.dtype === 'f16' });
   runSegmentScan(sweep, k.dim(3) * v.dim(3), { states, initial, final });
   return states;
@@ -94,12 +94,12 @@ export function sweepOutputs(scan: Scan, tensors: ScanStates & { transposed?: bo
   const { initial, transposed, final, out } = tensors;
   const run = { sweep: sweepOf(scan), q, k, v, out, initial, transposed, state: final };
   const matrix = matrixFor(plan, q, k, v);
-  if (matrix) runMatrix({ ...run, tile: matrix });
+  if (matrix) runMatrix({ ...run, tiles: matrix });
   else runRecurrent({ ...run, tile: plan.recurrent, fallback: k.dtype === 'f16' });
 }
 
-/** The tile on fragments, if all operands are f16 (a cotangent may be f32). */
-function matrixFor(plan: ScanPlan, ...operands: Tensor[]): MatrixTile | undefined {
+/** The tiles on fragments, if all operands are f16 (a cotangent may be f32). */
+function matrixFor(plan: ScanPlan, ...operands: Tensor[]): MatrixTiles | undefined {
   return operands.every((x) => x.dtype === 'f16') ? plan.matrix : undefined;
 }
 

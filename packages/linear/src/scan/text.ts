@@ -1,5 +1,4 @@
 import { unroll, wgslFloat } from '@heed/core/~internal';
-import type { HalfLoad } from './views.js';
 
 // Pieces of WGSL that the kernels of the scan share; all of them read the uniforms of `sweepUniforms`.
 
@@ -64,61 +63,15 @@ export const aliveFrom = `
       let alive = u32(min(27.0 / max(-rate, 1e-6), 1e9)) + 1u;
       at = max(first, end - min(end, alive));`;
 
-/** Zeros for the outputs of a segment's tokens behind the length of a batch entry. */
-export function zeroTail(columns: number, lanes: number): string {
+/** Zeros for the outputs of a segment's tokens behind the length of a batch entry; `store` writes four of them at `base` and `column`. */
+export function zeroTail(columns: number, lanes: number, store = 'vectorTo_out(base, column, vec4f());'): string {
   const groups = columns / 4;
   return `
       let tailFirst = max(length, firstToken);
       let tailEnd = min(firstToken + uniforms.segmentTokens, uniforms.tokens);
       for (var e = lane + tailFirst * ${groups}u; e < tailEnd * ${groups}u; e += ${lanes}u) {
-        vectorTo_out(batch * uniforms.outBatch + (e / ${groups}u) * uniforms.outToken + head * uniforms.outHead, columns + (e % ${groups}u) * 4u, vec4f());
+        let base = batch * uniforms.outBatch + (e / ${groups}u) * uniforms.outToken + head * uniforms.outHead;
+        let column = columns + (e % ${groups}u) * 4u;
+        ${store}
       }`;
-}
-
-/** An f16 tile of `rows` tokens in workgroup memory, `width` wide; what lies outside of the operand is zero. */
-export interface HalfTile {
-  /** Binding. */
-  name: string;
-  /** Workgroup array. */
-  tile: string;
-  load: HalfLoad;
-  /** Elements of a row of the operand. */
-  dim: number;
-  width: number;
-  /** Halves from one row of the tile to the next. */
-  stride: number;
-  /** First element of the operand's row. */
-  first: string;
-  rows: number;
-  lanes: number;
-}
-
-/** Loads a tile from token number `at` on, `count` rows. */
-export function halfTile({ name, tile, load, dim, width, stride, first, rows, lanes }: HalfTile): string {
-  const size = load === 'half8' ? 8 : load === 'half4' ? 4 : 1;
-  const across = width / size;
-  const zero = load === 'half8' ? 'vec4u()' : load === 'half4' ? 'vec4<f16>()' : '0.0h';
-  const put =
-    load === 'half8'
-      ? unroll(
-          4,
-          (i) =>
-            `let pair${i} = bitcast<vec2<f16>>(value[${i}]); ${tile}[place + ${2 * i}u] = pair${i}.x; ${tile}[place + ${2 * i + 1}u] = pair${i}.y;`,
-          ' ',
-        )
-      : load === 'half4'
-        ? unroll(4, (i) => `${tile}[place + ${i}u] = value[${i}];`, ' ')
-        : `${tile}[place] = value;`;
-  return `
-        for (var e = lane; e < ${rows * across}u; e += ${lanes}u) {
-          let r = e / ${across}u;
-          let d = e % ${across}u * ${size}u;
-          let place = r * ${stride}u + d;
-          var value = ${zero};
-          if (r < count && ${first} + d < ${dim}u) {
-            let base = batch * uniforms.${name}Batch + tokenAt(at + r, length) * uniforms.${name}Token + head * uniforms.${name}Head;
-            value = ${name}[base_${name}() + (base + ${first} + d) / ${size}u];
-          }
-          ${put}
-        }`;
 }
