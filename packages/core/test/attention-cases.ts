@@ -49,7 +49,8 @@ export async function checkAttention(device: Device, c: AttentionCase): Promise<
   const { B = 1, Tq, Tk = Tq, H = 1, Hkv = H, D = 16, Dv = D } = c.shape;
   const seed = c.seed ?? 1;
   const random = new RandomStream(seed);
-  const round = (a: F64Array): F64Array => (c.dtype === 'f16' ? f64(a.shape, Array.from(a.values, roundToHalf)) : f64(a.shape, Array.from(a.values, toHalf)));
+  const round = (a: F64Array): F64Array =>
+    c.dtype === 'f16' ? f64(a.shape, Array.from(a.values, roundToHalf)) : f64(a.shape, Array.from(a.values, toHalf));
   const q = round(randomArray(random, [B, Tq, H, D], c.deviation));
   const k = round(randomArray(random, [B, Tk, Hkv, D], c.deviation));
   const v = round(randomArray(random, [B, Tk, Hkv, Dv], c.deviation));
@@ -70,7 +71,11 @@ export async function checkAttention(device: Device, c: AttentionCase): Promise<
   const cotangents = c.cotangents ?? 'both';
   const dOut = cotangents === 'both' || cotangents === 'out' ? round(randomArray(random, expected.out.shape)) : undefined;
   const dLse = cotangents === 'both' || cotangents === 'lse' ? randomArray(random, expected.lse.shape) : undefined;
-  const inputs: [string, Tensor][] = [['q', dq], ['k', dk], ['v', dv]];
+  const inputs: [string, Tensor][] = [
+    ['q', dq],
+    ['k', dk],
+    ['v', dv],
+  ];
   if (options.sinks) inputs.push(['sinks', options.sinks]);
   if (options.keyBias) inputs.push(['keyBias', options.keyBias]);
   const run = c.call ?? attentionWithLse;
@@ -91,11 +96,16 @@ export async function checkAttention(device: Device, c: AttentionCase): Promise<
     await hold('lse', lse, expected.lse, tolerance);
   } else {
     const given = [dOut ? make(dOut, c.dtype) : null, dLse ? make(dLse) : null];
-    const { outputs, grads } = vjp(call, inputs.map(([, t]) => t), given);
+    const { outputs, grads } = vjp(
+      call,
+      inputs.map(([, t]) => t),
+      given,
+    );
     await hold('out', outputs[0] as Tensor, expected.out, tolerance);
     await hold('lse', outputs[1] as Tensor, expected.lse, tolerance);
     const wanted = referenceAttentionGradients(q, k, v, { out: dOut, lse: dLse }, reference) as unknown as Record<string, F64Array>;
-    for (const [i, [name]] of inputs.entries()) await hold(`gradient of ${name}`, grads[i] as Tensor, wanted[name] as F64Array, c.gradientTolerance ?? { atol: 1e-4, rtol: 3e-4 });
+    for (const [i, [name]] of inputs.entries())
+      await hold(`gradient of ${name}`, grads[i] as Tensor, wanted[name] as F64Array, c.gradientTolerance ?? { atol: 1e-4, rtol: 3e-4 });
   }
   for (const t of made) t.dispose();
   expect(failures).toEqual([]);

@@ -24,7 +24,13 @@ describe('f16 operands with f32 sums', () => {
       options: () => ({ causal: true }),
       reference: () => ({ mask: causalPair }),
     },
-    'maxima that grow from tile to tile: the output is rescaled': { ...half, shape: { Tq: 20, Tk: 70, D: 16 }, deviation: 4, tolerance: { atol: 2e-2, rtol: 2e-2 }, gradientTolerance: { atol: 0.3, rtol: 5e-2 } },
+    'maxima that grow from tile to tile: the output is rescaled': {
+      ...half,
+      shape: { Tq: 20, Tk: 70, D: 16 },
+      deviation: 4,
+      tolerance: { atol: 2e-2, rtol: 2e-2 },
+      gradientTolerance: { atol: 0.3, rtol: 5e-2 },
+    },
     'a head dimension padded to fragments, values of another': { ...half, shape: { Tq: 20, D: 20, Dv: 40 } },
     'sinks, key biases and softcap': {
       ...half,

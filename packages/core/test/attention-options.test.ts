@@ -1,6 +1,17 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Device, openDevice, scope, type Tensor, tensor } from '../src/index.js';
-import { attentionWithLse, byHead, causal, causalDocument, document, type Mask, prefixLm, type ScoreMod, scoreMod, slidingWindow } from '../src/attention/index.js';
+import {
+  attentionWithLse,
+  byHead,
+  causal,
+  causalDocument,
+  document,
+  type Mask,
+  prefixLm,
+  type ScoreMod,
+  scoreMod,
+  slidingWindow,
+} from '../src/attention/index.js';
 import { referenceAttention } from '../src/attention/reference.js';
 import { capture, uniform, vjp } from '../src/internal.js';
 import { RandomStream } from '../src/random/stream.js';
@@ -17,7 +28,10 @@ afterAll(async () => {
 });
 
 const causalPair = (_b: number, _h: number, q: number, kv: number): boolean => kv <= q;
-const hostMask = (mask: Mask) => (b: number, h: number, q: number, kv: number): boolean => mask.visible(b, h, q, kv);
+const hostMask =
+  (mask: Mask) =>
+  (b: number, h: number, q: number, kv: number): boolean =>
+    mask.visible(b, h, q, kv);
 const integers = (values: number[]): Tensor => tensor(device, Int32Array.from(values));
 const kept: Tensor[] = [];
 const keep = (t: Tensor): Tensor => {
@@ -68,7 +82,12 @@ describe('options, forward and backward', () => {
       options: () => ({ causal: true }),
       reference: () => ({ mask: causalPair }),
     },
-    'large logits': { shape: { Tq: 17, H: 1 }, deviation: 30, gradientTolerance: { atol: 2e-2, rtol: 2e-3 }, tolerance: { atol: 1e-3, rtol: 1e-3 } },
+    'large logits': {
+      shape: { Tq: 17, H: 1 },
+      deviation: 30,
+      gradientTolerance: { atol: 2e-2, rtol: 2e-3 },
+      tolerance: { atol: 1e-3, rtol: 1e-3 },
+    },
   };
   for (const [name, c] of Object.entries(cases)) test(name, () => checkAttention(device, c).finally(release));
 
@@ -91,7 +110,13 @@ describe('masks by their runs, forward and backward', () => {
     'heads with masks of their own': byHead([0, 1, 1, 0], [causal(), slidingWindow({ window: 5, causal: true })]),
   };
   for (const [name, mask] of Object.entries(masks)) {
-    test(name, () => checkAttention(device, { shape: { Tq: 40, H: 4, Hkv: 2, D: 8 }, options: () => ({ mask }), reference: () => ({ mask: hostMask(mask) }) }));
+    test(name, () =>
+      checkAttention(device, {
+        shape: { Tq: 40, H: 4, Hkv: 2, D: 8 },
+        options: () => ({ mask }),
+        reference: () => ({ mask: hostMask(mask) }),
+      }),
+    );
   }
 
   test('a mask with causal and lengths on top', () =>
@@ -118,7 +143,15 @@ describe('score functions', () => {
   /** Relative biases of a table [heads, 2 reach + 1], and a factor on the score. */
   const relative = (values: Tensor, reach: number): ScoreMod =>
     scoreMod(
-      (s, { h, q, kv }) => s.mul(uniform('factor', 'f32')).add(table.at(h.mul(2 * reach + 1).add(kv.sub(q)).add(reach))),
+      (s, { h, q, kv }) =>
+        s.mul(uniform('factor', 'f32')).add(
+          table.at(
+            h
+              .mul(2 * reach + 1)
+              .add(kv.sub(q))
+              .add(reach),
+          ),
+        ),
       { captures: { table: values }, uniforms: { factor: 0.7 } },
     );
 
@@ -129,18 +162,31 @@ describe('score functions', () => {
     const values = randomArray(random, [H, 2 * reach + 1]);
     const loss = (biases: F64Array): number => {
       const bias = (h: number, i: number, j: number): number => biases.values[h * (2 * reach + 1) + j - i + reach] as number;
-      const scoreModTwin = { value: (s: number, _b: number, h: number, i: number, j: number) => s * 0.7 + bias(h, i, j), derivative: () => 0.7 };
+      const scoreModTwin = {
+        value: (s: number, _b: number, h: number, i: number, j: number) => s * 0.7 + bias(h, i, j),
+        derivative: () => 0.7,
+      };
       const { out } = referenceAttention(q, k, v, { scoreMod: scoreModTwin });
       return out.values.reduce((sum, x, n) => sum + x * (cotangent.values[n] as number), 0);
     };
     const expected = f64(
       values.shape,
       Array.from(values.values, (_, n) => {
-        const moved = (by: number): F64Array => f64(values.shape, values.values.map((x, m) => (m === n ? x + by : x)));
+        const moved = (by: number): F64Array =>
+          f64(
+            values.shape,
+            values.values.map((x, m) => (m === n ? x + by : x)),
+          );
         return (loss(moved(1e-5)) - loss(moved(-1e-5))) / 2e-5;
       }),
     );
-    const inputs = [q, k, v, cotangent, values].map((a) => tensor(device, toFloat32(a), a.shape)) as [Tensor, Tensor, Tensor, Tensor, Tensor];
+    const inputs = [q, k, v, cotangent, values].map((a) => tensor(device, toFloat32(a), a.shape)) as [
+      Tensor,
+      Tensor,
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
     const gradients: Float32Array[] = [];
     for (let run = 0; run < 2; run++) {
       const { outputs, grads } = vjp(
@@ -151,7 +197,10 @@ describe('score functions', () => {
       gradients.push((await (grads[0] as Tensor).read()) as Float32Array);
       for (const t of [...outputs, ...grads]) t.dispose();
     }
-    expectClose('gradient of the table', { shape: values.shape, values: gradients[0] as Float32Array }, expected, { atol: 2e-5, rtol: 2e-4 });
+    expectClose('gradient of the table', { shape: values.shape, values: gradients[0] as Float32Array }, expected, {
+      atol: 2e-5,
+      rtol: 2e-4,
+    });
     expect(gradients[1]).toEqual(gradients[0]);
     for (const t of inputs) t.dispose();
   });

@@ -1,7 +1,14 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Device, openDevice, scope, tensor } from '../src/index.js';
 import {
-  attention, attentionWithLse, causalDocument, document, mergeAttention, prefixLm, scoreMod, slidingWindow,
+  attention,
+  attentionWithLse,
+  causalDocument,
+  document,
+  mergeAttention,
+  prefixLm,
+  scoreMod,
+  slidingWindow,
 } from '../src/attention/index.js';
 import { capture } from '../src/internal.js';
 import { referenceAttention } from '../src/attention/reference.js';

@@ -25,20 +25,22 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
 export function attentionWithLse(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): AttentionResult {
   return scope(() => {
     const call = prepareCall('attention', q, k, v, options);
+    const chosen = call.selection?.tensors ?? [];
     const differentiable = call.arrays.filter((array) => array.differentiable).map((array) => array.tensor);
     const [out, lse] = apply<readonly [Tensor, Tensor]>({
       name: 'attention',
       inputs: [q, k, v, ...differentiable],
       forward: () => {
-        const result = runForward(call, { q, k, v, arrays: call.arrays.map((array) => array.tensor) });
+        const result = runForward(call, { q, k, v, arrays: call.arrays.map((array) => array.tensor), selection: chosen });
         return [result.out, result.lse];
       },
-      saves: (outputs) => [q, k, v, ...outputs, ...call.arrays.map((array) => array.tensor)],
+      saves: (outputs) => [q, k, v, ...outputs, ...chosen, ...call.arrays.map((array) => array.tensor)],
       backward: ([dOut, dLse], { saved, needs }) => {
-        const [sq, sk, sv, out, lse, ...arrays] = saved as [Tensor, Tensor, Tensor, Tensor, Tensor, ...Tensor[]];
+        const [sq, sk, sv, out, lse, ...rest] = saved as [Tensor, Tensor, Tensor, Tensor, Tensor, ...Tensor[]];
+        const [selection, arrays] = [rest.slice(0, chosen.length), rest.slice(chosen.length)];
         let next = 3;
         const wanted = call.arrays.map((array) => array.differentiable && (needs[next++] ?? false));
-        const inputs = { q: sq, k: sk, v: sv, arrays, out, lse, dOut: dOut ?? null, dLse: dLse ?? null };
+        const inputs = { q: sq, k: sk, v: sv, arrays, selection, out, lse, dOut: dOut ?? null, dLse: dLse ?? null };
         const grads = runBackward(call, inputs, { q: needs[0] ?? false, k: needs[1] ?? false, v: needs[2] ?? false, arrays: wanted });
         return [grads.q, grads.k, grads.v, ...grads.arrays.filter((_, i) => call.arrays[i]?.differentiable)];
       },

@@ -5,7 +5,7 @@ import { empty, zeros } from '../tensor/create.js';
 import { contiguousStrides, type Tensor } from '../tensor/tensor.js';
 import { bindCall, type CallTensors, foldedScale, rowLoad } from './bind.js';
 import type { AttentionCall } from './call.js';
-import { planCall } from './forward.js';
+import { planCall, queryTiles } from './forward.js';
 import { renderTerms } from './code.js';
 import { runCapturedKernel, runCapturedValues } from './kernels/captured.js';
 import { runDkvKernel } from './kernels/dkv.js';
@@ -91,7 +91,7 @@ function gradientOfQ(call: AttentionCall, { inputs, dOut, stats }: Prepared, { t
   if (fragments) {
     const tiles = { query: fragments.rows, key: fragments.columns };
     const bound = bindCall(call, inputs, { width: call.halves ? 8 : 4, tiles, transposed: false, rows: [dOut] });
-    const count = Math.ceil(sizes.queries / fragments.rows);
+    const count = queryTiles(call, fragments.rows);
     const { fold, hidden } = foldedScale(bound, call.scale);
     const vectorOut = sizes.headDim % 4 === 0;
     runMatrixBackward(
@@ -110,7 +110,7 @@ function gradientOfQ(call: AttentionCall, { inputs, dOut, stats }: Prepared, { t
     transposed: false,
     rows: [dOut],
   });
-  const tiles = Math.ceil(sizes.queries / tile.rows);
+  const tiles = queryTiles(call, tile.rows);
   const vectorOut = tile.width === 4 && sizes.headDim % 4 === 0;
   runDqKernel(
     device,
@@ -151,7 +151,7 @@ function capturedGradients(
     transposed: false,
     rows: [dOut],
   });
-  const tiles = Math.ceil(sizes.queries / tile.rows);
+  const tiles = queryTiles(call, tile.rows);
   runCapturedKernel(
     device,
     {
@@ -202,7 +202,9 @@ function gradientsOfKeys(
   const biasGradient = bias !== undefined;
   const tensors = { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, grads };
   const uniforms = { ...bound.uniforms, ...dOutStrides(dOut, bound.item), splits, dvAt, dBiasAt, partSize };
-  const grid = [Math.ceil(keys / rows) * splits, kvHeads, batch] as const;
+  const { selection } = call;
+  const keyTiles = selection ? selection.keyBlocks * Math.ceil(selection.blockKeys / rows) : Math.ceil(keys / rows);
+  const grid = [keyTiles * splits, kvHeads, batch] as const;
   if (fragments) {
     const { fold, hidden } = foldedScale(bound, call.scale);
     const spec = { ...bound.spec, ...fragments, load: rowLoad(bound.item), fold, vectorOut, split, biasGradient };

@@ -10,6 +10,7 @@ import { log2e, type ScoreSpec, type ScoreUniforms, type UniformsOf } from './ke
 import type { RowLoad } from './kernels/matrix-tile.js';
 import type { TileSizes } from './mask/index.js';
 import { itemStrides, rowItems } from './problem.js';
+import { forwardArena, transposedArena } from './selection.js';
 
 /** Tensors of a call, possibly other handles than those of the options: the backward runs on saved ones. */
 export interface CallTensors {
@@ -18,6 +19,8 @@ export interface CallTensors {
   v: Tensor;
   /** As the call's `arrays`. */
   arrays: readonly Tensor[];
+  /** As the tensors of the call's selection; empty without one. */
+  selection: readonly Tensor[];
 }
 
 /** How a dispatch walks the call. */
@@ -43,7 +46,7 @@ export interface Bound {
 }
 
 /** Binds a call's run-time values for one dispatch. Packed arrays are allocated in the current scope. */
-export function bindCall(call: AttentionCall, { q, k, v, arrays }: CallTensors, walk: Walk): Bound {
+export function bindCall(call: AttentionCall, { q, k, v, arrays, selection }: CallTensors, walk: Walk): Bound {
   const { sizes, options, scale, score, bias, device, visibility } = call;
   const item = rowItems([q, k, v, ...(walk.rows ?? [])], walk.width);
   const extras = packExtras(device, arrays);
@@ -54,7 +57,7 @@ export function bindCall(call: AttentionCall, { q, k, v, arrays }: CallTensors, 
   const { mask } = visibility;
   const free = mask && freeNames(mask.predicate);
   // without the queries' positions the host cannot list tiles: every tile is then tested pair by pair
-  const listed = mask !== undefined && call.queryOffset !== undefined;
+  const listed = mask !== undefined && call.queryOffset !== undefined && !call.selection;
   const needsArena =
     listed || (free?.captures ?? []).some(({ name }) => call.slots.captures.some((c) => c.name === `mask ${name}` && c.buffer === 'arena'));
   const { queries, keys, heads, batch } = sizes;
@@ -68,18 +71,21 @@ export function bindCall(call: AttentionCall, { q, k, v, arrays }: CallTensors, 
             : undefined,
         )
       : undefined;
+  const layout = call.selection;
+  const chosen = layout && (walk.transposed ? transposedArena : forwardArena)(layout, selection);
   const [qBatch, qRow, qHead] = itemStrides(q, item);
   const [kBatch, kRow, kHead] = itemStrides(k, item);
   const [vBatch, vRow, vHead] = itemStrides(v, item);
   return {
     extras: extras.tensor,
-    arena: arena?.operand,
+    arena: chosen?.operand ?? arena?.operand,
     item,
     spec: {
       headDim: sizes.headDim,
       valueDim: sizes.valueDim,
       vector: item === 4,
-      list: listed ? 'runs' : 'band',
+      list: call.selection ? (walk.transposed ? 'bits' : call.selection.kind) : listed ? 'runs' : 'band',
+      counted: chosen?.counted ?? false,
       packed: 0,
       lengths: options.lengths !== undefined,
       offsets: call.queryOffset === undefined,
@@ -89,7 +95,7 @@ export function bindCall(call: AttentionCall, { q, k, v, arrays }: CallTensors, 
       score: score ? renderScore(score.fn, call.slots) : '',
       mask: mask ? renderMask(mask, call.slots) : '',
       extras: extras.tensor !== undefined,
-      arena: arena !== undefined,
+      arena: arena !== undefined || chosen !== undefined,
     },
     uniforms: {
       one: 1,
@@ -118,14 +124,20 @@ export function bindCall(call: AttentionCall, { q, k, v, arrays }: CallTensors, 
       biasBatch: bias?.batch ?? 0,
       biasHead: bias?.head ?? 0,
       biasGroup: bias?.group ?? 1,
-      blockQueries: 0,
-      blockKeys: 0,
-      listRows: (walk.transposed ? arena?.rows.transposed : arena?.rows.forward) ?? 0,
-      listHeads: arena?.heads ?? 1,
-      listBatches: arena?.batches ?? 1,
-      listGroup: 1,
-      listWords: 0,
-      ...(arena ? (walk.transposed ? arena.transposed : arena.forward) : { rowsAt: 0, runsAt: 0 }),
+      blockQueries: call.selection?.blockQueries ?? 0,
+      blockKeys: call.selection?.blockKeys ?? 0,
+      listRows: chosen?.rows ?? (walk.transposed ? arena?.rows.transposed : arena?.rows.forward) ?? 0,
+      listHeads: layout?.heads ?? arena?.heads ?? 1,
+      listBatches: layout?.batches ?? arena?.batches ?? 1,
+      listGroup: layout ? heads / layout.heads : 1,
+      listWords: chosen?.words ?? 0,
+      ...(chosen
+        ? { rowsAt: chosen.rowsAt, runsAt: chosen.runsAt }
+        : arena
+          ? walk.transposed
+            ? arena.transposed
+            : arena.forward
+          : { rowsAt: 0, runsAt: 0 }),
       ...slotValues(call, at, arena),
     },
   };

@@ -9,6 +9,7 @@ import { onHost } from './mask/index.js';
 import type { AttentionOptions } from './options.js';
 import { type AttentionSizes, type BiasLayout, checkKeyBias, checkOptions, checkSizes } from './problem.js';
 import { alibiSlopes, composeScore, type ComposedScore } from './score.js';
+import { checkSelection, type SelectionLayout } from './selection.js';
 import { checkVisibility, type Visibility, visibilityOf } from './visibility.js';
 
 /** A checked call: what stays the same for all its dispatches, forward and backward. */
@@ -24,6 +25,7 @@ export interface AttentionCall {
   score: ComposedScore | undefined;
   visibility: Visibility;
   bias: BiasLayout | undefined;
+  selection: SelectionLayout | undefined;
   /** Small tensors that kernels read out of `extras`; kept until the backward. */
   arrays: NamedArray[];
   /** What score function and mask read, by slot. */
@@ -67,9 +69,26 @@ export function prepareCall(who: string, q: Tensor, k: Tensor, v: Tensor, option
     score,
     visibility,
     bias: options.keyBias && checkKeyBias(who, sizes, options.keyBias),
+    selection: checkedSelection(who, options, sizes, visibility),
     arrays,
     slots: slotsOf(who, score, visibility),
   };
+}
+
+function checkedSelection(
+  who: string,
+  { selection }: AttentionOptions,
+  sizes: AttentionSizes,
+  { mask }: Visibility,
+): SelectionLayout | undefined {
+  if (!selection) return undefined;
+  const onHostOnly = Object.entries(mask?.captures ?? {}).find(([, source]) => onHost(source));
+  if (onHostOnly)
+    throw new HeedError(
+      'UNSUPPORTED',
+      `${who}: a selection together with a mask that reads the host array "${onHostOnly[0]}"; give the mask that array as a tensor`,
+    );
+  return checkSelection(who, selection, sizes);
 }
 
 function slopesOf(device: Device, heads: number, alibi: AttentionOptions['alibi']): Tensor | undefined {

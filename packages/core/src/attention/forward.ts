@@ -14,9 +14,16 @@ export function planCall(call: AttentionCall): AttentionPlan {
     ...call.sizes,
     halves: call.halves || precision === 'f16',
     scoreFunction: call.score !== undefined,
-    sharedList: !(call.visibility.mask?.perHead ?? false),
+    ...(call.selection && { blockQueries: call.selection.blockQueries }),
+    sharedList: !(call.visibility.mask?.perHead ?? false) && (call.selection?.heads ?? 1) <= call.sizes.kvHeads,
   };
   return planAttention(shape, call.device.capabilities, { software: call.device.isSoftware });
+}
+
+/** Query tiles a head, of `rows` rows; `group` rows a query where rows are packed. Blocks of a selection have tiles of their own. */
+export function queryTiles({ sizes, selection }: AttentionCall, rows: number, group = 1): number {
+  if (!selection) return Math.ceil((sizes.queries * group) / rows);
+  return selection.queryBlocks * Math.ceil((selection.blockQueries * group) / rows);
 }
 
 /** Output and natural logsumexp of an attention call; what else it makes is freed by the scope around it. */
@@ -29,7 +36,7 @@ export function runForward(call: AttentionCall, tensors: CallTensors): Attention
   const out = empty(device, [batch, queries, heads, valueDim], tensors.q.dtype);
   const lse = empty(device, [batch, queries, heads], 'f32');
   const group = heads / kvHeads;
-  const tiles = Math.ceil((plan.packed ? queries * group : queries) / tile.rows);
+  const tiles = queryTiles(call, tile.rows, plan.packed ? group : 1);
   const outRows = batch * queries * heads;
   const split = splits > 1;
   const parts = split ? empty(device, [splits, ...out.shape], 'f32') : out;
@@ -65,7 +72,7 @@ function runOnFragments(call: AttentionCall, tensors: CallTensors, tile: Fragmen
   const lse = empty(device, [batch, queries, heads], 'f32');
   const bound = bindCall(call, tensors, { width: call.halves ? 8 : 4, tiles: { query: tile.rows, key: tile.columns }, transposed: false });
   const { fold, hidden } = foldedScale(bound, scale);
-  const tiles = Math.ceil(queries / tile.rows);
+  const tiles = queryTiles(call, tile.rows);
   runMatrixForward(
     device,
     { ...bound.spec, ...tile, load: rowLoad(bound.item), fold, vectorOut: valueDim % 4 === 0 },

@@ -1,5 +1,6 @@
 import type { Tensor } from '../tensor/tensor.js';
 import type { Mask } from './mask/index.js';
+import type { BlockSelection } from './selection.js';
 import type { ScoreMod } from './score.js';
 
 /**
@@ -17,6 +18,8 @@ export interface AttentionOptions {
   sinkTokens?: number;
   /** Which keys a query sees, together with `causal` and `window`. Default: all. */
   mask?: Mask;
+  /** Key blocks that query blocks see, chosen on the device; `causal`, `window` and a mask hide more of them. Default: all. */
+  selection?: BlockSelection;
   /** Position of the first query row: a number, or i32 [batch]. Default keys - queries (bottom-right aligned). */
   queryOffset?: number | Tensor;
   /** What becomes of each scaled score; see `scoreMod`. */

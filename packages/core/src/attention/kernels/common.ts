@@ -18,6 +18,8 @@ export type ScoreSpec = {
   /** Rows are loaded as vec4: head dimensions, strides and offsets are multiples of 4. */
   vector: boolean;
   list: ListKind;
+  /** Rows of ids end at a count of their own. */
+  counted: boolean;
   /** Query heads a KV head whose rows share a tile: rows are (query, head of the group) pairs. 0: rows are queries. */
   packed: number;
   lengths: boolean;
@@ -165,7 +167,7 @@ export function scoreFunctions(spec: ScoreSpec): string {
     }
     fn seen(b: u32, h: u32, q: i32, kv: u32, keyEnd: u32) -> bool {
       if (kv >= keyEnd) { return false; }
-      ${spec.list === 'band' ? `let key = i32(kv); if (key > q + uniforms.right || (key < q - uniforms.left && kv >= uniforms.prefix)) { return false; }` : ''}
+      ${spec.list !== 'runs' ? `let key = i32(kv); if (key > q + uniforms.right || (key < q - uniforms.left && kv >= uniforms.prefix)) { return false; }` : ''}
       ${spec.mask === '' ? 'return true;' : 'return maskOf(i32(b), i32(h), q, i32(kv));'}
     }`;
 }

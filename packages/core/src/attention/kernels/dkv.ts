@@ -9,7 +9,7 @@ import type { Device } from '../../device/device.js';
 import { read, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import type { Tensor } from '../../tensor/tensor.js';
-import { logitText, scoreFunctions, scoreUniforms, slopeText } from './common.js';
+import { logitText, scoreFunctions, type ScoreSpec, scoreUniforms, slopeText } from './common.js';
 import { type BackwardSpec, type BackwardTensors, type BackwardUniforms, statFunction } from './dq.js';
 import { queryLoop } from './loops.js';
 import { eachPair, type PairNames } from './pairs.js';
@@ -137,25 +137,33 @@ function dkvText(spec: DkvSpec): string {
         ${
           biasGradient
             ? `${t.reduceRows('dBias', '+', spec.shuffles)}
-        if (tx == 0u) { ${rows.map((i) => `if (keyAt${i} < uniforms.keys) { store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.keys + keyAt${i}, dBias${i}); }`).join(' ')} }`
+        if (tx == 0u) { ${rows.map((i) => `if (keyAt${i} < keyLimit) { store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.keys + keyAt${i}, dBias${i}); }`).join(' ')} }`
             : ''
         }
       }
-      ${t.eachOutput(headDim, (i, j, item) => `if (keyAt${i} < uniforms.keys) { ${t.storeItem('grads', spec.vectorOut, `${part}${head('kvHead', i, 'uniforms.kvHeads')} * ${headDim}u`, headDim, item, `dk${i}_${j} * uniforms.scale`)} }`)}
-      ${t.eachOutput(valueDim, (i, j, item) => `if (keyAt${i} < uniforms.keys) { ${t.storeItem('grads', spec.vectorOut, `${part}uniforms.dvAt + ${head('kvHead', i, 'uniforms.kvHeads')} * ${valueDim}u`, valueDim, item, `dv${i}_${j}`)} }`)}
+      ${t.eachOutput(headDim, (i, j, item) => `if (keyAt${i} < keyLimit) { ${t.storeItem('grads', spec.vectorOut, `${part}${head('kvHead', i, 'uniforms.kvHeads')} * ${headDim}u`, headDim, item, `dk${i}_${j} * uniforms.scale`)} }`)}
+      ${t.eachOutput(valueDim, (i, j, item) => `if (keyAt${i} < keyLimit) { ${t.storeItem('grads', spec.vectorOut, `${part}uniforms.dvAt + ${head('kvHead', i, 'uniforms.kvHeads')} * ${valueDim}u`, valueDim, item, `dv${i}_${j}`)} }`)}
     }`;
 }
 
-/** Where a workgroup of a key-tile kernel works: `b`, `kvHead`, `split`, `keyTile`, `keyStart`, `keyStop`, `kBase`, `vBase`, `keyEnd`, `queryOffset`. */
-export function keyPosition(spec: { rows: number; split: boolean }): string {
+/** Where a workgroup of a key-tile kernel works: `b`, `kvHead`, `split`, `keyTile`, `keyStart`, `keyStop`, `keyLimit` (rows of the tile), `kBase`, `vBase`, `keyEnd`, `queryOffset`. */
+export function keyPosition(spec: ScoreSpec & { rows: number; split: boolean }): string {
   return `
     ${spec.split ? 'let keyTile = group.x / uniforms.splits; let split = group.x % uniforms.splits;' : 'let keyTile = group.x;'}
     let kvHead = group.y;
     let b = group.z;
     let keyEnd = keyEndOf(b);
     let queryOffset = queryOffsetOf(b);
-    let keyStart = keyTile * ${spec.rows}u;
-    let keyStop = keyEnd;
+    ${
+      spec.list === 'bits'
+        ? `let tilesABlockRow = (uniforms.blockKeys + ${spec.rows - 1}u) / ${spec.rows}u;
+    let keyBlock = keyTile / tilesABlockRow;
+    let keyStart = keyBlock * uniforms.blockKeys + keyTile % tilesABlockRow * ${spec.rows}u;
+    let keyLimit = min(uniforms.keys, (keyBlock + 1u) * uniforms.blockKeys);`
+        : `let keyStart = keyTile * ${spec.rows}u;
+    let keyLimit = uniforms.keys;`
+    }
+    let keyStop = min(keyEnd, keyLimit);
     let kBase = b * uniforms.kBatch + kvHead * uniforms.kHead;
     let vBase = b * uniforms.vBatch + kvHead * uniforms.vHead;`;
 }

@@ -43,7 +43,7 @@ export function keyLoop(spec: ScoreSpec, columns: number, body: string, splits =
       return `
         let listRow = listRowOf(b, listHead, queryBlock);
         let tilesABlock = (uniforms.blockKeys + ${columns - 1}u) / ${columns}u;
-        let count = min(arena[base_arena() + uniforms.rowsAt + listRow], uniforms.listWords) * tilesABlock;
+        let count = ${spec.counted ? 'min(arena[base_arena() + uniforms.rowsAt + listRow], uniforms.listWords)' : 'uniforms.listWords'} * tilesABlock;
         ${range('count')}
         for (var n = begin; n < end; n++) {
           let block = arena[base_arena() + uniforms.runsAt + listRow * uniforms.listWords + n / tilesABlock];
@@ -115,7 +115,7 @@ function runLoop(head: string, number: string, range: (count: string) => string,
 /**
  * Text that runs `body` for each tile of `columns` queries that sees some of the `rows` keys from `keyStart` on.
  *
- * Reads `b`, `h`, `keyStart`, `keyEnd`, `keyTile`, `queryOffset`. In the body: `rowStart`, `rowEnd`, `masked`.
+ * Reads `b`, `h`, `keyStart`, `keyStop`, `keyEnd`, `keyTile`, `keyBlock` (selections), `queryOffset`. In the body: `rowStart`, `rowEnd`, `masked`.
  */
 export function queryLoop(spec: ScoreSpec, columns: number, rows: number, body: string, splits: boolean): string {
   const range = shareOf(splits);
@@ -149,5 +149,27 @@ export function queryLoop(spec: ScoreSpec, columns: number, rows: number, body: 
         ${body}
       }`;
   }
-  throw new Error(`attention: no transposed walk over ${spec.list}`);
+  const outside = `i32(keyStart) > i32(rowStart + ${columns - 1}u) + queryOffset + uniforms.right || (i32(keyStart + ${rows}u) <= i32(rowStart) + queryOffset - uniforms.left && keyStart >= uniforms.prefix)`;
+  return `
+    let listRow = base_arena() + uniforms.runsAt + listRowOf(b, h, keyBlock) * uniforms.listWords;
+    let tilesABlock = (uniforms.blockQueries + ${columns - 1}u) / ${columns}u;
+    ${splits ? 'var count = 0u; for (var w = 0u; w < uniforms.listWords; w++) { count += countOneBits(arena[listRow + w]) * tilesABlock; }' : 'let count = 0xffffffffu;'}
+    ${range('count')}
+    var n = 0u;
+    for (var w = 0u; w < uniforms.listWords; w++) {
+      var bits = arena[listRow + w];
+      while (bits != 0u) {
+        let block = w * 32u + firstTrailingBit(bits);
+        bits &= bits - 1u;
+        for (var piece = 0u; piece < tilesABlock; piece++) {
+          let rowStart = block * uniforms.blockQueries + piece * ${columns}u;
+          let rowEnd = min(uniforms.queries, (block + 1u) * uniforms.blockQueries);
+          let mine = n >= begin && n < end;
+          n++;
+          if (!mine || rowStart >= rowEnd || keyStart >= keyStop || ${outside}) { continue; }
+          let masked = ${bandTest}${always};
+          ${body}
+        }
+      }
+    }`;
 }

@@ -195,7 +195,7 @@ function mainOfKeys(spec: MatrixBackwardSpec, f: Fragments, dk: OutputBands, dv:
   const owned = { rows, first: 'keyStart', end: 'keyStop' };
   const part = spec.split ? 'split * uniforms.partSize + ' : '';
   const at = (dim: number): string => `((b * uniforms.keys + keyStart + n) * uniforms.kvHeads + kvHead) * ${dim}u`;
-  const valid = 'keyStart + n < uniforms.keys';
+  const valid = 'keyStart + n < keyLimit';
   return `
     ${keyPosition(spec)}
     ${lanePlace(spec)}
@@ -214,7 +214,7 @@ function mainOfKeys(spec: MatrixBackwardSpec, f: Fragments, dk: OutputBands, dv:
       ${
         biasGradient
           ? `${f.exchange('dBiasThere', 'dBias', 16)}
-      if (part == 0u && keyAt < uniforms.keys) { store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.keys + keyAt, dBias + dBiasThere); }`
+      if (part == 0u && keyAt < keyLimit) { store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.keys + keyAt, dBias + dBiasThere); }`
           : ''
       }
     }
