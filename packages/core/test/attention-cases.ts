@@ -1,5 +1,6 @@
 import { expect } from 'vitest';
-import { type Device, Tensor, tensor } from '../src/index.js';
+import type { Tensor } from '../src/index.js';
+import { type Device, tensor } from '../src/index.js';
 import { vjp } from '../src/internal.js';
 import { attentionWithLse, type AttentionOptions, type AttentionResult } from '../src/attention/index.js';
 import { type ReferenceAttentionOptions, referenceAttention, referenceAttentionGradients } from '../src/attention/reference.js';

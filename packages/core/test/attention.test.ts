@@ -1,19 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type Device, openDevice, scope, tensor } from '../src/index.js';
-import {
-  attention,
-  attentionWithLse,
-  causalDocument,
-  document,
-  mergeAttention,
-  prefixLm,
-  scoreMod,
-  slidingWindow,
-} from '../src/attention/index.js';
-import { capture } from '../src/internal.js';
-import { referenceAttention } from '../src/attention/reference.js';
-import { RandomStream } from '../src/random/stream.js';
-import { expectClose, f64, randomArray, toFloat32 } from '../src/testing/index.js';
+import { type Device, openDevice } from '../src/index.js';
 import { type AttentionCase, checkAttention } from './attention-cases.js';
 
 let device: Device;

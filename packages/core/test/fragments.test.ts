@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { type Device, openDevice, Tensor, tensor, zeros } from '../src/index.js';
+import type { Tensor } from '../src/index.js';
+import { type Device, openDevice, tensor, zeros } from '../src/index.js';
 import { defineKernel, Fragments, read, write } from '../src/internal.js';
 
 // One 32 x 16 tile: two fragments below each other, K in two steps, operands once from storage and once from workgroup memory.

@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { type Device, openDevice, Tensor, tensor } from '../src/index.js';
+import type { Tensor } from '../src/index.js';
+import { type Device, openDevice, tensor } from '../src/index.js';
 import { adamW, cosineSchedule, lion, type Optimizer, sgd, WeightAverage } from '../src/optim/index.js';
 
 let device: Device;

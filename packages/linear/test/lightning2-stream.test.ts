@@ -2,7 +2,8 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Device, openDevice, slice, tensor, type Tensor, type Tier } from '@heed/core';
 import { tensorsIn, vjp } from '@heed/core/~internal';
 import { expectErrorRatio, f64 } from '@heed/core/testing';
-import { decayFromSlopes, Lightning2State, lightning2Slopes, lightning2Start, lightning2Step } from '../src/lightning2/index.js';
+import type { Lightning2State } from '../src/lightning2/index.js';
+import { decayFromSlopes, lightning2Slopes, lightning2Start, lightning2Step } from '../src/lightning2/index.js';
 import { referenceAlibiSlopes, referenceLayerFactor, referenceLightning2, referencePaperSlopes } from '../src/lightning2/reference.js';
 import { draw } from './lightning2/check.js';
 
