@@ -102,7 +102,14 @@ describe('tiles', () => {
 
   test('head dimensions 40, 64, 80 and 128 have a tile on fragments at 32 KiB and more', () => {
     for (const limit of [32768, 49152]) for (const dim of [40, 64, 80, 128]) expect(matrixTiles(dim, dim, withMatrix(limit))).toBeDefined();
-    expect(matrixTiles(64, 64, withMatrix(49152))?.outputs).toEqual({ chunk: 64, columns: 64, rowGroups: 4, columnGroups: 4, slices: 1 });
+    expect(matrixTiles(64, 64, withMatrix(49152))?.outputs).toEqual({
+      chunk: 64,
+      columns: 64,
+      rowGroups: 4,
+      columnGroups: 4,
+      fragmentColumns: 8,
+      slices: 1,
+    });
   });
 
   test('every token-by-token tile has at most 256 lanes and 16 KiB', () => {

@@ -21,18 +21,18 @@ export interface HeldTileOptions {
 
 /** Text that fetches a tile into registers, and that puts it into workgroup memory, as it is or scaled by row, any number of times. */
 export class HeldTile {
-  private readonly size: 2 | 1;
+  private readonly size: 8 | 4 | 1;
   private readonly across: number;
   private readonly items: number;
 
   constructor(private readonly o: HeldTileOptions) {
-    this.size = o.load === 'half2' ? 2 : 1;
+    this.size = o.load === 'half8' ? 8 : o.load === 'half4' ? 4 : 1;
     this.across = o.width / this.size;
     this.items = Math.ceil((o.rows * this.across) / o.lanes);
   }
 
   declare(): string {
-    const type = this.size === 2 ? 'vec2<f16>' : 'f16';
+    const type = { 8: 'vec4u', 4: 'vec4<f16>', 1: 'f16' }[this.size];
     return range(this.items)
       .map((i) => `var held_${this.o.name}${i}: ${type};`)
       .join(' ');
@@ -41,7 +41,7 @@ export class HeldTile {
   /** Rows `at` .. `at + count` of the operand; zeros behind them. */
   fetch(): string {
     const { name, first, dim } = this.o;
-    const zero = this.size === 2 ? 'vec2<f16>()' : '0.0h';
+    const zero = { 8: 'vec4u()', 4: 'vec4<f16>()', 1: '0.0h' }[this.size];
     return this.each(
       (i) => `
             held_${name}${i} = ${zero};
@@ -59,7 +59,16 @@ export class HeldTile {
     const store = (i: number): string => {
       const held = `held_${name}${i}`;
       if (this.size === 1) return `${tile}[place] = ${scaled(held)};`;
-      return `${tile}[place] = ${scaled(`${held}.x`)}; ${tile}[place + 1u] = ${scaled(`${held}.y`)};`;
+      if (this.size === 4)
+        return range(4)
+          .map((e) => `${tile}[place + ${e}u] = ${scaled(`${held}[${e}]`)};`)
+          .join(' ');
+      return range(4)
+        .map(
+          (e) =>
+            `let pair${e} = bitcast<vec2<f16>>(${held}[${e}]); ${tile}[place + ${2 * e}u] = ${scaled(`pair${e}.x`)}; ${tile}[place + ${2 * e + 1}u] = ${scaled(`pair${e}.y`)};`,
+        )
+        .join('\n');
     };
     return this.each(
       (i) => `

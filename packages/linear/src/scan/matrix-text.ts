@@ -1,7 +1,7 @@
-import { fragmentLanes, Fragments, type KernelContext } from '@heed/core/~internal';
+import { fragmentLanes, Fragments, type KernelContext, range } from '@heed/core/~internal';
 import { FragmentLoops, type Index, plus, times, u32 } from './fragment-loops.js';
 import { floatPad, type MatrixLayout, matrixLayout, type MatrixTile } from './matrix-tile.js';
-import { aliveFrom, initialOf, lengthOf, rateOf, segmentOf, tokenOf, zeroTail } from './text.js';
+import { aliveFrom, initialOf, lengthOf, rateOf, segmentOf, tokenOf, vectorStore, zeroTail } from './text.js';
 import { HeldTile } from './held-tile.js';
 import type { HalfLoad } from './views.js';
 
@@ -14,7 +14,7 @@ export interface MatrixSpec extends MatrixTile {
   loadQ: HalfLoad;
   loadK: HalfLoad;
   loadV: HalfLoad;
-  storeOut: HalfLoad;
+  outWidth: number;
   initial: boolean;
   final: boolean;
   lengths: boolean;
@@ -22,7 +22,7 @@ export interface MatrixSpec extends MatrixTile {
 
 /** The whole text; a generator of pieces that share sizes and names. */
 export function matrixText(s: MatrixSpec, { capabilities }: KernelContext): string {
-  return new MatrixText(s, new Fragments(capabilities)).kernel();
+  return new MatrixText(s, new Fragments(capabilities, { N: s.fragmentColumns as 8 | 16 })).kernel();
 }
 
 // Workgroup memory, each part used several times a chunk:
@@ -101,7 +101,7 @@ class MatrixText {
       var<workgroup> right: array<f16, ${layout.right}>;
       var<workgroup> values: array<f16, ${layout.values}>;
       ${layout.stage > 0 ? `var<workgroup> stage: array<f32, ${layout.stage}>;` : ''}
-      ${s.outputs ? pairStore(s) : ''}
+      ${s.outputs ? vectorStore('out', s.outWidth, s.valueDim) : ''}
       ${f.entry(
         s.rowGroups * s.columnGroups,
         `
@@ -134,7 +134,7 @@ class MatrixText {
         }
         ${s.outputs ? this.wayOut() : ''}
         ${s.final ? this.storeFinal() : ''}
-        ${s.outputs && s.lengths ? zeroTail(s.columns, this.lanes, 'storePair(base, column, 0.0, 0.0); storePair(base, column + 2u, 0.0, 0.0);') : ''}`,
+        ${s.outputs && s.lengths ? zeroTail(s.columns, this.lanes) : ''}`,
       )}`;
   }
 
@@ -245,13 +245,21 @@ class MatrixText {
           )}`;
   }
 
-  /** Q K^T, left in fragments: this subgroup's token rows, its share of the key tokens. */
+  /** Scores of 16 tokens: columns of fragments, groups of subgroups that share them. */
+  private get scoreGroups(): number {
+    return Math.min(this.s.columnGroups, this.s.chunk / this.f.N);
+  }
+
+  /**
+   * Q K^T, left in fragments: this subgroup's token rows, its share of the key tokens. Where there are more column groups than
+   * columns of fragments, some repeat another's, and put it aside.
+   */
   private scores(): string {
     const { s, f, layout } = this;
-    const loops = new FragmentLoops(f, s.chunk / f.N / s.columnGroups);
-    const ownScores = s.chunk / s.columnGroups;
+    const loops = new FragmentLoops(f, s.chunk / f.N / this.scoreGroups);
     return `
-          let ownScores = subgroup % ${s.columnGroups}u * ${ownScores}u;
+          let scoreGroup = subgroup % ${s.columnGroups}u;
+          let ownScores = scoreGroup % ${this.scoreGroups}u * ${s.chunk / this.scoreGroups}u;
           ${loops.declare('p', this.ownTokens)}
           ${loops.each(
             0,
@@ -271,12 +279,14 @@ class MatrixText {
   /** out = Q S, the state slice by slice through `stage` (the first is there) and `right`; then the scores to `stage`. */
   private fromState(): string {
     const { s, f, loops, layout } = this;
-    const scores = new FragmentLoops(f, s.chunk / f.N / s.columnGroups);
+    const scores = new FragmentLoops(f, s.chunk / f.N / this.scoreGroups);
     const scoreFloats = s.chunk + floatPad;
+    const place = (r: Index, c: number): string => {
+      const own = `${this.tokenRow(r)} * ${scoreFloats}u + ownScores + ${c * f.N}u`;
+      return this.scoreGroups === s.columnGroups ? own : `select(${s.chunk * scoreFloats}u, ${own}, scoreGroup < ${this.scoreGroups}u)`;
+    };
     const storeScores = scores.each(0, this.ownTokens, (r) =>
-      scores.columnsOf((c) =>
-        f.store(scores.at('p', r, c), 'stage', `${this.tokenRow(r)} * ${scoreFloats}u + ownScores + ${c * f.N}u`, `${scoreFloats}u`),
-      ),
+      scores.columnsOf((c) => f.store(scores.at('p', r, c), 'stage', place(r, c), `${scoreFloats}u`)),
     );
     const storeNext = (slice: Index): string => {
       if (typeof slice === 'number') return slice + 1 < s.slices ? this.storeSlice(slice + 1) : storeScores;
@@ -284,11 +294,14 @@ class MatrixText {
     };
     return this.slices(
       (slice) => `
-            for (var e = lane; e < ${this.sliceRows * s.columns}u; e += ${this.lanes}u) {
-              let row = e / ${s.columns}u;
-              let c = e % ${s.columns}u;
-              right[row * ${layout.valueStride}u + c] = f16(stage[row * ${this.floatStride}u + c]);
-            }
+            ${this.eachQuad(
+              this.sliceRows,
+              s.columns,
+              (row, c) => `
+              let staged = ${row} * ${this.floatStride}u + ${c};
+              let placed = ${row} * ${layout.valueStride}u + ${c};
+              ${[0, 1, 2, 3].map((i) => `right[placed + ${i}u] = f16(stage[staged + ${i}u]);`).join(' ')}`,
+            )}
             workgroupBarrier();
             ${loops.each(
               0,
@@ -308,32 +321,63 @@ class MatrixText {
     );
   }
 
-  // Neighbouring lanes touch neighbouring elements, in `stage` as in `left`: no bank conflicts.
   private mask(): string {
     const { chunk } = this.s;
+    const floats = chunk + floatPad;
+    const one = (n: number): string => `
+                let decayed${n} = stage[i * ${floats}u + j + ${n}u] * exp2(rate * f32(max(i32(i - j) - ${n}, 0))) * scale;
+                left[placed + ${n}u] = f16(select(0.0, decayed${n}, j + ${n}u <= i));`;
     return `
           let scale = uniforms.queryScale * uniforms.keyScale;
-          for (var e = lane; e < ${chunk * chunk}u; e += ${this.lanes}u) {
-            let i = e / ${chunk}u;
-            let j = e % ${chunk}u;
-            let decayed = stage[i * ${chunk + floatPad}u + j] * exp2(rate * f32(max(i32(i) - i32(j), 0))) * scale;
-            left[i * ${this.layout.scoreStride}u + j] = f16(select(0.0, decayed, j <= i));
-          }`;
+          ${this.eachQuad(
+            chunk,
+            chunk,
+            (row, column) => `
+              let i = ${row};
+              let j = ${column};
+              let placed = i * ${this.layout.scoreStride}u + j;
+              if (j <= i) { ${[0, 1, 2, 3].map(one).join('')} }
+              else { ${[0, 1, 2, 3].map((n) => `left[placed + ${n}u] = 0.0h;`).join(' ')} }`,
+          )}`;
   }
 
   /** Outputs of the `done` tokens before `at`, which wait in `stage`. */
   private wayOut(): string {
     const { chunk, columns } = this.s;
-    const pairs = columns / 2;
-    return `
-          for (var e = lane; e < ${chunk * pairs}u; e += ${this.lanes}u) {
-            let r = e / ${pairs}u;
-            let c = e % ${pairs}u * 2u;
-            if (r < done) {
-              let base = batch * uniforms.outBatch + tokenAt(at - done + r, length) * uniforms.outToken + head * uniforms.outHead;
-              storePair(base, columns + c, stage[r * ${this.floatStride}u + c], stage[r * ${this.floatStride}u + c + 1u]);
-            }
-          }`;
+    const at = (n: number): string => `stage[place + ${n}u]`;
+    return this.eachQuad(
+      chunk,
+      columns,
+      (r, c) => `
+              if (${r} < done) {
+                let place = ${r} * ${this.floatStride}u + ${c};
+                let base = batch * uniforms.outBatch + tokenAt(at - done + ${r}, length) * uniforms.outToken + head * uniforms.outHead;
+                vectorTo_out(base, columns + ${c}, vec4f(${[0, 1, 2, 3].map(at).join(', ')}));
+              }`,
+    );
+  }
+
+  /**
+   * `body` for four neighbours of a rows x columns array, spread over the lanes. Unrolled on hardware: indices are then the
+   * lane's plus constants, which a compiler can hold against the bounds.
+   */
+  private eachQuad(rows: number, columns: number, body: (row: string, column: string) => string): string {
+    const across = columns / 4;
+    if (!this.f.hardware || this.lanes % across !== 0)
+      return `
+            for (var e = lane; e < ${rows * across}u; e += ${this.lanes}u) {
+              let quadRow = e / ${across}u;
+              let quadColumn = e % ${across}u * 4u;
+              ${body('quadRow', 'quadColumn')}
+            }`;
+    const step = this.lanes / across;
+    return range(Math.ceil(rows / step))
+      .map((i) => {
+        const text = `let quadRow = lane / ${across}u + ${i * step}u; let quadColumn = lane % ${across}u * 4u;`;
+        const guard = (i + 1) * step <= rows ? '' : `if (quadRow < ${rows}u) `;
+        return `{ ${text} ${guard}{ ${body('quadRow', 'quadColumn')} } }`;
+      })
+      .join('\n');
   }
 
   /** Rows of the state that pass through `stage` at a time: some blocks of every row group. */
@@ -417,13 +461,4 @@ class MatrixText {
           )}`,
     );
   }
-}
-
-/** `storePair(base, d, a, b)`: elements d and d + 1 of the row of out at element `base`. */
-function pairStore(s: MatrixSpec): string {
-  const body =
-    s.storeOut === 'half2'
-      ? `if (d < ${s.valueDim}u) { out[base_out() + (base + d) / 2u] = vec2<f16>(vec2f(a, b)); }`
-      : `if (d < ${s.valueDim}u) { out[base_out() + base + d] = f16(a); } if (d + 1u < ${s.valueDim}u) { out[base_out() + base + d + 1u] = f16(b); }`;
-  return `fn storePair(base: u32, d: u32, a: f32, b: f32) { ${body} }`;
 }

@@ -10,6 +10,8 @@ export interface MatrixTile {
   /** Subgroups along rows and along columns; each owns the same blocks of the state, the scores and the outputs. */
   rowGroups: number;
   columnGroups: number;
+  /** Columns of a result fragment. */
+  fragmentColumns: number;
   /** The state passes through the f32 part of workgroup memory in this many slices. */
   slices: number;
 }
@@ -47,7 +49,9 @@ export function matrixLayout(keyDim: number, tile: MatrixTile & { valueDim?: num
   const right = Math.max(chunk * keyStride, outputs ? (keys / slices) * valueStride : 0);
   const values = chunk * valueStride;
   const direct = !outputs && keys === keyDim && tile.valueDim !== undefined && tile.valueDim % columns === 0;
-  const staged = Math.max(outputs ? chunk * Math.max(chunk + floatPad, columns + floatPad) : 0, (keys / slices) * (columns + floatPad));
+  // idle subgroups put a fragment of scores aside
+  const scores = (chunk + (tile.columnGroups * tile.fragmentColumns > chunk ? 16 : 0)) * (chunk + floatPad);
+  const staged = Math.max(outputs ? Math.max(scores, chunk * (columns + floatPad)) : 0, (keys / slices) * (columns + floatPad));
   const stage = direct ? 0 : staged;
   return { keys, keyStride, valueStride, scoreStride, left, right, values, stage, bytes: (left + right + values) * 2 + stage * 4 };
 }
@@ -77,10 +81,10 @@ function findTile(keyDim: number, valueDim: number, capabilities: Capabilities, 
   for (const columns of only ? [only] : valueDim <= 32 ? [32, 64] : [64, 32]) {
     for (const rowGroups of [4, 2, 1]) {
       const chunk = rowGroups * 16;
-      const columnGroups = Math.min(4, columns / N, chunk / N);
+      const columnGroups = Math.min(4, columns / N);
       if (rowGroups * columnGroups * fragmentLanes > maxComputeInvocationsPerWorkgroup) continue;
       for (let slices = 1; slices * rowGroups <= Math.max(blocks, rowGroups); slices++) {
-        const tile = { chunk, columns, rowGroups, columnGroups, slices };
+        const tile = { chunk, columns, rowGroups, columnGroups, fragmentColumns: N, slices };
         const { keys, bytes } = matrixLayout(keyDim, { ...tile, valueDim }, outputs);
         if (bytes <= maxComputeWorkgroupStorageSize && keys <= Math.max(rowGroups * 16, blocks * 20)) return tile;
       }

@@ -10,9 +10,9 @@ import { defineKernel, read, readWrite, write } from '@heed/core/~internal';
 import { type MatrixSpec, matrixText } from './matrix-text.js';
 import type { MatrixTiles } from './matrix-tile.js';
 import { type Sweep, sweepUniforms, sweepValues } from './sweep.js';
-import { type HalfLoad, halfLoad } from './views.js';
+import { type HalfLoad, halfLoad, rowWidth } from './views.js';
 
-const halfRaw: Record<HalfLoad, string> = { half2: 'vec2<f16>', half: 'f16' };
+const halfRaw: Record<HalfLoad, string> = { half8: 'vec4u', half4: 'vec4<f16>', half: 'f16' };
 
 const kernel = defineKernel({
   name: 'linear-chunks',
@@ -25,7 +25,7 @@ const kernel = defineKernel({
     lengths: read<MatrixSpec>('i32', { when: (s) => s.lengths }),
     initial: read<MatrixSpec>('f32', { when: (s) => s.initial }),
     state: readWrite<MatrixSpec>('f32', { when: (s) => s.final }),
-    out: write<MatrixSpec>('f16', { raw: (s) => halfRaw[s.storeOut], when: (s) => s.outputs }),
+    out: write<MatrixSpec>('float', { width: (s) => s.outWidth, when: (s) => s.outputs }),
   },
   uniforms: sweepUniforms,
   wgsl: matrixText,
@@ -61,7 +61,7 @@ export function runMatrix({ sweep, tiles, q, k, v, out, initial, transposed = fa
       loadQ: halfLoad(q),
       loadK: halfLoad(k),
       loadV: halfLoad(v),
-      storeOut: halfLoad(out),
+      outWidth: rowWidth(out),
       initial: initial !== undefined,
       final: state !== undefined,
       lengths: sweep.lengths !== undefined,

@@ -63,15 +63,13 @@ export const aliveFrom = `
       let alive = u32(min(27.0 / max(-rate, 1e-6), 1e9)) + 1u;
       at = max(first, end - min(end, alive));`;
 
-/** Zeros for the outputs of a segment's tokens behind the length of a batch entry; `store` writes four of them at `base` and `column`. */
-export function zeroTail(columns: number, lanes: number, store = 'vectorTo_out(base, column, vec4f());'): string {
+/** Zeros for the outputs of a segment's tokens behind the length of a batch entry. */
+export function zeroTail(columns: number, lanes: number): string {
   const groups = columns / 4;
   return `
       let tailFirst = max(length, firstToken);
       let tailEnd = min(firstToken + uniforms.segmentTokens, uniforms.tokens);
       for (var e = lane + tailFirst * ${groups}u; e < tailEnd * ${groups}u; e += ${lanes}u) {
-        let base = batch * uniforms.outBatch + (e / ${groups}u) * uniforms.outToken + head * uniforms.outHead;
-        let column = columns + (e % ${groups}u) * 4u;
-        ${store}
+        vectorTo_out(batch * uniforms.outBatch + (e / ${groups}u) * uniforms.outToken + head * uniforms.outHead, columns + (e % ${groups}u) * 4u, vec4f());
       }`;
 }

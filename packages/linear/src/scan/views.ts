@@ -5,15 +5,12 @@ export function rowWidth(x: Tensor | undefined): number {
   return fitsRows(x, 4) ? 4 : 1;
 }
 
-/** How a kernel on fragments moves f16 rows between global and workgroup memory: a pair a lane, or one element. */
-export type HalfLoad = 'half2' | 'half';
+/** Halves that a lane of a kernel on fragments loads at once from a row: 8, 4 or 1. */
+export type HalfLoad = 'half8' | 'half4' | 'half';
 
-/**
- * Pairs where offset, strides and row length are even. Not more at once: lanes that each put 16 bytes into f16 arrays element by
- * element hit the same banks four times over, and workgroup memory is what these kernels wait for.
- */
+/** The widest load that the offset, strides and row length of an f16 view allow. */
 export function halfLoad(x: Tensor | undefined): HalfLoad {
-  return fitsRows(x, 2) ? 'half2' : 'half';
+  return fitsRows(x, 8) ? 'half8' : fitsRows(x, 4) ? 'half4' : 'half';
 }
 
 function fitsRows(x: Tensor | undefined, size: number): boolean {
