@@ -30,7 +30,7 @@ test.each([
   ['training', 'batch', 0, 'a.json: training.batch is 0: Too small: expected number to be >=1'],
   ['training', 'steps', undefined, 'a.json: training.steps is missing: Invalid input: expected number, received undefined'],
   ['training', 'precision', 'bf16', 'a.json: training.precision is "bf16": Invalid option: expected one of "f16"|"f32"'],
-  ['training', 'warmup', 3000, 'a.json: training.warmup: 3000 steps of warm-up leave none of 3000 steps'],
+  ['training', 'warmup', 2000, 'a.json: training.warmup: 2000 steps of warm-up leave none of 2000 steps'],
   [
     'model',
     'mixer',

@@ -1,0 +1,123 @@
+import fc from 'fast-check';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type Device, openDevice, RandomStream, type Tensor, tensor } from '@heed/core';
+import { vjp } from '@heed/core/~internal';
+import { f64 } from '@heed/core/testing';
+import type { F64Array } from '@heed/core/testing';
+import { fna, fnaWithLse, NeighborhoodState, planFna } from '../src/fna/index.js';
+import { referenceFna, referenceFnaGradients } from '../src/fna/reference.js';
+
+function asF64(values: Float32Array, shape: readonly number[]): F64Array {
+  const out = f64([...shape]);
+  out.values.set(values);
+  return out;
+}
+
+const near = (got: ArrayLike<number>, expected: ArrayLike<number>, bound: number): void => {
+  for (let i = 0; i < expected.length; i++)
+    expect(Math.abs((got[i] ?? Number.NaN) - (expected[i] ?? 0))).toBeLessThan(bound * (1 + Math.abs(expected[i] ?? 0)));
+};
+
+describe.each(['baseline', 'subgroups'] as const)('fna on %s', (tier) => {
+  let device: Device;
+  beforeAll(async () => {
+    device = await openDevice({ tier });
+  });
+  afterAll(async () => {
+    expect(device.memory().tensors).toBe(0);
+    await device.close();
+  });
+
+  test('grids of any rank, windows odd and even, dilation and causal axes agree with the loops, gradients too', async () => {
+    const cases = [
+      { grid: [23], window: [4], dilation: [2], causal: [false], heads: 2, kvHeads: 1 },
+      { grid: [11, 9], window: [4, 3], dilation: [1, 2], causal: [true, false], heads: 2, kvHeads: 2 },
+      { grid: [5, 4, 6], window: [3, 2, 3], dilation: [1, 2, 1], causal: [false, false, true], heads: 1, kvHeads: 1 },
+    ];
+    for (const { grid, window, dilation, causal, heads, kvHeads } of cases) {
+      const random = new RandomStream(grid.length);
+      const tokens = grid.reduce((a, b) => a * b, 1);
+      const shapes = [
+        [1, ...grid, heads, 8],
+        [1, ...grid, kvHeads, 8],
+        [1, ...grid, kvHeads, 4],
+        [1, ...grid, heads, 4],
+      ];
+      const [Q, K, V, G] = shapes.map((shape) => random.normal(shape.reduce((a, b) => a * b, 1))) as [
+        Float32Array,
+        Float32Array,
+        Float32Array,
+        Float32Array,
+      ];
+      const [q, k, v, g] = [Q, K, V, G].map((x, i) => tensor(device, x, shapes[i] ?? [])) as [Tensor, Tensor, Tensor, Tensor];
+      const arrays = [Q, K, V].map((x, i) => asF64(x, shapes[i] ?? [])) as [F64Array, F64Array, F64Array];
+      const { outputs, grads } = vjp(() => fna(q, k, v, { window, dilation, causal }), [q, k, v], [g]);
+      near(await (outputs[0] as Tensor).read(), referenceFna(...arrays, { window, dilation, causal }).out.values, 2e-5);
+      const expected = referenceFnaGradients(...arrays, { out: asF64(G, shapes[3] ?? []) }, { window, dilation, causal });
+      near(await (grads[0] as Tensor).read(), expected.q.values, 1e-4);
+      near(await (grads[1] as Tensor).read(), expected.k.values, 1e-4);
+      near(await (grads[2] as Tensor).read(), expected.v.values, 1e-4);
+      expect(tokens).toBeGreaterThan(0);
+      for (const t of [q, k, v, g, ...outputs, ...grads]) t.dispose();
+    }
+  }, 120_000);
+
+  test('a window as large as the grid equals dense attention, and needs no order', async () => {
+    const plan = planFna({ grid: [4, 6], window: [4, 6], dilation: [1, 1], causal: [false, false], additional: 0 });
+    expect([plan.mask, plan.grid.order]).toEqual([undefined, undefined]);
+    const values = new RandomStream(2).normal(24 * 8);
+    using x = tensor(device, values, [1, 4, 6, 1, 8]);
+    const { out, lse } = fnaWithLse(x, x, x, { window: [4, 6] });
+    const array = asF64(values, [1, 4, 6, 1, 8]);
+    const expected = referenceFna(array, array, array, { window: [4, 6] });
+    near(await out.read(), expected.out.values, 2e-5);
+    near(await lse.read(), expected.lse.values, 2e-5);
+    out.dispose();
+    lse.dispose();
+  });
+
+  test('the stream gives what the causal form gives for every split, and keeps its size', async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(fc.integer({ min: 1, max: 9 }), { minLength: 2, maxLength: 6 }),
+        fc.constantFrom([5, 1], [3, 2], [1, 1]),
+        async (pieces, [window = 1, dilation = 1]) => {
+          const n = Math.max(
+            window * dilation,
+            pieces.reduce((a, b) => a + b, 0),
+          );
+          const values = new RandomStream(n).normal(n * 16);
+          using x = tensor(device, values, [1, n, 2, 8]);
+          using whole = fna(x, x, x, { window, dilation, causal: true });
+          const expected = await whole.read();
+          const state = new NeighborhoodState(device, { batch: 1, kvHeads: 2, headDim: 8, window, dilation, dtype: 'f32' });
+          const bytes = state.bytes();
+          let at = 0;
+          for (const piece of [...pieces, n]) {
+            const count = Math.min(piece, n - at);
+            if (count === 0) continue;
+            using part = x.view({ shape: [1, count, 2, 8], offset: at * 16 });
+            using out = state.attend(part, part, part);
+            near(await out.read(), expected.subarray(at * 16, (at + count) * 16), 2e-5);
+            at += count;
+          }
+          expect([state.tokens, state.bytes()]).toEqual([n, bytes]);
+          state.dispose();
+        },
+      ),
+      { numRuns: 6, seed: 4 },
+    );
+  }, 120_000);
+
+  test('what does not fit is refused with what was given and what to do', () => {
+    using x = tensor(device, new Float32Array(5 * 9 * 8), [1, 5, 9, 1, 8]);
+    expect(() => fna(x, x, x, { window: [7, 7] })).toThrow(
+      'fna: window [7, 7] is larger than the token grid [5, 9]; choose a window no larger than the grid on each axis',
+    );
+    expect(() => fna(x, x, x, { window: 3, dilation: [2, 1] })).toThrow(/window x dilation no larger than the grid/);
+    using bias = tensor(device, new Float32Array(25), [1, 5, 5]);
+    expect(() => fna(x, x, x, { window: 3, causal: true, bias })).toThrow(/not defined on a causal axis/);
+    using flat = tensor(device, new Float32Array(8), [1, 8]);
+    expect(() => fna(flat, flat, flat, { window: 1 })).toThrow(/\[batch, \.\.\.grid, heads, headDim\]/);
+  });
+});
