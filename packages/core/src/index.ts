@@ -28,3 +28,14 @@ export {
 export * from './ops/index.js';
 export * from './seams/index.js';
 export { createKvCache, f16Codec, f32Codec, type PagedKvCache, rowCodes, type RowCodesOptions } from './cache/index.js';
+export {
+  attention,
+  attentionColumnSums,
+  type AttentionOptions,
+  type AttentionResult,
+  attentionWithLse,
+  type BlockSelection,
+  mergeAttention,
+  type ScoreMod,
+  scoreMod,
+} from './attention/index.js';

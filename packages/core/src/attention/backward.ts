@@ -48,7 +48,12 @@ interface Prepared {
 }
 
 /** Gradients of an attention call. Deterministic: every sum has a fixed order. */
-export function runBackward(call: AttentionCall, inputs: BackwardInputs, wanted: Wanted): AttentionGradients {
+export function runBackward(
+  call: AttentionCall,
+  inputs: BackwardInputs,
+  wanted: Wanted,
+  plan: AttentionPlan = planCall(call),
+): AttentionGradients {
   const { device, sizes } = call;
   const { out, lse } = inputs;
   const dOut = inputs.dOut ? asContiguous(inputs.dOut) : undefined;
@@ -56,7 +61,6 @@ export function runBackward(call: AttentionCall, inputs: BackwardInputs, wanted:
   const stats = empty(device, [lse.size + 1, 2], 'f32', 'attention statistics');
   runStats(device, { out, lse, dOut, dLse, stats });
   const prepared = { inputs, dOut: dOut ?? zeros(device, out.shape, { dtype: out.dtype }), stats };
-  const plan = planCall(call);
   if (plan.dq.fragments) runUnit(device, prepared.dOut, stats, lse.size);
   const arrays: (Tensor | null)[] = call.arrays.map(() => null);
   const indexOf = (name: string): number => call.arrays.findIndex((array) => array.name === name);

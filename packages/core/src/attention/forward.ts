@@ -27,10 +27,13 @@ export function queryTiles({ sizes, selection }: AttentionCall, rows: number, gr
 }
 
 /** Output and natural logsumexp of an attention call; what else it makes is freed by the scope around it. */
-export function runForward(call: AttentionCall, tensors: CallTensors): AttentionResult {
+export function runForward(
+  call: AttentionCall,
+  tensors: CallTensors,
+  plan: AttentionPlan['forward'] = planCall(call).forward,
+): AttentionResult {
   const { sizes, device } = call;
   const { batch, queries, heads, kvHeads, valueDim } = sizes;
-  const { forward: plan } = planCall(call);
   if (plan.fragments) return runOnFragments(call, tensors, plan.fragments);
   const { tile, splits } = plan;
   const out = empty(device, [batch, queries, heads, valueDim], tensors.q.dtype);

@@ -1,0 +1,168 @@
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { type Capabilities, type Device, openDevice, scope, zeros } from '../src/index.js';
+import { attentionColumnSums, attentionWithLse, document, mergeAttention, planAttention, scoreMod } from '../src/attention/index.js';
+import { tileBytes } from '../src/attention/kernels/tile.js';
+import { capture as captureOf, vjp, workgroupBytes } from '../src/internal.js';
+
+const capture = captureOf('table', 'f32', { differentiable: true });
+const baseline: Capabilities = {
+  tier: 'baseline',
+  f16: false,
+  subgroups: false,
+  subgroupMinSize: 1,
+  subgroupMaxSize: 1,
+  subgroupSizeControl: false,
+  matrix: 'none',
+  matrixConfigs: [],
+  timestamps: false,
+  limits: {
+    maxBufferSize: 2 ** 28,
+    maxStorageBufferBindingSize: 2 ** 27,
+    maxComputeWorkgroupStorageSize: 16384,
+    maxComputeInvocationsPerWorkgroup: 256,
+    maxComputeWorkgroupSizeX: 256,
+    maxComputeWorkgroupsPerDimension: 65535,
+    maxStorageBuffersPerShaderStage: 8,
+    minUniformBufferOffsetAlignment: 256,
+  },
+};
+const h100: Capabilities = {
+  ...baseline,
+  tier: 'matrix',
+  f16: true,
+  subgroups: true,
+  subgroupMinSize: 32,
+  subgroupMaxSize: 32,
+  matrix: 'hardware',
+  matrixConfigs: [{ component: 'f16', result: 'f32', M: 16, N: 8, K: 16 }],
+  limits: { ...baseline.limits, maxComputeWorkgroupStorageSize: 49152, maxComputeInvocationsPerWorkgroup: 1024 },
+};
+const shape = { batch: 1, queries: 4096, keys: 4096, heads: 16, kvHeads: 16, headDim: 64, valueDim: 64 };
+
+test('every head dimension up to 256 has tiles within the guaranteed limits, on hardware and on software devices', () => {
+  fc.assert(
+    fc.property(
+      fc.integer({ min: 1, max: 256 }),
+      fc.integer({ min: 1, max: 256 }),
+      fc.constantFrom(1, 3, 16, 17, 33, 5000),
+      fc.boolean(),
+      (headDim, valueDim, queries, software) => {
+        const plan = planAttention({ ...shape, headDim, valueDim, queries }, baseline, { software });
+        const widest = Math.max(headDim, valueDim);
+        const bytes = [
+          tileBytes(plan.forward.tile, { contract: headDim, accumulate: valueDim }),
+          tileBytes(plan.dq.tile, { contract: widest, accumulate: headDim }),
+          tileBytes(plan.dkv.tile, { contract: widest, accumulate: widest }),
+        ];
+        for (const { tile } of [plan.forward, plan.dq, plan.dkv]) {
+          expect(tile.lanesX * tile.lanesY).toBeLessThanOrEqual(256);
+          expect(tile.rows % tile.lanesY).toBe(0);
+          expect(tile.columns % (tile.lanesX * tile.width)).toBe(0);
+          expect(tile.columns % tile.slab).toBe(0);
+          expect((tile.rows / tile.lanesY) * (tile.columns / tile.lanesX)).toBeLessThanOrEqual(32);
+        }
+        expect(Math.max(...bytes)).toBeLessThanOrEqual(16384);
+      },
+    ),
+    { seed: 1 },
+  );
+});
+
+test('few rows of a group are packed and split over the keys; prefill is not', () => {
+  const decode = planAttention({ ...shape, queries: 1, heads: 32, kvHeads: 8, keys: 32768 }, h100).forward;
+  expect(decode).toMatchObject({ packed: true, splits: 64, fragments: undefined });
+  expect(decode.tile.rows).toBe(4);
+  expect(planAttention(shape, h100).forward).toMatchObject({ packed: false, splits: 1 });
+  expect(planAttention({ ...shape, queries: 1, keys: 100 }, h100).forward.splits).toBe(1);
+});
+
+test('heads with lists of their own are not packed', () => {
+  expect(planAttention({ ...shape, queries: 1, kvHeads: 4, sharedList: false }, h100).forward.packed).toBe(false);
+});
+
+test('f16 operands take fragments where the device has them, up to head dimension 128', () => {
+  const fragments = planAttention({ ...shape, halves: true }, h100).forward.fragments;
+  expect(fragments).toEqual({ subgroups: 4, rows: 64, columns: 64, fragmentColumns: 8 });
+  expect(planAttention(shape, h100).forward.fragments).toBeUndefined();
+  expect(planAttention({ ...shape, halves: true }, baseline).forward.fragments).toBeUndefined();
+  expect(planAttention({ ...shape, halves: true, headDim: 160 }, h100).forward.fragments).toBeUndefined();
+});
+
+test('a score function keeps the backward on register tiles', () => {
+  const plan = planAttention({ ...shape, halves: true, scoreFunction: true }, h100);
+  expect(plan.forward.fragments).toBeDefined();
+  expect(plan.dq.fragments).toBeUndefined();
+});
+
+test('few key tiles under many queries are cut into parts', () => {
+  expect(planAttention({ ...shape, heads: 1, kvHeads: 1, keys: 64, queries: 65536 }, h100).dkv.splits).toBe(32);
+  expect(planAttention(shape, h100).dkv.splits).toBe(1);
+});
+
+function compileAll(device: Device): void {
+  const ids = Int32Array.from({ length: 70 }, (_, i) => i >> 4);
+  const blocks = zeros(device, [1, 2, 5, 3], { dtype: 'u32' });
+  const bits = zeros(device, [1, 1, 5, 1], { dtype: 'u32' });
+  const bias = zeros(device, [2, 70]).view({ shape: [1, 2, 70], strides: [140, 70, 1] });
+  const sinks = zeros(device, [2]);
+  const lengths = zeros(device, [1], { dtype: 'i32' });
+  for (const dtype of ['f32', 'f16'] as const) {
+    for (const [headDim, valueDim] of [
+      [64, 64],
+      [40, 80],
+      [128, 128],
+      [7, 5],
+      [256, 256],
+    ] as const) {
+      const q = zeros(device, [1, 70, 2, headDim], { dtype });
+      const k = zeros(device, [1, 70, 1, headDim], { dtype });
+      const v = zeros(device, [1, 70, 1, valueDim], { dtype });
+      const table = zeros(device, [139]);
+      const options = [
+        { causal: true },
+        { mask: document(ids), sinks, keyBias: bias, lengths },
+        { selection: { blockQueries: 16, blockKeys: 16, ids: blocks }, softcap: 3, queryOffset: lengths },
+        { selection: { blockQueries: 16, blockKeys: 16, bits }, causal: true },
+        { scoreMod: scoreMod((s, { q: row, kv }) => s.add(capture.at(kv.sub(row).add(69))), { captures: { table } }) },
+      ];
+      for (const option of headDim === 64 ? options : options.slice(0, 2)) {
+        const inputs = [q, k, v, ...('keyBias' in option ? [bias, sinks] : []), ...('scoreMod' in option ? [table] : [])];
+        const dOut = zeros(device, [1, 70, 2, valueDim], { dtype });
+        const { outputs } = vjp(
+          () => {
+            const { out, lse } = attentionWithLse(q, k, v, option);
+            return [out, lse];
+          },
+          inputs,
+          [dOut, null],
+        );
+        attentionColumnSums(q, k, outputs[1]!, option);
+      }
+      const one = q.view({ shape: [1, 1, 2, headDim], strides: q.strides });
+      const { out, lse } = attentionWithLse(one, k, v);
+      mergeAttention([
+        { out, lse },
+        { out, lse },
+      ]);
+    }
+  }
+}
+
+test.each(['baseline', 'subgroups', 'matrix'] as const)(
+  'every variant compiles on tier %s for real hardware, within its workgroup memory',
+  async (tier) => {
+    const device = await openDevice({ nullBackend: true, tier });
+    scope(() => compileAll(device));
+    await device.idle();
+    const attention = [...device.pipelines.values()].filter((p) => p.name.startsWith('attention'));
+    expect(new Set(attention.map((p) => p.name)).size).toBeGreaterThanOrEqual(11);
+    for (const { wgsl } of attention) expect(workgroupBytes(wgsl)).toBeLessThanOrEqual(device.limits.maxComputeWorkgroupStorageSize);
+    if (tier === 'matrix')
+      expect(attention.filter((p) => p.tier === 'matrix').map((p) => p.name)).toEqual(
+        expect.arrayContaining(['attention-forward', 'attention-dq', 'attention-dkv']),
+      );
+    expect(device.memory().tensors).toBe(0);
+    await device.close();
+  },
+);
