@@ -1,6 +1,7 @@
 import { attentionWithLse } from '../attention/index.js';
 import type { FloatDType } from '../dtype.js';
 import type { AttendOptions } from '../seams/kv.js';
+import { asContiguous } from '../tensor/copy.js';
 import { empty } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { f16Codec } from './codec.js';
@@ -34,18 +35,18 @@ export function attendStored(
   const { kvHeads, headDim, valueDim } = sizes;
   const [batch = 0, queries = 0, heads = 0] = q.shape;
   // most rows that the queries see in a group
-  const { window } = options;
+  const { window, pages } = options;
   const visible = groups.map((group) => {
     const { view } = group;
-    const stored = Math.min(state.seen, view.rows);
+    const stored = pages ? pages.dim(2) * view.pageTokens : Math.min(state.seen, view.rows);
     return (
       (dropped(group, state) ? (group.stages.rows?.extraRows ?? 0) : 0) +
-      (window === undefined ? stored : Math.min(stored, window + queries + (options.sinkTokens ?? 0)))
+      (window === undefined || pages ? stored : Math.min(stored, window + queries + (options.sinkTokens ?? 0)))
     );
   });
   const shape = { batch, queries, group: heads / kvHeads, kvHeads, keys: Math.max(...visible), headDim, software: device.isSoftware };
   const plan = planAttend(shape);
-  if (plan.dense && !state.uneven) return attendDense(groups, sizes, state.seen, q, options);
+  if (plan.dense && !state.uneven && !pages) return attendDense(groups, sizes, state.seen, q, options);
   const out = empty(device, [batch, queries, heads, valueDim], q.dtype);
   const lse = empty(device, [batch, queries, heads]);
   if (out.size === 0) return [out, lse];
@@ -63,6 +64,7 @@ export function attendStored(
       sinkTokens: options.sinkTokens ?? 0,
       scale: options.scale ?? 1 / Math.sqrt(headDim),
       softcap: options.softcap,
+      pages: pages && asContiguous(pages, 1),
     }),
   );
   mergeInto(device, parts, plan.splits, out, lse);

@@ -117,6 +117,12 @@ export class PagedKvCache implements KvCache {
         'SHAPE_MISMATCH',
         `kvCache.attend: q has ${heads} heads, the cache ${kvHeads}; the query heads must be a multiple`,
       );
+    const { pages } = options;
+    if (pages && (pages.dtype !== 'u32' || pages.rank !== 3 || pages.dim(0) !== this.used || pages.dim(1) !== kvHeads))
+      throw new HeedError(
+        'SHAPE_MISMATCH',
+        `kvCache.attend: pages is ${pages.describe()}; it must be [${this.used}, ${kvHeads}, n] u32, page numbers`,
+      );
     if (n > this.seen)
       throw new HeedError(
         'SHAPE_MISMATCH',

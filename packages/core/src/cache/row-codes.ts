@@ -46,13 +46,13 @@ export function rowCodes({ bits, group = 32 }: RowCodesOptions): KvCodec {
       let end = min(begin + ${group}u, ${dim}u);
       var low = ${value}(begin);
       var high = low;
-      for (var i = begin + 1u; i < end; i++) { let x = ${value}(i); low = min(low, x); high = max(high, x); }
+      for (var i = begin + 1u; i < hidden(end); i++) { let x = ${value}(i); low = min(low, x); high = max(high, x); }
       let scale = (high - low) / ${most}.0;
       let inverse = select(0.0, 1.0 / max(scale, 1e-37), scale > 0.0);
       let first = row + unit * ${words + 1}u;
-      for (var w = 0u; w < ${words}u; w++) {
+      for (var w = 0u; w < hidden(${words}u); w++) {
         var word = 0u;
-        for (var c = 0u; c < ${perWord}u; c++) {
+        for (var c = 0u; c < hidden(${perWord}u); c++) {
           let i = begin + w * ${perWord}u + c;
           if (i < end) { word |= u32(clamp(round((${value}(i) - low) * inverse), 0.0, ${most}.0)) << (c * ${bits}u); }
         }

@@ -1,4 +1,4 @@
-export type { AttentionFn, AttentionWithLseFn } from './attention-function.js';
+export type { AttentionFn, AttentionWithLseFn, ModelSurgery } from './attention-function.js';
 export { Carry, carrySlot, type CarrySlot } from './carry.js';
 export type { AppendContext, AttendOptions, KvCache, KvCacheOptions } from './kv.js';
 export { itemBytes, type KvCodec, rowBytes } from './kv-codec.js';

@@ -19,7 +19,8 @@ export interface KvCodec {
   load(dim: number, stored: string): string;
   /**
    * Body of `fn(row: u32, unit: u32)`: encodes elements unit * this.unit and on. Elements are read as `value(i)` (0 beyond `dim`),
-   * items written as `put(i, item)`; every item of the row is put by exactly one unit.
+   * items written as `put(i, item)`; every item of the row is put by exactly one unit. Bounds of loops go through `hidden(n)`, which is
+   * n in a way that compilers cannot unroll: software drivers take minutes over long text.
    */
   encode(dim: number, value: string, put: string): string;
 }

@@ -15,6 +15,11 @@ export interface AttendOptions {
   sinkTokens?: number;
   /** c in c tanh(s / c) on the scaled score. Default: none. */
   softcap?: number;
+  /**
+   * Which pages are read (top-k of pages, made on the device): u32 [batch, kvHeads, n], page p holds stored rows p pageTokens and on;
+   * 0xffffffff is unused, and each page is named once. Default: all. What a group has dropped stays dropped, extra rows stay seen.
+   */
+  pages?: Tensor;
 }
 
 /** What comes along with appended rows, for stages that need it. */

@@ -20,6 +20,8 @@ const uniforms = {
   tokens: 'u32',
   /** Tokens of the call that earlier pieces stored. */
   offset: 'u32',
+  /** 1, unknown to compilers. */
+  one: 'u32',
   kBatch: 'u32',
   kToken: 'u32',
   kHead: 'u32',
@@ -68,6 +70,7 @@ function kernelFor(keys: KvCodec, values: KvCodec): AppendKernel {
         return `
         var<private> source: u32;
         ${placeFunctions}
+        fn hidden(n: u32) -> u32 { return n * uniforms.one; }
         ${encoder('k', 'keys', keys, headDim)}
         ${encoder('v', 'values', values, valueDim)}
         @compute @workgroup_size(64)
@@ -115,6 +118,7 @@ export function appendRows(device: Device, view: KvGroupView, k: Tensor, v: Tens
       items,
       tokens,
       offset,
+      one: 1,
       kBatch: k.strides[0] ?? 0,
       kToken: k.strides[1] ?? 0,
       kHead: k.strides[2] ?? 0,

@@ -1,5 +1,5 @@
 // Attention of a few query rows over stored rows: one part of the rows of one KV head a workgroup, the query heads of its group together.
-// tile    R rows (query, head of the group) x 64 keys; a lane owns a key for scores, a quad of values for the sum
+// tile    R rows (query, head of the group) x 64 keys; a lane owns a key for scores, a quad of the values of some rows for the sum
 // bytes   reads each stored row once a tile of rows, writes R x (valueDim + 4) x 4 a part
 // limits  head dimensions up to 256; no inf or NaN is formed: a hidden score is NEG and its weight 0
 // source  flash-decoding (Dao et al. 2023): parts over keys, merged by their maxima and sums; online softmax (Milakov, Gimelshein 2018)
@@ -13,7 +13,7 @@ import { extraRowFloats, type KvGroup, layoutOf } from '../group.js';
 import { forCodecs, layoutUniforms, loaderText, placeFunctions } from './rows.js';
 
 /** A loop bound that compilers cannot count with: software drivers unroll what they can, and then compile for minutes. */
-const bound = (n: number): string => `min(${n}u, ${n - 1}u + uniforms.total)`;
+const bound = (n: number): string => `(${n}u * uniforms.one)`;
 
 /** Position of rows that are no tokens. */
 const hiddenQuery = -1073741824;
@@ -31,6 +31,8 @@ export type AttendSpec = {
   /** Further rows with a bias. */
   extra: boolean;
   softcap: boolean;
+  /** Only chosen pages are read. */
+  chosen: boolean;
 };
 
 const uniforms = {
@@ -54,8 +56,11 @@ const uniforms = {
   sinkTokens: 'u32',
   scale: 'f32',
   softcap: 'f32',
-  /** Quads of a key: a loop bound that the compiler does not know, else software drivers unroll it. */
+  /** Entries of a head's list of chosen pages. */
+  chosenPages: 'u32',
   keyQuads: 'u32',
+  /** 1, unknown to compilers. */
+  one: 'u32',
 } as const;
 
 const bindingsFor = (keyItem: string, valueItem: string) => ({
@@ -65,28 +70,47 @@ const bindingsFor = (keyItem: string, valueItem: string) => ({
   index: read<AttendSpec>('u32'),
   counts: read<AttendSpec>('i32'),
   extra: read<AttendSpec>('f32', { width: 4, when: ({ extra }) => extra }),
+  chosen: read<AttendSpec>('u32', { when: ({ chosen }) => chosen }),
   parts: write<AttendSpec>('f32', { width: 4 }),
 });
 
 type AttendKernel = Kernel<AttendSpec, ReturnType<typeof bindingsFor>, typeof uniforms>;
 
-function text(keys: KvCodec, values: KvCodec, { headDim, valueDim, rows, extra, softcap }: AttendSpec): string {
-  const keyQuads = Math.ceil(headDim / 4);
+/** Who sums what: a lane owns a quad of the values of some rows, over all keys of a tile or over a slice of them. */
+interface Shares {
+  valueQuads: number;
+  /** Lanes side by side on one quad. */
+  lanesAQuad: number;
+  /** Rows a lane sums. */
+  rowsALane: number;
+  /** Slices of the keys that lanes share a row by. */
+  slices: number;
+}
+
+function sharesOf(rows: number, valueDim: number): Shares {
   const valueQuads = Math.ceil(valueDim / 4);
-  const keyGroups = Math.floor(tileKeys / valueQuads);
-  // accumulators are summed over key groups through the query rows' memory, as many rows at a time as it holds
-  const memory = Math.max(rows * keyQuads, tileKeys);
-  const together = Math.min(rows, Math.floor(memory / tileKeys));
+  const lanesAQuad = Math.floor(tileKeys / valueQuads);
+  return { valueQuads, lanesAQuad, rowsALane: Math.ceil(rows / lanesAQuad), slices: Math.max(1, Math.floor(lanesAQuad / rows)) };
+}
+
+function text(keys: KvCodec, values: KvCodec, { headDim, valueDim, rows, extra, softcap, chosen }: AttendSpec): string {
+  const keyQuads = Math.ceil(headDim / 4);
+  const { valueQuads, lanesAQuad, rowsALane, slices } = sharesOf(rows, valueDim);
   const extraRow = extraRowFloats(headDim, valueDim) / 4;
-  // one variable a row: arrays that are indexed in loops fall out of registers
-  const own = (name: string, r: number): string => `${name}${r}`;
-  const declare = (name: string, type: string): string => unroll(rows, (r) => `var ${own(name, r)}: ${type};`, ' ');
-  const each = (line: (r: number) => string, from = 0, to = rows): string => unroll(to - from, (i) => `{ ${line(from + i)} }`);
+  const few = Math.max(4, rows);
+  // named variables: arrays that are indexed in loops fall out of registers
+  const each = (line: (r: number) => string): string => unroll(rows, (r) => `{ ${line(r)} }`);
+  const eachOwn = (line: (c: number) => string): string => unroll(rowsALane, (c) => `{ ${line(c)} }`);
+  const ownRow = (c: number): string => (slices > 1 ? `mine % ${rows}u` : `mine + ${c * lanesAQuad}u`);
   return `
-    var<workgroup> queries: array<vec4f, ${memory}>;
+    var<workgroup> queries: array<vec4f, ${Math.max(rows * keyQuads, tileKeys)}>;
     var<workgroup> weights: array<f32, ${rows * tileKeys}>;
     var<workgroup> tops: array<f32, ${rows * 8}>;
     var<workgroup> places: array<u32, ${tileKeys}>;
+    // of each row: its query's position, the maximum so far, how much that shrank what was summed, the sum of weights
+    var<workgroup> positions: array<i32, ${few}>;
+    var<workgroup> maxima: array<f32, ${few}>;
+    var<workgroup> shrinks: array<f32, ${few}>;
     ${placeFunctions}
     ${loaderText('key', 'keys', keys, headDim)}
     ${loaderText('value', 'values', values, valueDim)}
@@ -114,19 +138,19 @@ function text(keys: KvCodec, values: KvCodec, { headDim, valueDim, rows, extra, 
       let first = i32(seen) - i32(valid);
       let rowCount = uniforms.queries * uniforms.group;
       let firstRow = tile * ${rows}u;
-      // position of each row's query; ${hiddenQuery} for rows that are no tokens: they see nothing
-      ${declare('at', 'i32')}
-      ${each(
-        (r) => `let token = (firstRow + ${r}u) / uniforms.group;
-        ${own('at', r)} = select(${hiddenQuery}, first + i32(token), firstRow + ${r}u < rowCount && token < valid);`,
-      )}
+      if (lane < ${rows}u) {
+        let token = (firstRow + lane) / uniforms.group;
+        positions[lane] = select(${hiddenQuery}, first + i32(token), firstRow + lane < rowCount && token < valid);
+        maxima[lane] = NEG;
+      }
       for (var n = lane; n < ${rows}u * uniforms.keyQuads; n += ${tileKeys}u) {
         let row = firstRow + n / uniforms.keyQuads;
         let d = n % uniforms.keyQuads * 4u;
         var x = vec4f();
         if (row < rowCount) {
           let source = b * uniforms.qBatch + row / uniforms.group * uniforms.qToken + (head * uniforms.group + row % uniforms.group) * uniforms.qHead + d;
-          for (var e = 0u; e < min(${headDim}u - d, 4u); e++) { x[e] = load_q(source + e); }
+          x.x = load_q(source);
+          ${[1, 2, 3].map((e) => (e < headDim ? `if (d + ${e}u < ${headDim}u) { x.${'xyzw'[e]} = load_q(source + ${e}u); }` : '')).join(' ')}
         }
         queries[n] = x * uniforms.scale;
       }
@@ -138,21 +162,24 @@ function text(keys: KvCodec, values: KvCodec, { headDim, valueDim, rows, extra, 
       if (wrapped) { low = 0u; high = length; }
       low = min(max(low, min(uniforms.sinkTokens, high)), high);
       let lead = min(uniforms.sinkTokens, low);
-      let count = uniforms.extraRows + lead + high - low;
+      let count = uniforms.extraRows + ${chosen ? 'uniforms.chosenPages * uniforms.pageTokens' : 'lead + high - low'};
       let begin = split * uniforms.splitKeys;
       let end = min(begin + uniforms.splitKeys, count);
+      // what this lane sums: a quad of rows mine, mine + ${lanesAQuad}, ..
       let quad = lane % ${valueQuads}u;
-      let keyGroup = lane / ${valueQuads}u;
-      ${declare('m', 'f32')} ${declare('l', 'f32')} ${declare('acc', 'vec4f')} ${declare('s', 'f32')}
-      ${each((r) => `${own('m', r)} = NEG;`)}
+      let mine = lane / ${valueQuads}u;
+      let sums = mine < ${slices > 1 ? slices * rows : Math.min(rows, lanesAQuad)}u;
+      let slice = ${slices > 1 ? `mine / ${rows}u` : '0u'};
+      ${unroll(rowsALane, (c) => `var acc${c} = vec4f(); var l${c} = 0.0;`)}
       for (var start = begin; start < end; start += ${tileKeys}u) {
         workgroupBarrier();
         let n = start + lane;
-        ${each((r) => `${own('s', r)} = 0.0;`)}
-        var place = 0u;
+        ${unroll(rows, (r) => `var s${r} = 0.0;`, ' ')}
         var bias = 0.0;
         var position = -1;
+        var present = n < end;
         if (n < end) {
+          var place = 0u;
           ${
             extra
               ? `if (n < uniforms.extraRows) {
@@ -163,24 +190,29 @@ function text(keys: KvCodec, values: KvCodec, { headDim, valueDim, rows, extra, 
               : '{'
           }
             let behind = n - uniforms.extraRows;
-            let row = select(low + behind - lead, behind, behind < lead);
-            place = placeOf(b, i, row);
+            ${
+              chosen
+                ? `let page = load_chosen((b * uniforms.kvHeads + head) * uniforms.chosenPages + behind / uniforms.pageTokens);
+            let row = min(page, uniforms.pages) * uniforms.pageTokens + behind % uniforms.pageTokens;
+            present = row < length;`
+                : 'let row = select(low + behind - lead, behind, behind < lead);'
+            }
+            place = ${chosen ? 'placeOf(b, i, select(0u, row, present))' : 'placeOf(b, i, row)'};
             position = positionOf(row, seen);
           }
           places[lane] = place;
           for (var d = 0u; d < uniforms.keyQuads; d++) {
             let k = ${extra ? 'select_key(place, d)' : 'keyQuad(place * uniforms.keyRow, d)'};
-            ${each((r) => `${own('s', r)} += dot(queries[${r}u * uniforms.keyQuads + d], k);`)}
+            ${unroll(rows, (r) => `s${r} += dot(queries[${r}u * uniforms.keyQuads + d], k);`)}
           }
         }
-        let usable = n < end && bias > 0.5 * NEG;
+        let usable = present && bias > 0.5 * NEG;
         ${each(
-          (r) => `let at = ${own('at', r)};
+          (r) => `let at = positions[${r}];
           let sees = usable && at != ${hiddenQuery} && position <= at + uniforms.right
             && (position < 0 || position >= at - uniforms.left || u32(position) < uniforms.sinkTokens);
-          let score = (${softcap ? `uniforms.softcap * tanh(${own('s', r)} / uniforms.softcap)` : own('s', r)} + bias) * 1.4426950408889634;
-          ${own('s', r)} = select(NEG, score, sees);
-          weights[${r}u * ${tileKeys}u + lane] = ${own('s', r)};`,
+          let score = (${softcap ? `uniforms.softcap * tanh(s${r} / uniforms.softcap)` : `s${r}`} + bias) * 1.4426950408889634;
+          weights[${r * tileKeys}u + lane] = select(NEG, score, sees);`,
         )}
         workgroupBarrier();
         for (var n8 = lane; n8 < ${bound(rows * 8)}; n8 += ${tileKeys}u) {
@@ -189,58 +221,58 @@ function text(keys: KvCodec, values: KvCodec, { headDim, valueDim, rows, extra, 
           tops[n8] = top;
         }
         workgroupBarrier();
-        ${each(
-          (r) => `var top = ${own('m', r)};
-          for (var e = 0u; e < ${bound(8)}; e++) { top = max(top, tops[${r}u * 8u + e]); }
-          let shrink = exp2(${own('m', r)} - top);
-          let p = select(exp2(${own('s', r)} - top), 0.0, ${own('s', r)} <= 0.5 * NEG);
-          ${own('m', r)} = top;
-          ${own('l', r)} = ${own('l', r)} * shrink + p;
-          ${own('acc', r)} *= shrink;
-          weights[${r}u * ${tileKeys}u + lane] = p;`,
-        )}
+        if (lane < ${rows}u) {
+          let before = maxima[lane];
+          var top = before;
+          for (var e = 0u; e < ${bound(8)}; e++) { top = max(top, tops[lane * 8u + e]); }
+          shrinks[lane] = exp2(before - top);
+          maxima[lane] = top;
+        }
         workgroupBarrier();
-        if (keyGroup < ${keyGroups}u) {
+        ${rows === 1 ? '{ let r = 0u;' : `for (var r = 0u; r < ${bound(rows)}; r++) {`}
+          let score = weights[r * ${tileKeys}u + lane];
+          weights[r * ${tileKeys}u + lane] = select(exp2(score - maxima[r]), 0.0, score <= 0.5 * NEG);
+        }
+        workgroupBarrier();
+        if (sums) {
+          ${eachOwn((c) => `let shrink = shrinks[${boundedRow(ownRow(c), rows)}]; acc${c} *= shrink; l${c} *= shrink;`)}
           let keys = min(end - start, ${tileKeys}u);
-          for (var j = keyGroup; j < keys; j += ${keyGroups}u) {
+          for (var j = slice; j < keys; j += ${slices}u) {
             let x = ${extra ? 'select_value(places[j], quad)' : 'valueQuad(places[j] * uniforms.valueRow, quad)'};
-            ${each((r) => `${own('acc', r)} += weights[${r}u * ${tileKeys}u + j] * x;`)}
+            ${eachOwn((c) => `let w = weights[${boundedRow(ownRow(c), rows)} * ${tileKeys}u + j]; acc${c} += w * x; l${c} += w;`)}
           }
         }
       }
-      workgroupBarrier();
-      ${each((r) => `weights[${r}u * ${tileKeys}u + lane] = ${own('l', r)};`)}
-      ${writeParts()}
+      ${slices > 1 ? joinSlices(rows, valueQuads, slices) : 'workgroupBarrier();'}
+      ${eachOwn(
+        (c) => `let own = ${slices > 1 ? 'mine' : ownRow(c)};
+        let row = firstRow + own;
+        if (sums && own < ${rows}u && row < rowCount) {
+          let token = row / uniforms.group;
+          let part = ((b * uniforms.queries + token) * uniforms.heads + head * uniforms.group + row - token * uniforms.group) * uniforms.splits + split;
+          store_parts(part * ${valueQuads + 1}u + quad, acc${c});
+          if (quad == 0u) { store_parts(part * ${valueQuads + 1}u + ${valueQuads}u, vec4f(maxima[own], l${c}, 0.0, 0.0)); }
+        }`,
+      )}
     }`;
+}
 
-  /** Sums accumulators and weights over the lanes, and writes them. */
-  function writeParts(): string {
-    const part = (r: number, slot: string): string => `
-      let row = firstRow + ${r}u;
-      if (row < rowCount) {
-        let token = row / uniforms.group;
-        let part = ((b * uniforms.queries + token) * uniforms.heads + head * uniforms.group + row - token * uniforms.group) * uniforms.splits + split;
-        if (lane < ${valueQuads}u) {
-          var total = vec4f();
-          for (var g = 0u; g < ${bound(keyGroups)}; g++) { total += queries[${slot} + g * ${valueQuads}u + lane]; }
-          store_parts(part * ${valueQuads + 1}u + lane, total);
-        }
-        if (lane == ${tileKeys - 1}u) {
-          var sum = 0.0;
-          for (var e = 0u; e < ${bound(tileKeys)}; e++) { sum += weights[${r}u * ${tileKeys}u + e]; }
-          store_parts(part * ${valueQuads + 1}u + ${valueQuads}u, vec4f(${own('m', r)}, sum, 0.0, 0.0));
-        }
+/** A row inside the tile: lanes whose last row lies beyond it sum the last one for nothing. */
+function boundedRow(row: string, rows: number): string {
+  return rows === 1 ? '0u' : `min(${row}, ${rows - 1}u)`;
+}
+
+/** Sums what lanes of one row summed over their slices of the keys, in the order of slices. */
+function joinSlices(rows: number, valueQuads: number, slices: number): string {
+  const step = rows * valueQuads;
+  return `
+      workgroupBarrier();
+      queries[lane] = acc0;
+      weights[lane] = l0;
+      workgroupBarrier();
+      if (mine < ${rows}u) {
+        for (var other = 1u; other < ${bound(slices)}; other++) { acc0 += queries[other * ${step}u + lane]; l0 += weights[other * ${step}u + lane]; }
       }`;
-    return unroll(Math.ceil(rows / together), (c) => {
-      const begin = c * together;
-      const end = Math.min(rows, begin + together);
-      const slot = (r: number): string => `${(r - begin) * tileKeys}u`;
-      return `workgroupBarrier();
-        ${each((r) => `queries[${slot(r)} + lane] = ${own('acc', r)};`, begin, end)}
-        workgroupBarrier();
-        ${each((r) => part(r, slot(r)), begin, end)}`;
-    });
-  }
 }
 
 function extraLoaders(extraRow: number, keyQuads: number): string {
@@ -278,6 +310,8 @@ export interface AttendValues {
   sinkTokens: number;
   scale: number;
   softcap: number | undefined;
+  /** u32 [batch, kvHeads, n], contiguous. */
+  pages: Tensor | undefined;
 }
 
 /** Writes the parts of a group's heads: f32 [batch, queries, heads, splits, 4 (valueQuads + 1)], sum, then maximum (base 2) and total weight. */
@@ -294,8 +328,9 @@ export function attendGroup(device: Device, { view, extra, stages }: KvGroup, q:
       rows: values.rows,
       extra: bound !== undefined,
       softcap: values.softcap !== undefined,
+      chosen: values.pages !== undefined,
     },
-    tensors: { q, keys: view.keys, values: view.values, index: view.index, counts: view.counts, extra: bound, parts },
+    tensors: { q, keys: view.keys, values: view.values, index: view.index, counts: view.counts, extra: bound, chosen: values.pages, parts },
     uniforms: {
       ...layoutOf(view),
       total,
@@ -315,7 +350,9 @@ export function attendGroup(device: Device, { view, extra, stages }: KvGroup, q:
       sinkTokens: values.sinkTokens,
       scale: values.scale,
       softcap: values.softcap ?? 1,
+      chosenPages: values.pages?.dim(2) ?? 0,
       keyQuads: Math.ceil(view.headDim / 4),
+      one: 1,
     },
     grid: [total],
   });
