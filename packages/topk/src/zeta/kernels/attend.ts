@@ -60,6 +60,8 @@ const attendWindows = defineKernel({
     entries: 'u32',
     tokens: 'u32',
     causal: 'u32',
+    // window x tile, known, yet a run-time value: software drivers unroll what they can count
+    places: 'u32',
     ...valueStrides,
   },
   modules: (spec: AttendSpec) => [cauchyModule, valueModule('v', spec)],
@@ -74,7 +76,7 @@ function attendText(spec: AttendSpec): string {
   const firstOfSecond = Math.ceil(window / 2);
   return `
     const NONE = 0xffffffffu;
-    var<workgroup> found: array<vec2u, ${even(window * tile)}>;
+    var<workgroup> candidates: array<vec2u, ${even(window * tile)}>;
     var<workgroup> chosen: array<vec2u, ${even(kept * tile)}>;
     var<workgroup> counts: array<atomic<u32>, 16>;
     var<workgroup> means: array<f32, 16>;
@@ -99,14 +101,14 @@ function attendText(spec: AttendSpec): string {
             entry = vec2u(bitcast<u32>(squaredDistance(load_q(r * uniforms.queries + query), load_k(keys + token))), token);
           }
         }
-        found[item] = entry;
+        candidates[item] = entry;
       }
       workgroupBarrier();
       ${
         spec.curves === 2
           ? `for (var item = lane + ${firstOfSecond * tile}u; item < ${window * tile}u; item += ${lanes}u) {
         for (var other = item % ${tile}u; other < ${firstOfSecond * tile}u; other += ${tile}u) {
-          if (found[other].y == found[item].y) { found[item].x = NONE; }
+          if (candidates[other].y == candidates[item].y) { candidates[item].x = NONE; }
         }
       }
       workgroupBarrier();`
@@ -115,9 +117,9 @@ function attendText(spec: AttendSpec): string {
       // a lane's candidates belong to one query (lanes is a multiple of tile): four of them are ranked by each entry read
       let own = lane % ${tile}u;
       for (var block = lane; block < ${window * tile}u; block += ${4 * lanes}u) {
-        ${four.map((n) => `var c${n} = vec2u(NONE); if (block + ${n * lanes}u < ${window * tile}u) { c${n} = found[block + ${n * lanes}u]; } var rank${n} = 0u;`).join('\n')}
-        for (var other = own; other < ${window * tile}u; other += ${tile}u) {
-          let e = found[other];
+        ${four.map((n) => `var c${n} = vec2u(NONE); if (block + ${n * lanes}u < ${window * tile}u) { c${n} = candidates[block + ${n * lanes}u]; } var rank${n} = 0u;`).join('\n')}
+        for (var other = own; other < uniforms.places; other += ${tile}u) {
+          let e = candidates[other];
           ${four.map((n) => `rank${n} += select(0u, 1u, e.x < c${n}.x || (e.x == c${n}.x && e.y < c${n}.y));`).join('\n')}
         }
         ${four
@@ -165,9 +167,7 @@ function attendText(spec: AttendSpec): string {
         let t = uniforms.firstQuery + query;
         var sum = vec4f(0.0);
         var total = 0.0;
-        let count = atomicLoad(&counts[slot]);
-        ${sumChosen('0u', 'count', tile)}
-        ${localWindow > 0 ? sumChosen(`${topK}u`, `${topK}u + min(${localWindow}u, t + 1u)`, tile) : ''}
+        ${sumChosen(spec)}
         ${
           mean
             ? `let all = uniforms.causal == 0u;
@@ -205,20 +205,18 @@ function attendText(spec: AttendSpec): string {
 
 const four = [0, 1, 2, 3];
 
-/** Adds the chosen slots from .. to: four rows in flight at a time. */
-function sumChosen(from: string, to: string, tile: number): string {
-  const term = (n: number): string => `let e${n} = chosen[(s + ${n}u) * ${tile}u + slot];`;
-  const load = (n: number): string => `let v${n} = value_v(values + e${n}.x * uniforms.tokenStride, c);`;
-  const add = (n: number): string => `sum += bitcast<f32>(e${n}.y) * v${n}; total += bitcast<f32>(e${n}.y);`;
-  return `{
-          var s = ${from};
-          let end = ${to};
-          for (; s + 4u <= end; s += 4u) {
-            ${four.map(term).join(' ')}
-            ${four.map(load).join(' ')}
-            ${four.map(add).join(' ')}
-          }
-          for (; s < end; s++) { ${term(0)} ${load(0)} ${add(0)} }
+/** Adds what was chosen, the local window behind the found tokens: four rows in flight at a time, the last one again with weight 0. */
+function sumChosen({ topK, localWindow, tile }: AttendSpec): string {
+  const place = (n: number): string => {
+    const at = `min(s + ${n}u, end - 1u)`;
+    return localWindow > 0 ? `select(${topK}u + ${at} - found, ${at}, ${at} < found)` : at;
+  };
+  return `let found = atomicLoad(&counts[slot]);
+        let end = found${localWindow > 0 ? ` + min(${localWindow}u, t + 1u)` : ''};
+        for (var s = 0u; s < end; s += 4u) {
+          ${four.map((n) => `let e${n} = chosen[${`(${place(n)})`} * ${tile}u + slot];`).join('\n')}
+          ${four.map((n) => `let v${n} = value_v(values + e${n}.x * uniforms.tokenStride, c);`).join('\n')}
+          ${four.map((n) => `let w${n} = ${n === 0 ? `bitcast<f32>(e0.y)` : `select(0.0, bitcast<f32>(e${n}.y), end > s + ${n}u)`}; sum += w${n} * v${n}; total += w${n};`).join('\n')}
         }`;
 }
 
@@ -266,6 +264,7 @@ export function attend(call: AttendCall, sizes: Omit<AttendSpec, 'valueDim' | 'v
       entries: place.entries,
       tokens: place.tokens,
       causal: causal ? 1 : 0,
+      places: full.window * full.tile,
       ...strides,
     },
     grid: [place.rows * Math.ceil(place.queries / full.tile)],

@@ -49,7 +49,8 @@ const slotProducts = defineKernel({
     sums: read<BackwardSpec>('f32', { width: 4, when: ({ mean }) => mean }),
     work: write<BackwardSpec>('f32'),
   },
-  uniforms: { ...place, ...valueStrides },
+  // columns is known, yet a run-time value: a software driver would unroll the loops over it, and compile for half a minute
+  uniforms: { ...place, ...valueStrides, columns: 'u32' },
   modules: (spec: BackwardSpec) => [cauchyModule, valueModule('v', spec), valueModule('dOut', spec)],
   wgsl: ({ valueDim, vector, topK, localWindow, mean }: BackwardSpec) => {
     const columns = columnsOf(valueDim);
@@ -80,13 +81,13 @@ const slotProducts = defineKernel({
       var g = 0.0;
       if (token != NONE) {
         let other = (row / uniforms.heads) * uniforms.batchStride + (row % uniforms.heads) * uniforms.headStride + token * uniforms.tokenStride;
-        for (var c = 0u; c < ${columns}u; c++) { g += dot(value_dOut(own, c), value_v(other, c)); }
+        for (var c = 0u; c < uniforms.columns; c++) { g += dot(value_dOut(own, c), value_v(other, c)); }
       }
       ${
         mean
           ? `if (s == ${slots}u) {
         let sum = (r * uniforms.entries + tile) * ${columns + 1}u + 1u;
-        for (var c = 0u; c < ${columns}u; c++) { g += dot(value_dOut(own, c), load_sums(sum + c)); }
+        for (var c = 0u; c < uniforms.columns; c++) { g += dot(value_dOut(own, c), load_sums(sum + c)); }
       }
       if (s >= ${slots}u) { store_work(at + ${slots + dotPlace}u + s, g); return; }`
           : ''
@@ -239,7 +240,7 @@ export function differentiateQueries(call: BackwardCall, sizes: Pick<BackwardSpe
   slotProducts.run(q.device, {
     spec,
     tensors: { q, k, v: tensor, dOut, indices, theta, sums, work },
-    uniforms: { ...uniforms, ...strides },
+    uniforms: { ...uniforms, ...strides, columns: columnsOf(values.valueDim) },
     grid: [Math.ceil((rows * tokens * items) / 256)],
   });
   queryGradients.run(q.device, { spec, tensors: { q, k, indices, theta, sums, work }, uniforms, grid: [Math.ceil((rows * tokens) / 8)] });
