@@ -4,7 +4,19 @@
 export * from './kernel/bindings.js';
 export * from './kernel/define.js';
 export * from './kernel/modules.js';
-export { capture, Expr, expr, exprFunction, type ExprFunction, type ExprType, rawFunction, toWgsl, typedExpr, uniform, variable } from './kernel/expr/index.js';
+export {
+  capture,
+  Expr,
+  expr,
+  exprFunction,
+  type ExprFunction,
+  type ExprType,
+  rawFunction,
+  toWgsl,
+  typedExpr,
+  uniform,
+  variable,
+} from './kernel/expr/index.js';
 export { checkWorkgroupVariables, workgroupBytes } from './kernel/source.js';
 export type { UniformType } from './kernel/uniforms.js';
 export { asContiguous, copyContiguous, mergeAxes, stridedOffset } from './tensor/copy.js';

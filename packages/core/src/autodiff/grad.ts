@@ -41,19 +41,19 @@ export interface GradOptions {
 export function valueAndGrad<P extends Params, A extends readonly unknown[], R extends Tensor | { loss: Tensor }>(
   loss: (params: P, ...args: A) => R,
   options: GradOptions = {},
-): (params: P, ...args: A) => ValueAndGrad<P, R> {
-  return (params, ...args) => differentiate(params, () => loss(params, ...args), options) as unknown as ValueAndGrad<P, R>;
+): <Q extends P>(params: Q, ...args: A) => ValueAndGrad<Q, R> {
+  return (params, ...args) => differentiate(params, () => loss(params, ...args), options) as never;
 }
 
 /** As `valueAndGrad`, only the gradients. */
 export function grad<P extends Params, A extends readonly unknown[]>(
   loss: (params: P, ...args: A) => Tensor,
   options: GradOptions = {},
-): (params: P, ...args: A) => Gradients<P> {
+): <Q extends P>(params: Q, ...args: A) => Gradients<Q> {
   return (params, ...args) => {
     const { value, grads } = differentiate(params, () => loss(params, ...args), options);
     for (const t of tensorsIn(value)) t.dispose();
-    return grads as Gradients<P>;
+    return grads as never;
   };
 }
 
