@@ -5,6 +5,7 @@ import { softwareVulkanEnvironment } from '../setup/vulkan.mjs';
 Object.assign(process.env, softwareVulkanEnvironment());
 
 export default defineConfig({
+  server: { host: '127.0.0.1' },
   test: {
     projects: ['packages/*', 'apps/*', 'tooling'],
     maxWorkers: 2,

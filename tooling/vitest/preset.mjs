@@ -16,6 +16,8 @@ export function preset({ name }) {
     resolve: { conditions },
     ssr: { resolve: { conditions } },
     esbuild: { target: 'es2022' },
+    // vite looks up `localhost` otherwise, which a bare container may not know
+    server: { host: '127.0.0.1' },
     test: {
       name,
       env: environment,
