@@ -88,6 +88,7 @@ test.each([
         left: 2 ** 29,
         right: 0,
         sinkTokens: 0,
+        pages: undefined,
       };
       attendGroup(device, group, tensor(device, q, [1, n, 4, 8]), parts, {
         ...shared,
