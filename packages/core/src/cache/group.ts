@@ -1,6 +1,7 @@
 import type { Device } from '../device/device.js';
 import { formatBytes, HeedError } from '../errors.js';
-import type { KvGroupView, KvRowsStage } from '../seams/kv-stage.js';
+import type { KvGroupView, KvPlacement, KvRowsStage } from '../seams/kv-stage.js';
+import type { State } from '../seams/mixer.js';
 import { itemBytes, type KvCodec } from '../seams/kv-codec.js';
 import { empty, tensor, writeValues } from '../tensor/create.js';
 import { sizeOf, type Tensor } from '../tensor/tensor.js';
@@ -12,6 +13,14 @@ export interface KvGroup {
   readonly stages: GroupStages;
   /** Extra rows of a rows stage. */
   readonly extra: Tensor | undefined;
+  /** What stages keep for this cache. */
+  readonly elements: State | undefined;
+  readonly placement: KvPlacement | undefined;
+}
+
+/** States of a group's stages. */
+export function statesOf({ elements, placement }: KvGroup): State[] {
+  return [elements, placement].filter((state) => state !== undefined);
 }
 
 export interface GroupSizes {
@@ -73,7 +82,13 @@ export function createGroup(device: Device, stages: GroupStages, sizes: GroupSiz
     index,
     counts,
   };
-  return { view, stages, extra: ring && stages.rows ? extraRows(device, view, stages.rows) : undefined };
+  return {
+    view,
+    stages,
+    extra: ring && stages.rows ? extraRows(device, view, stages.rows) : undefined,
+    elements: stages.elements?.start?.(view),
+    placement: stages.placement?.start(view),
+  };
 }
 
 function extraRows(device: Device, view: KvGroupView, stage: KvRowsStage): Tensor {

@@ -2,7 +2,7 @@ import { apply } from '../autodiff/tape.js';
 import type { Device } from '../device/device.js';
 import { HeedError } from '../errors.js';
 import type { AppendContext, AttendOptions, KvCache } from '../seams/kv.js';
-import type { KvNeed } from '../seams/kv-stage.js';
+import type { KvGroupView, KvNeed } from '../seams/kv-stage.js';
 import type { Bytes, Snapshot } from '../seams/mixer.js';
 import { asContiguous } from '../tensor/copy.js';
 import { tensor, zeros } from '../tensor/create.js';
@@ -10,11 +10,11 @@ import { holdsTensors, scope } from '../tensor/scope.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { attendStored, denseRows } from './attend.js';
 import { checkAttendOptions, checkTokens } from './check.js';
-import { clearExtra, createGroup, type GroupSizes, type KvGroup } from './group.js';
+import { clearExtra, createGroup, type GroupSizes, type KvGroup, statesOf } from './group.js';
 import { appendRows } from './kernels/append.js';
 import { addTokens } from './kernels/counts.js';
 import { selectEntries } from './kernels/select.js';
-import { bytesOf, checkManifest, manifestCount, manifestOf, readCache, writeCache } from './snapshot.js';
+import { bytesOf, checkManifest, manifestCount, manifestOf, readCache, restoreStates, snapshotStates, writeCache } from './snapshot.js';
 import type { GroupStages } from './stages.js';
 
 /** The one KV cache: rows of each head group in pages, written in place; attention in parts that are merged. */
@@ -68,6 +68,10 @@ export class PagedKvCache implements KvCache {
     return this.used;
   }
 
+  get views(): readonly KvGroupView[] {
+    return this.groups.map(({ view }) => view);
+  }
+
   get lengths(): Tensor {
     return this.lengthsView;
   }
@@ -99,7 +103,7 @@ export class PagedKvCache implements KvCache {
 
   async prepare(q: Tensor): Promise<void> {
     this.assertAlive('prepare');
-    for (const { view, stages } of this.groups) await stages.placement?.prepare(view, q);
+    for (const { placement } of this.groups) await placement?.prepare(q);
   }
 
   attend(q: Tensor, options: AttendOptions = {}): Tensor {
@@ -177,6 +181,7 @@ export class PagedKvCache implements KvCache {
         'UNSUPPORTED',
         `kvCache.truncate: ${tokens} tokens lie inside a padded append that ended at ${this.padded}; truncate to ${this.padded} or more, or to 0`,
       );
+    for (const group of this.groups) for (const state of statesOf(group)) state.truncate(tokens);
     // to nothing: every count is cleared, whatever each entry holds
     scope(() => this.count({ tokens: tokens === 0 ? -this.seen : tokens - this.seen, offset: 0 }));
     this.seen = tokens;
@@ -192,12 +197,7 @@ export class PagedKvCache implements KvCache {
       throw new HeedError('SHAPE_MISMATCH', `kvCache.select: batch is ${batch.describe()}; it must be a list of batch entries, u32 [n]`);
     if (batch.size < 1 || batch.size > this.maxBatch)
       throw new HeedError('LIMIT_EXCEEDED', `kvCache.select: ${batch.size} entries; this cache has room for 1 to ${this.maxBatch}`);
-    const placed = this.groups.find(({ stages }) => stages.placement);
-    if (placed)
-      throw new HeedError(
-        'UNSUPPORTED',
-        `kvCache.select: pages of head group "${placed.view.name}" are placed by ${placed.stages.placement?.name}; select before it moves pages`,
-      );
+    for (const group of this.groups) for (const state of statesOf(group)) state.select(batch);
     const sizes = { batch: this.used, maxBatch: this.maxBatch, kvHeads: this.sizes.kvHeads, tokens: this.seen };
     scope(() => selectEntries(this.device, this.groups, this.counts, asContiguous(batch, 1), sizes));
     this.resize(batch.size);
@@ -207,9 +207,10 @@ export class PagedKvCache implements KvCache {
     this.assertAlive('snapshot');
     const state = { batch: this.used, tokens: this.seen };
     const { padded } = this;
+    const kept = await snapshotStates(this.groups);
     return {
-      manifest: { ...manifestOf(this.groups, this.capacity), ...state, padded },
-      arrays: await readCache(this.groups, this.counts, state),
+      manifest: { ...manifestOf(this.groups, this.capacity), ...state, padded, ...kept.manifest },
+      arrays: { ...(await readCache(this.groups, this.counts, state)), ...kept.arrays },
     };
   }
 
@@ -220,6 +221,7 @@ export class PagedKvCache implements KvCache {
     const tokens = manifestCount(manifest, 'tokens', this.capacity);
     const padded = manifestCount(manifest, 'padded', tokens);
     writeCache(this.groups, this.counts, { batch, tokens }, arrays);
+    restoreStates(this.groups, { manifest, arrays });
     this.seen = tokens;
     this.padded = padded;
     this.fresh = 0;
@@ -230,7 +232,7 @@ export class PagedKvCache implements KvCache {
     if (this.gone) return;
     this.gone = true;
     for (const held of this.held()) held.dispose();
-    for (const { stages } of this.groups) stages.placement?.dispose();
+    for (const group of this.groups) for (const state of statesOf(group)) state.dispose();
   }
 
   [Symbol.dispose](): void {
@@ -266,7 +268,7 @@ export class PagedKvCache implements KvCache {
   /** Writes rows in pieces that no ring is shorter than, so that a row leaves before its slot is written. */
   private store(k: Tensor, v: Tensor, n: number, from: AppendContext): void {
     const { lengths } = from;
-    const changed = this.groups.map(({ stages }) => stages.elements?.apply({ k, v }, from) ?? { k, v });
+    const changed = this.groups.map(({ stages, elements }) => stages.elements?.apply({ k, v }, from, elements) ?? { k, v });
     const piece = Math.min(n, ...this.groups.map(({ view }) => view.recent || n));
     for (let offset = 0; offset < n; offset += piece) {
       const tokens = Math.min(piece, n - offset);

@@ -2,7 +2,7 @@ import { HeedError } from '../errors.js';
 import type { Bytes, Snapshot } from '../seams/mixer.js';
 import { itemBytes, type KvCodec, rowBytes } from '../seams/kv-codec.js';
 import type { Tensor } from '../tensor/tensor.js';
-import type { KvGroup } from './group.js';
+import { type KvGroup, statesOf } from './group.js';
 
 type Manifest = Snapshot['manifest'];
 
@@ -14,7 +14,8 @@ export function bytesOf(groups: readonly KvGroup[], small: readonly Tensor[]): B
     sum.metadata += metadata;
     sum.padding += tensor.storage.bytes - payload - metadata;
   };
-  for (const { view, extra, stages } of groups) {
+  for (const group of groups) {
+    const { view, extra } = group;
     const rows = view.batch * view.rows * view.heads.length;
     const pool = (tensor: Tensor, codec: KvCodec, dim: number): void => {
       const metadata = codec.rowMetadataBytes(dim);
@@ -24,7 +25,8 @@ export function bytesOf(groups: readonly KvGroup[], small: readonly Tensor[]): B
     pool(view.values, view.valueCodec, view.valueDim);
     count(view.index, 0, view.index.bytes);
     if (extra) count(extra, extra.bytes, 0);
-    sum.host += stages.placement?.hostBytes() ?? 0;
+    for (const state of statesOf(group))
+      for (const kind of ['payload', 'metadata', 'padding', 'host'] as const) sum[kind] += state.bytes()[kind];
   }
   for (const tensor of small) count(tensor, 0, tensor.bytes);
   return sum;
@@ -148,4 +150,28 @@ export function manifestCount(manifest: Manifest, name: string, most: number): n
       `kvCache.restore: the snapshot's ${name} is ${JSON.stringify(value)}; it must be an integer of at most ${most}`,
     );
   return value;
+}
+
+/** Snapshots of what stages keep, by group and stage. */
+export async function snapshotStates(groups: readonly KvGroup[]): Promise<Snapshot> {
+  const manifest: Record<string, Manifest[string]> = {};
+  const arrays: Record<string, Uint8Array> = {};
+  for (const [g, group] of groups.entries()) {
+    for (const [i, state] of statesOf(group).entries()) {
+      const own = await state.snapshot();
+      for (const [name, value] of Object.entries(own.manifest)) manifest[`${g}.${i}.${name}`] = value;
+      for (const [name, bytes] of Object.entries(own.arrays)) arrays[`${g}.${i}.${name}`] = bytes;
+    }
+  }
+  return { manifest, arrays };
+}
+
+export function restoreStates(groups: readonly KvGroup[], { manifest, arrays }: Snapshot): void {
+  const own = <T>(values: Readonly<Record<string, T>>, prefix: string): Record<string, T> =>
+    Object.fromEntries(
+      Object.entries(values).flatMap(([name, value]) => (name.startsWith(prefix) ? [[name.slice(prefix.length), value]] : [])),
+    );
+  groups.forEach((group, g) =>
+    statesOf(group).forEach((state, i) => state.restore({ manifest: own(manifest, `${g}.${i}.`), arrays: own(arrays, `${g}.${i}.`) })),
+  );
 }

@@ -1,4 +1,4 @@
-export type { AttentionFn, AttentionWithLseFn, ModelSurgery } from './attention-function.js';
+export type { AttentionFn, AttentionWithLseFn, BlockSelector, ModelSurgery, OptionsOf } from './attention-function.js';
 export { Carry, carrySlot, type CarrySlot } from './carry.js';
 export type { AppendContext, AttendOptions, KvCache, KvCacheOptions } from './kv.js';
 export { itemBytes, type KvCodec, rowBytes } from './kv-codec.js';
@@ -10,6 +10,7 @@ export {
   type KvHeadsStage,
   type KvLeavingRows,
   type KvNeed,
+  type KvPlacement,
   type KvPlacementStage,
   type KvRowsStage,
   type KvStage,
@@ -17,4 +18,4 @@ export {
   kvStageKinds,
   type KvTokensStage,
 } from './kv-stage.js';
-export { type Bytes, deviceBytes, type MixContext, type Snapshot, type State, type TokenMixer } from './mixer.js';
+export { type Bytes, deviceBytes, type Layer, type MixContext, type Snapshot, type State, type TokenMixer } from './mixer.js';

@@ -1,7 +1,7 @@
 import type { Device } from '../device/device.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { KvCodec } from './kv-codec.js';
-import type { Snapshot } from './mixer.js';
+import type { State } from './mixer.js';
 
 /** In the order in which they act on a row: who stores it, whether it stays, what it becomes, how and where it lies. */
 export const kvStageKinds = ['heads', 'tokens', 'rows', 'elements', 'codes', 'placement'] as const;
@@ -96,7 +96,9 @@ export interface KvRowsStage extends StageBase {
 /** What an elements stage changes in rows before they are coded: pruned elements, deltas. Shapes and dtypes stay. */
 export interface KvElementsStage extends StageBase {
   readonly kind: 'elements';
-  apply(rows: { k: Tensor; v: Tensor }, from: { q?: Tensor; hidden?: Tensor }): { k: Tensor; v: Tensor };
+  /** What it keeps from row to row, where rows depend on earlier ones; one a cache. Rolled back, snapshot and freed with the cache. */
+  start?(view: KvGroupView): State;
+  apply(rows: { k: Tensor; v: Tensor }, from: { q?: Tensor; hidden?: Tensor }, state: State | undefined): { k: Tensor; v: Tensor };
 }
 
 /** In which form rows lie. */
@@ -109,12 +111,12 @@ export interface KvCodesStage extends StageBase {
 /** Where pages lie: moves them between device slots and the host before `attend`, and remaps the page table. */
 export interface KvPlacementStage extends StageBase {
   readonly kind: 'placement';
-  prepare(view: KvGroupView, q: Tensor): Promise<void>;
-  /** Bytes that it holds on the host. */
-  hostBytes(): number;
-  snapshot(): Promise<Snapshot>;
-  restore(snapshot: Snapshot): void;
-  dispose(): void;
+  start(view: KvGroupView): KvPlacement;
+}
+
+/** The state of a placement stage; `bytes().host` is what it holds on the host. */
+export interface KvPlacement extends State {
+  prepare(q: Tensor): Promise<void>;
 }
 
 /** One step of what happens to stored rows. One of a kind for a head group; they act in the order of `kvStageKinds`. */

@@ -1,6 +1,6 @@
 import type { DType } from '../dtype.js';
 import type { Tensor } from '../tensor/tensor.js';
-import type { KvStage } from './kv-stage.js';
+import type { KvGroupView, KvStage } from './kv-stage.js';
 import type { State } from './mixer.js';
 
 /** Options of `KvCache.attend`. Queries are the newest tokens; rows see keys as in `attention`. */
@@ -59,6 +59,8 @@ export interface KvCache extends State {
   /** Batch entries in use: `select` may lower and raise it, up to the batch it was made with. */
   readonly batch: number;
   readonly capacity: number;
+  /** How the head groups lie, for kernels of techniques that read stored rows: page scores, indices. */
+  readonly views: readonly KvGroupView[];
   /** Tokens seen (a padded batch counts the padding). */
   readonly tokens: number;
   /**

@@ -56,13 +56,17 @@ export interface State {
   dispose(): void;
 }
 
-/** One layer's way of mixing tokens, so that a model swaps its attention by changing one line. */
-export interface TokenMixer<P extends Params = Params, S extends State = State> {
+/** A layer without a stream: a block of an image model, a bidirectional mixer. */
+export interface Layer<P extends Params = Params> {
   readonly name: string;
   /** Parameters by name, f32. */
   init(device: Device, random: RandomStream): P;
-  /** Parallel form: x [B, T, C] to [B, T, C]; `aux` carries losses and statistics by name. */
+  /** x [B, T, C], or [B, H, W, C], to `out`; `aux` carries losses and statistics (running means, loads) by name. */
   apply(params: P, x: Tensor, context: MixContext): { out: Tensor; aux?: Record<string, Tensor> };
+}
+
+/** One layer's way of mixing tokens, so that a model swaps its attention by changing one line. `apply` is the parallel form, x [B, T, C]. */
+export interface TokenMixer<P extends Params = Params, S extends State = State> extends Layer<P> {
   /** An empty state for `step`. */
   start(device: Device, options: { batch: number; capacity: number; dtype: DType }): S;
   /** Stream form: x [B, n, C] to [B, n, C]; prefill by pieces, decode with n = 1; the state is updated in place. */
