@@ -3,14 +3,14 @@ import { extraRowFloats } from '../src/cache/index.js';
 import { f32Codec } from '../src/cache/codec.js';
 import { createGroup } from '../src/cache/group.js';
 import { appendRows } from '../src/cache/kernels/append.js';
-import { attendGroup } from '../src/cache/kernels/attend.js';
+import { attendGroup, attendText } from '../src/cache/kernels/attend.js';
 import { addTokens } from '../src/cache/kernels/counts.js';
 import { mergeInto } from '../src/cache/kernels/merge.js';
 import { planAttend, splitKeysOf } from '../src/cache/plan.js';
 import { assignStages } from '../src/cache/stages.js';
 import { RandomStream } from '../src/random/stream.js';
 import { createKvCache, deviceBytes, type KvStage, openDevice, scope, tensor, valueAndGrad, zeros } from '../src/index.js';
-import { empty } from '../src/internal.js';
+import { empty, workgroupBytes } from '../src/internal.js';
 import { emptySequence, modelAttend, push, randomTokens } from './kv-model.js';
 import { codes, compensation, razorHeads, razorTokens } from './kv-streaming-heads.js';
 import { rowCodes } from '../src/cache/row-codes.js';
@@ -138,6 +138,16 @@ test('chosen pages are the only ones that are read, each head its own', async ()
   });
   expectClose(await out.read(), modelAttend(model, q, 1, { ...sizes }, { causal: false }), 2e-5, 2e-5);
   out.dispose();
+});
+
+test('every tile that is planned fits the workgroup memory of a baseline device', () => {
+  for (const headDim of [1, 40, 64, 80, 128, 132, 256]) {
+    for (const group of [1, 4, 7, 16]) {
+      const { rows } = planAttend({ batch: 1, queries: 1, group, kvHeads: 1, keys: 100, headDim, software: false });
+      const spec = { keys: 'f32', values: 'f32', headDim, valueDim: headDim, rows, extra: true, softcap: true, chosen: true };
+      expect(workgroupBytes(attendText(f32Codec, f32Codec, spec)), `${headDim} x ${rows}`).toBeLessThanOrEqual(16_384);
+    }
+  }
 });
 
 test('the logsumexp is that of the scores, and minus infinity for padding', async () => {

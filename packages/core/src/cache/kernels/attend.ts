@@ -93,7 +93,8 @@ function sharesOf(rows: number, valueDim: number): Shares {
   return { valueQuads, lanesAQuad, rowsALane: Math.ceil(rows / lanesAQuad), slices: Math.max(1, Math.floor(lanesAQuad / rows)) };
 }
 
-function text(keys: KvCodec, values: KvCodec, { headDim, valueDim, rows, extra, softcap, chosen }: AttendSpec): string {
+/** The kernel's text for two codecs. */
+export function attendText(keys: KvCodec, values: KvCodec, { headDim, valueDim, rows, extra, softcap, chosen }: AttendSpec): string {
   const keyQuads = Math.ceil(headDim / 4);
   const { valueQuads, lanesAQuad, rowsALane, slices } = sharesOf(rows, valueDim);
   const extraRow = extraRowFloats(headDim, valueDim) / 4;
@@ -290,7 +291,7 @@ function kernelFor(keys: KvCodec, values: KvCodec): AttendKernel {
       name: 'kv-attend',
       bindings: bindingsFor(keys.item, values.item),
       uniforms,
-      wgsl: (spec: AttendSpec) => text(keys, values, spec),
+      wgsl: (spec: AttendSpec) => attendText(keys, values, spec),
     }),
   );
 }
