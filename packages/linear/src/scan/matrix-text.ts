@@ -1,24 +1,9 @@
-import { fragmentLanes, Fragments, type KernelContext, range } from '@heed/core/~internal';
+import { Fragments, type KernelContext } from '@heed/core/~internal';
 import { FragmentLoops, type Index, plus, times, u32 } from './fragment-loops.js';
-import { floatPad, type MatrixLayout, matrixLayout, type MatrixTile } from './matrix-tile.js';
-import { aliveFrom, initialOf, lengthOf, rateOf, segmentOf, tokenOf, vectorStore, zeroTail } from './text.js';
 import { HeldTile } from './held-tile.js';
-import type { HalfLoad } from './views.js';
-
-/** What specialises the kernel on fragments. */
-export interface MatrixSpec extends MatrixTile {
-  [name: string]: string | number | boolean;
-  outputs: boolean;
-  keyDim: number;
-  valueDim: number;
-  loadQ: HalfLoad;
-  loadK: HalfLoad;
-  loadV: HalfLoad;
-  outWidth: number;
-  initial: boolean;
-  final: boolean;
-  lengths: boolean;
-}
+import { MatrixPieces, type MatrixSpec } from './matrix-pieces.js';
+import { floatPad } from './matrix-tile.js';
+import { aliveFrom, initialOf, lengthOf, rateOf, segmentOf, tokenOf, vectorStore, zeroTail } from './text.js';
 
 /** The whole text; a generator of pieces that share sizes and names. */
 export function matrixText(s: MatrixSpec, { capabilities }: KernelContext): string {
@@ -30,52 +15,18 @@ export function matrixText(s: MatrixSpec, { capabilities }: KernelContext): stri
 //   right   K, then slices of the state as f16, then K scaled by its decay
 //   values  V
 //   stage   f32: the state, then the scores, then the outputs on their way to f16
-class MatrixText {
-  private readonly layout: MatrixLayout;
-  private readonly lanes: number;
-  private readonly loops: FragmentLoops;
+class MatrixText extends MatrixPieces {
   private readonly queries: HeldTile;
   private readonly keys: HeldTile;
   private readonly values: HeldTile;
-  /** Fragments of columns, of token rows and of state rows that one subgroup owns. */
-  private readonly own: number;
-  private readonly ownTokens: number;
-  private readonly ownKeys: number;
-  private readonly floatStride: number;
 
-  constructor(
-    private readonly s: MatrixSpec,
-    private readonly f: Fragments,
-  ) {
-    const layout = matrixLayout(s.keyDim, s, s.outputs);
-    this.layout = layout;
-    this.lanes = s.rowGroups * s.columnGroups * fragmentLanes;
-    this.own = s.columns / s.columnGroups / f.N;
-    this.ownTokens = s.chunk / 16 / s.rowGroups;
-    this.ownKeys = layout.keys / 16 / s.rowGroups;
-    this.floatStride = s.columns + floatPad;
-    this.loops = new FragmentLoops(f, this.own);
+  constructor(s: MatrixSpec, f: Fragments) {
+    super(s, f);
+    const { layout } = this;
     const held = { rows: s.chunk, lanes: this.lanes };
-    this.queries = new HeldTile({
-      ...held,
-      name: 'q',
-      tile: 'left',
-      load: s.loadQ,
-      dim: s.keyDim,
-      width: layout.keys,
-      stride: layout.keyStride,
-      first: '0u',
-    });
-    this.keys = new HeldTile({
-      ...held,
-      name: 'k',
-      tile: 'right',
-      load: s.loadK,
-      dim: s.keyDim,
-      width: layout.keys,
-      stride: layout.keyStride,
-      first: '0u',
-    });
+    const keyRows = { dim: s.keyDim, width: layout.keys, stride: layout.keyStride, first: '0u' };
+    this.queries = new HeldTile({ ...held, ...keyRows, name: 'q', tile: 'left', load: s.loadQ });
+    this.keys = new HeldTile({ ...held, ...keyRows, name: 'k', tile: 'right', load: s.loadK });
     this.values = new HeldTile({
       ...held,
       name: 'v',
@@ -204,11 +155,6 @@ class MatrixText {
   /** Decay of a key until the end of its chunk; rows behind the last are zeros and take any finite factor. */
   private keyFactor(): string {
     return 'exp2(rate * f32(max(i32(held + uniforms.reverse) - 1 - i32(r), 0))) * uniforms.keyScale';
-  }
-
-  /** First of this subgroup's columns, fragment c of them. */
-  private column(c: number): string {
-    return `(ownColumns + ${c * this.f.N}u)`;
   }
 
   /** First token row of this subgroup's block r. */
@@ -354,111 +300,6 @@ class MatrixText {
                 let base = batch * uniforms.outBatch + tokenAt(at - done + ${r}, length) * uniforms.outToken + head * uniforms.outHead;
                 vectorTo_out(base, columns + ${c}, vec4f(${[0, 1, 2, 3].map(at).join(', ')}));
               }`,
-    );
-  }
-
-  /**
-   * `body` for four neighbours of a rows x columns array, spread over the lanes. Unrolled on hardware: indices are then the
-   * lane's plus constants, which a compiler can hold against the bounds.
-   */
-  private eachQuad(rows: number, columns: number, body: (row: string, column: string) => string): string {
-    const across = columns / 4;
-    if (!this.f.hardware || this.lanes % across !== 0)
-      return `
-            for (var e = lane; e < ${rows * across}u; e += ${this.lanes}u) {
-              let quadRow = e / ${across}u;
-              let quadColumn = e % ${across}u * 4u;
-              ${body('quadRow', 'quadColumn')}
-            }`;
-    const step = this.lanes / across;
-    return range(Math.ceil(rows / step))
-      .map((i) => {
-        const text = `let quadRow = lane / ${across}u + ${i * step}u; let quadColumn = lane % ${across}u * 4u;`;
-        const guard = (i + 1) * step <= rows ? '' : `if (quadRow < ${rows}u) `;
-        return `{ ${text} ${guard}{ ${body('quadRow', 'quadColumn')} } }`;
-      })
-      .join('\n');
-  }
-
-  /** Rows of the state that pass through `stage` at a time: some blocks of every row group. */
-  private get sliceRows(): number {
-    return this.layout.keys / this.s.slices;
-  }
-
-  private slices(body: (slice: Index) => string): string {
-    return this.loops.each(0, this.s.slices, body);
-  }
-
-  /** Row of the state that block b of a slice begins with. */
-  private stateRow(slice: Index, b: Index): string {
-    const perGroup = this.ownKeys / this.s.slices;
-    return `(${u32(b)} / ${perGroup}u * ${this.ownKeys * 16}u + ${u32(times(slice, perGroup * 16))} + ${u32(b)} % ${perGroup}u * 16u)`;
-  }
-
-  /** This subgroup's fragments of a slice and where they lie in `stage`. */
-  private sliceFragments(slice: Index, move: (accumulator: string, offset: string) => string): string {
-    const { loops } = this;
-    const perGroup = this.ownKeys / this.s.slices;
-    return loops.each(0, perGroup, (r) =>
-      loops.columnsOf((c) =>
-        move(
-          loops.at('s', plus(times(slice, perGroup), r), c),
-          `(rowGroup * ${perGroup}u + ${u32(r)}) * ${16 * this.floatStride}u + ${this.column(c)}`,
-        ),
-      ),
-    );
-  }
-
-  private storeSlice(slice: Index): string {
-    return this.sliceFragments(slice, (accumulator, offset) => this.f.store(accumulator, 'stage', offset, `${this.floatStride}u`));
-  }
-
-  /** `body` for each element of a slice: `row` and `c` of the state, `place` in `stage`. */
-  private eachStaged(slice: Index, body: string): string {
-    const { columns } = this.s;
-    return `
-          for (var e = lane; e < ${this.sliceRows * columns}u; e += ${this.lanes}u) {
-            let staged = e / ${columns}u;
-            let row = ${this.stateRow(slice, 'staged / 16u')} + staged % 16u;
-            let c = e % ${columns}u;
-            let place = staged * ${this.floatStride}u + c;
-            ${body}
-          }`;
-  }
-
-  private loadInitial(): string {
-    return this.slices(
-      (slice) => `
-          ${this.eachStaged(slice, 'stage[place] = initialAt(stateBase, row, columns + c);')}
-          workgroupBarrier();
-          ${this.sliceFragments(slice, (accumulator, offset) => this.f.loadResult(accumulator, 'stage', offset, `${this.floatStride}u`))}
-          workgroupBarrier();`,
-    );
-  }
-
-  private storeFinal(): string {
-    const { s, f, loops } = this;
-    if (this.layout.stage === 0)
-      return loops.each(0, this.ownKeys, (r) =>
-        loops.columnsOf((c) =>
-          f.store(
-            loops.at('s', r, c),
-            'state',
-            `uniforms.stateOffset + stateBase + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * ${16 * s.valueDim}u + columns + ${this.column(c)}`,
-            `${s.valueDim}u`,
-          ),
-        ),
-      );
-    return this.slices(
-      (slice) => `
-          workgroupBarrier();
-          ${this.storeSlice(slice)}
-          workgroupBarrier();
-          ${this.eachStaged(
-            slice,
-            `
-            if (row < ${s.keyDim}u && columns + c < ${s.valueDim}u) { store_state(stateBase + row * ${s.valueDim}u + columns + c, stage[place]); }`,
-          )}`,
     );
   }
 }

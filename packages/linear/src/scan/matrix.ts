@@ -7,7 +7,8 @@
 // source  shared with `recurrent.ts`: reverse time, roles, transposed states
 import type { Tensor } from '@heed/core';
 import { defineKernel, read, readWrite, write } from '@heed/core/~internal';
-import { type MatrixSpec, matrixText } from './matrix-text.js';
+import type { MatrixSpec } from './matrix-pieces.js';
+import { matrixText } from './matrix-text.js';
 import type { MatrixTiles } from './matrix-tile.js';
 import { type Sweep, sweepUniforms, sweepValues } from './sweep.js';
 import { type HalfLoad, halfLoad, rowWidth } from './views.js';

@@ -43,7 +43,7 @@ export interface ScanPlan {
 
 /** What depends on the kind of device and is no capability of WebGPU. */
 export interface ScanTuning {
-  /** Workgroups that keep the device busy; half as many of those on fragments, which are larger. */
+  /** Workgroups that keep the device busy; a quarter of those on fragments, of which one fills a multiprocessor. */
   fill: number;
   /** Most rows of a state a lane: 16 keep shared loads few; a processor's driver compiles 4 several times faster. */
   laneRows: 4 | 8 | 16;
@@ -65,7 +65,7 @@ export function planScan(shape: ScanShape, capabilities: Capabilities, tuning: S
   const perSegment = batch * heads * Math.ceil(valueDim / columns);
   const wanted = Math.max(
     1,
-    Math.min(Math.floor((matrix ? tuning.fill / 2 : tuning.fill) / Math.max(1, perSegment)), Math.ceil(tokens / leastSegment)),
+    Math.min(Math.floor((matrix ? tuning.fill / 4 : tuning.fill) / Math.max(1, perSegment)), Math.ceil(tokens / leastSegment)),
   );
   const segmentTokens = Math.max(1, shape.chunk ?? Math.ceil(Math.ceil(tokens / wanted) / step) * step);
   const segments = Math.max(1, Math.ceil(tokens / segmentTokens));
