@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Device, full, openDevice, scope, type Tensor, tensor } from '../src/index.js';
-import { attention, attentionWithLse, mergeAttention } from '../src/attention/index.js';
+import { attention, attentionWithLse, causal, mergeAttention, sinks, slidingWindow } from '../src/attention/index.js';
 import { vjp } from '../src/internal.js';
 import { RandomStream } from '../src/random/stream.js';
 import { expectClose, f64, type F64Array, randomArray, toFloat32 } from '../src/testing/index.js';
@@ -81,6 +81,34 @@ test('draft tokens share the tile of their KV head, each at its own position', (
 
 test('few keys under many queries are swept in parts that add up', () =>
   checkAttention(device, { shape: { Tq: 2100, Tk: 5, D: 4 }, cotangents: 'out', gradientTolerance: { atol: 2e-3, rtol: 1e-3 } }));
+
+test('sinks that every query sees, under a window, are swept in parts beside the rest: the same gradients as by a list', async () => {
+  const random = new RandomStream(11);
+  const shape = [1, 2100, 2, 4];
+  const arrays = [
+    randomArray(random, shape),
+    randomArray(random, shape),
+    randomArray(random, shape),
+    randomArray(random, shape),
+    randomArray(random, [2100]),
+  ];
+  const [q, k, v, dOut, keyBias] = arrays.map(upload) as [Tensor, Tensor, Tensor, Tensor, Tensor];
+  const mask = slidingWindow({ window: 6, causal: true }).or(sinks(3).and(causal()));
+  const sums: Float32Array[][] = [];
+  for (const options of [{ causal: true, window: 6, sinkTokens: 3 }, { mask }]) {
+    const { outputs, grads } = vjp(() => attentionWithLse(q, k, v, { ...options, keyBias }).out, [q, k, v, keyBias], [dOut]);
+    sums.push((await Promise.all([...outputs, ...grads].map((t) => t.read()))) as Float32Array[]);
+    for (const t of [...outputs, ...grads]) t.dispose();
+  }
+  for (const [n, inParts] of sums[0]!.entries())
+    expectClose(
+      ['out', 'dq', 'dk', 'dv', 'dBias'][n] as string,
+      { shape: [inParts.length], values: inParts },
+      { shape: [inParts.length], values: sums[1]![n] as Float32Array },
+      { atol: 2e-4, rtol: 2e-4 },
+    );
+  for (const t of [q, k, v, dOut, keyBias]) t.dispose();
+});
 
 test('merging the halves of the keys gives attention over all of them, forward and backward, in either order', async () => {
   const random = new RandomStream(7);

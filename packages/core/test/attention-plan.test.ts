@@ -2,6 +2,7 @@ import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { type Capabilities, type Device, openDevice, scope, zeros } from '../src/index.js';
 import { attentionColumnSums, attentionWithLse, document, mergeAttention, planAttention, scoreMod } from '../src/attention/index.js';
+import { leadingKeyTiles } from '../src/attention/plan.js';
 import { tileBytes } from '../src/attention/kernels/tile.js';
 import { capture as captureOf, vjp, workgroupBytes } from '../src/internal.js';
 
@@ -148,6 +149,12 @@ function compileAll(device: Device): void {
     }
   }
 }
+
+test('the walk of sink tiles is cut where windows make the others short', () => {
+  expect(leadingKeyTiles({ queries: 65536, keys: 65536 }, { left: 255, prefix: 65 }, 64)).toBe(2);
+  expect(leadingKeyTiles({ queries: 65536, keys: 65536 }, { left: 2 ** 29, prefix: 4 }, 64)).toBe(0);
+  expect(leadingKeyTiles({ queries: 1000, keys: 1000 }, { left: 15, prefix: 4 }, 64)).toBe(0);
+});
 
 test.each(['baseline', 'subgroups', 'matrix'] as const)(
   'every variant compiles on tier %s for real hardware, within its workgroup memory',

@@ -96,7 +96,7 @@ function planForward(shape: AttentionShape, capabilities: Capabilities, software
   const queries = Math.min(shape.queries, shape.blockQueries ?? shape.queries);
   const packed = (shape.sharedList ?? true) && queries * group <= packedRows;
   const rows = packed ? queries * group : queries;
-  const plan = planTile(capabilities, { rows, contract: headDim, accumulate: valueDim, software });
+  const plan = planTile(capabilities, { rows, contract: headDim, accumulate: valueDim, reduces: true, software });
   const fragments = packed
     ? undefined
     : planFragments(shape, capabilities, (tile) => matrixForwardBytes(tile, shape, capabilities.matrix === 'hardware'));
@@ -133,8 +133,28 @@ function planFragments(
 function planDkv(shape: AttentionShape, plan: TilePlan & { fragments: FragmentPlan | undefined }): AttentionPlan['dkv'] {
   const { batch, kvHeads, keys, queries } = shape;
   const workgroups = batch * kvHeads * Math.ceil(keys / (plan.fragments ?? plan.tile).rows);
-  const splits = Math.min(Math.ceil(wantedWorkgroups / 2 / Math.max(1, workgroups)), Math.ceil(queries / queriesASplit));
+  const splits = Math.min(Math.ceil(wantedWorkgroups / 2 / Math.max(1, workgroups)), partsOfQueries(queries));
   return { ...plan, splits: Math.max(1, splits) };
+}
+
+/** Parts that a walk over many queries is cut into. */
+export function partsOfQueries(queries: number): number {
+  return Math.max(1, Math.min(64, Math.ceil(queries / queriesASplit)));
+}
+
+/**
+ * Leading key tiles that every query sees (sinks) while the others are seen through a window: their walk is many times as long, so
+ * it is cut. 0 where walks are of a kind.
+ */
+export function leadingKeyTiles(
+  shape: Pick<AttentionShape, 'queries' | 'keys'>,
+  band: { left: number; prefix: number },
+  rows: number,
+): number {
+  const others = band.left + rows;
+  return band.prefix > 0 && band.prefix < shape.keys && partsOfQueries(shape.queries) > 1 && 4 * others < shape.queries
+    ? Math.ceil(band.prefix / rows)
+    : 0;
 }
 
 interface TileNeed {
@@ -143,6 +163,8 @@ interface TileNeed {
   accumulate: number;
   /** Accumulated outputs held at once. Default 1. */
   outputs?: number;
+  /** Rows are reduced at each step. */
+  reduces?: boolean;
   software: boolean;
 }
 
@@ -150,7 +172,7 @@ interface TileNeed {
 export function planTile(capabilities: Capabilities, need: TileNeed): TilePlan {
   const { maxComputeWorkgroupStorageSize: memory } = capabilities.limits;
   const dims = { contract: need.contract, accumulate: need.accumulate };
-  for (const base of need.software ? softwareBases(need) : bases(need)) {
+  for (const base of need.software ? softwareBases(need, capabilities) : bases(need)) {
     const tile = fit(base, dims, memory);
     if (tile) {
       const shuffles = capabilities.subgroups && capabilities.subgroupMinSize >= tile.lanesX;
@@ -180,8 +202,10 @@ function bases(need: TileNeed): Base[] {
 }
 
 /** Tiles with few memory accesses in their text: a software driver compiles in the square of those. */
-function softwareBases(need: TileNeed): Base[] {
-  const lanesX = need.accumulate * (need.outputs ?? 1) <= 64 ? 8 : 16;
+function softwareBases(need: TileNeed, capabilities: Capabilities): Base[] {
+  // a row's lanes fit a subgroup of 8, so that the form with shuffles runs where there are subgroups
+  const narrow = need.accumulate * (need.outputs ?? 1) <= 64 || (need.reduces && capabilities.subgroups);
+  const lanesX = narrow ? 8 : 16;
   if (need.rows <= 1) return [{ rows: 1, columns: 4 * lanesX, lanesX, lanesY: 1, width: 1 }];
   if (need.rows <= 4) return [{ rows: 4, columns: 4 * lanesX, lanesX, lanesY: 4, width: 1 }];
   return [{ rows: 16, columns: 32, lanesX, lanesY: 8, width: 1 }];

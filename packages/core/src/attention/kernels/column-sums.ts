@@ -26,7 +26,7 @@ const kernel = defineKernel({
     extras: read<DkvSpec>('any', { raw: 'u32', when: (s) => s.extras }),
     sums: write<DkvSpec>('f32'),
   },
-  uniforms: scoreUniforms,
+  uniforms: { ...scoreUniforms, firstTile: 'u32' },
   wgsl: columnSumsText,
 });
 
@@ -38,7 +38,7 @@ export function runColumnSums(
   uniforms: UniformsOf<ScoreUniforms>,
   grid: readonly [number, number, number],
 ): void {
-  kernel.run(device, { spec, tensors, uniforms, grid });
+  kernel.run(device, { spec, tensors, uniforms: { ...uniforms, firstTile: 0 }, grid });
 }
 
 function columnSumsText(spec: DkvSpec): string {

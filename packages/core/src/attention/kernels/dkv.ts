@@ -46,6 +46,9 @@ const kernel = defineKernel({
     dvAt: 'u32',
     dBiasAt: 'u32',
     partSize: 'u32',
+    /** First key tile of the dispatch, and keys a batch entry in the buffer. */
+    firstTile: 'u32',
+    storedKeys: 'u32',
   },
   wgsl: dkvText,
   forms: ['baseline', 'matrix'],
@@ -55,7 +58,7 @@ export function runDkvKernel(
   device: Device,
   spec: DkvSpec,
   tensors: BackwardTensors & { grads: Tensor },
-  uniforms: BackwardUniforms & { splits: number; dvAt: number; dBiasAt: number; partSize: number },
+  uniforms: BackwardUniforms & { splits: number; dvAt: number; dBiasAt: number; partSize: number; firstTile: number; storedKeys: number },
   grid: readonly [number, number, number],
 ): void {
   kernel.run(device, { spec, tensors, uniforms, grid });
@@ -112,7 +115,7 @@ function dkvText(spec: DkvSpec): string {
     ${t.storeWeights('s')}
     ${t.accumulate('dk', headDim, (n, item) => `items_q(qBase, rowStart + ${n}, rowEnd, ${item})`)}`;
   const part = spec.split ? 'split * uniforms.partSize + ' : '';
-  const head = (h: string, i: number, heads: string): string => `((b * uniforms.keys + keyAt${i}) * ${heads} + ${h})`;
+  const head = (h: string, i: number, heads: string): string => `((b * uniforms.storedKeys + keyAt${i}) * ${heads} + ${h})`;
   return `
     ${t.variables()}
     ${rowLoader('q', headDim, spec.width, spec.vector)}
@@ -137,7 +140,7 @@ function dkvText(spec: DkvSpec): string {
         ${
           biasGradient
             ? `${t.reduceRows('dBias', '+', spec.shuffles)}
-        if (tx == 0u) { ${rows.map((i) => `if (keyAt${i} < keyLimit) { store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.keys + keyAt${i}, dBias${i}); }`).join(' ')} }`
+        if (tx == 0u) { ${rows.map((i) => `if (keyAt${i} < keyLimit) { store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.storedKeys + keyAt${i}, dBias${i}); }`).join(' ')} }`
             : ''
         }
       }
@@ -149,7 +152,7 @@ function dkvText(spec: DkvSpec): string {
 /** Where a workgroup of a key-tile kernel works: `b`, `kvHead`, `split`, `keyTile`, `keyStart`, `keyStop`, `keyLimit` (rows of the tile), `kBase`, `vBase`, `keyEnd`, `queryOffset`. */
 export function keyPosition(spec: ScoreSpec & { rows: number; split: boolean }): string {
   return `
-    ${spec.split ? 'let keyTile = group.x / uniforms.splits; let split = group.x % uniforms.splits;' : 'let keyTile = group.x;'}
+    ${spec.split ? 'let keyTile = uniforms.firstTile + group.x / uniforms.splits; let split = group.x % uniforms.splits;' : 'let keyTile = uniforms.firstTile + group.x;'}
     let kvHead = group.y;
     let b = group.z;
     let keyEnd = keyEndOf(b);

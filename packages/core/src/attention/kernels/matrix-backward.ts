@@ -66,6 +66,9 @@ const uniforms = {
   dvAt: 'u32',
   dBiasAt: 'u32',
   partSize: 'u32',
+  /** First key tile of the dispatch, and keys a batch entry in the buffer. */
+  firstTile: 'u32',
+  storedKeys: 'u32',
 } as const;
 
 type BackwardKernel = Kernel<MatrixBackwardSpec, typeof shared, typeof uniforms>;
@@ -83,7 +86,16 @@ export function runMatrixBackward(
   owner: 'queries' | 'keys',
   spec: MatrixBackwardSpec,
   tensors: BackwardTensors & { grads: Tensor },
-  values: BackwardUniforms & { hidden: number; tiles: number; splits: number; dvAt: number; dBiasAt: number; partSize: number },
+  values: BackwardUniforms & {
+    hidden: number;
+    tiles: number;
+    splits: number;
+    dvAt: number;
+    dBiasAt: number;
+    partSize: number;
+    firstTile: number;
+    storedKeys: number;
+  },
   grid: readonly [number, number, number],
 ): void {
   kernels[owner].run(device, { spec, tensors, uniforms: values, grid });
@@ -194,7 +206,7 @@ function mainOfKeys(spec: MatrixBackwardSpec, f: Fragments, dk: OutputBands, dv:
   const { headDim, valueDim, rows, columns, biasGradient } = spec;
   const owned = { rows, first: 'keyStart', end: 'keyStop' };
   const part = spec.split ? 'split * uniforms.partSize + ' : '';
-  const at = (dim: number): string => `((b * uniforms.keys + keyStart + n) * uniforms.kvHeads + kvHead) * ${dim}u`;
+  const at = (dim: number): string => `((b * uniforms.storedKeys + keyStart + n) * uniforms.kvHeads + kvHead) * ${dim}u`;
   const valid = 'keyStart + n < keyLimit';
   return `
     ${keyPosition(spec)}
@@ -214,7 +226,7 @@ function mainOfKeys(spec: MatrixBackwardSpec, f: Fragments, dk: OutputBands, dv:
       ${
         biasGradient
           ? `${f.exchange('dBiasThere', 'dBias', 16)}
-      if (part == 0u && keyAt < keyLimit) { store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.keys + keyAt, dBias + dBiasThere); }`
+      if (part == 0u && keyAt < keyLimit) { store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.storedKeys + keyAt, dBias + dBiasThere); }`
           : ''
       }
     }

@@ -189,3 +189,34 @@ export function runSumRows(
   };
   sumParts.run(device, { spec: {}, tensors: { parts, out }, uniforms, grid: [Math.ceil(out.size / 256)] });
 }
+
+// Sums parts into rows of a larger array: out[to + row x toRow + i] = sum over parts of parts[part x stride + from + row x width + i].
+// tile    one element a lane, 256 lanes
+// bytes   reads every partial once, writes every element once
+const placeParts = defineKernel({
+  name: 'attention-place-parts',
+  bindings: { parts: read('f32'), out: write('f32') },
+  uniforms: { size: 'u32', parts: 'u32', stride: 'u32', width: 'u32', firstIn: 'u32', firstOut: 'u32', toRow: 'u32' },
+  wgsl: () => `
+    @compute @workgroup_size(256)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      let i = workgroupIndex(group, groups) * 256u + lane;
+      if (i >= uniforms.size) { return; }
+      var sum = 0.0;
+      for (var part = 0u; part < uniforms.parts; part++) { sum += load_parts(part * uniforms.stride + uniforms.firstIn + i); }
+      store_out(uniforms.firstOut + i / uniforms.width * uniforms.toRow + i % uniforms.width, sum);
+    }`,
+});
+
+/** Sums `rows` rows of `width` elements, `toRow` apart in the f32 array `out`. */
+export function runPlaceParts(
+  device: Device,
+  parts: Tensor,
+  out: Tensor,
+  shape: { parts: number; stride: number; rows: number; width: number; from: number; to: number; toRow: number },
+): void {
+  const { rows, width, from, to, ...rest } = shape;
+  const size = rows * width;
+  const uniforms = { size, ...rest, width, firstIn: from, firstOut: to };
+  placeParts.run(device, { spec: {}, tensors: { parts, out }, uniforms, grid: [Math.ceil(size / 256)] });
+}
