@@ -86,7 +86,7 @@ test('gradients reach every parameter and agree with finite differences', async 
     const difference = ((await moved(step)) - (await moved(-step))) / (2 * step);
     expect(gradient[at]).toBeCloseTo(difference, 4);
   }
-  const total = sum(mul(grads.out.weight, grads.out.weight));
+  const total = scope(() => sum(mul(grads.out.weight, grads.out.weight)));
   expect((await total.read())[0]).toBeGreaterThan(0);
   for (const t of tensorsIn([params, x, value, grads, total])) t.dispose();
 });
