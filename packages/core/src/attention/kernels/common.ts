@@ -39,68 +39,19 @@ export type ScoreSpec = {
   arena: boolean;
 };
 
-/** Run-time values of every attention kernel. */
-export type ScoreUniforms = Readonly<
-  Record<
-    /** 1; loop bounds are hidden behind it. */
-    | 'one'
-    | 'heads'
-    | 'kvHeads'
-    /** Query heads a KV head. */
-    | 'group'
-    | 'queries'
-    | 'keys'
-    /** Leading keys that the band's left edge does not hide. */
-    | 'prefix'
-    /** Strides in items of the bindings. */
-    | 'qBatch'
-    | 'qRow'
-    | 'qHead'
-    | 'kBatch'
-    | 'kRow'
-    | 'kHead'
-    | 'vBatch'
-    | 'vRow'
-    | 'vHead'
-    /** First words of small arrays in `extras`. */
-    | 'lengthsAt'
-    | 'offsetsAt'
-    | 'sinksAt'
-    | 'biasAt'
-    | 'biasBatch'
-    | 'biasHead'
-    /** Query heads that share a row of biases. */
-    | 'biasGroup'
-    /** Sizes of the blocks of a selection, in tokens. */
-    | 'blockQueries'
-    | 'blockKeys'
-    /** Rows a head of the list; heads and batch entries that it stores; query heads that share a row. */
-    | 'listRows'
-    | 'listHeads'
-    | 'listBatches'
-    | 'listGroup'
-    /** Words a row of a selection. */
-    | 'listWords'
-    /** Where the list lies in the arena: counts of a selection or the row table of runs, and ids, bits or runs. */
-    | 'rowsAt'
-    | 'runsAt',
-    'u32'
-  > &
-    Record<'queryOffset' | 'left' | 'right', 'i32'> &
-    /** `scale2` is scale times log2 e. */
-    Record<'scale' | 'scale2', 'f32'> &
-    /** Slots of captured arrays (first word, length) and of uniforms (bits) of score function and mask. */
-    Record<'captureAt0' | 'captureAt1' | 'captureLength0' | 'captureLength1' | 'values0' | 'values1', 'u32x8'>
->;
-
+/** Run-time values of every attention kernel that are u32. */
 const words = [
+  // 1; loop bounds are hidden behind it
   'one',
   'heads',
   'kvHeads',
+  // query heads a KV head
   'group',
   'queries',
   'keys',
+  // leading keys that the band's left edge does not hide
   'prefix',
+  // strides in items of the bindings
   'qBatch',
   'qRow',
   'qHead',
@@ -110,6 +61,7 @@ const words = [
   'vBatch',
   'vRow',
   'vHead',
+  // first words of small arrays in `extras`, strides of the key bias, and query heads that share a row of it
   'lengthsAt',
   'offsetsAt',
   'sinksAt',
@@ -117,16 +69,32 @@ const words = [
   'biasBatch',
   'biasHead',
   'biasGroup',
+  // sizes of the blocks of a selection, in tokens
   'blockQueries',
   'blockKeys',
+  // rows a head of the list; heads and batch entries that it stores; query heads that share a row; words a row of a selection
   'listRows',
   'listHeads',
   'listBatches',
   'listGroup',
   'listWords',
+  // where the list lies in the arena: counts of a selection or the row table of runs, and ids, bits or runs
   'rowsAt',
   'runsAt',
 ] as const;
+const offsets = ['queryOffset', 'left', 'right'] as const;
+// `scale2` is scale times log2 e
+const factors = ['scale', 'scale2'] as const;
+// slots of captured arrays (first word, length) and of uniforms (bits) of score function and mask
+const slotLists = ['captureAt0', 'captureAt1', 'captureLength0', 'captureLength1', 'values0', 'values1'] as const;
+
+/** Run-time values of every attention kernel. */
+export type ScoreUniforms = Readonly<
+  Record<(typeof words)[number], 'u32'> &
+    Record<(typeof offsets)[number], 'i32'> &
+    Record<(typeof factors)[number], 'f32'> &
+    Record<(typeof slotLists)[number], 'u32x8'>
+>;
 
 function typed<N extends string, T extends UniformType>(names: readonly N[], type: T): Record<N, T> {
   return Object.fromEntries(names.map((name) => [name, type])) as Record<N, T>;
@@ -134,9 +102,9 @@ function typed<N extends string, T extends UniformType>(names: readonly N[], typ
 
 export const scoreUniforms: ScoreUniforms = /* @__PURE__ */ (() => ({
   ...typed(words, 'u32'),
-  ...typed(['queryOffset', 'left', 'right'] as const, 'i32'),
-  ...typed(['scale', 'scale2'] as const, 'f32'),
-  ...typed(['captureAt0', 'captureAt1', 'captureLength0', 'captureLength1', 'values0', 'values1'] as const, 'u32x8'),
+  ...typed(offsets, 'i32'),
+  ...typed(factors, 'f32'),
+  ...typed(slotLists, 'u32x8'),
 }))();
 
 export type UniformsOf<U extends Readonly<Record<string, UniformType>>> = { readonly [K in keyof U]: UniformValue<U[K]> };
