@@ -47,7 +47,7 @@ function instructions(trouble) {
 To compute on the CPU all the same, set HEED_SOFTWARE=1 and run as root. ${then}`;
   }
   return `${why}\nInstall the software driver (lavapipe, Mesa ${OLDEST_MESA} or newer) and the Vulkan loader, as root:
-  Debian 12      echo "deb http://deb.debian.org/debian bookworm-backports main" > /etc/apt/sources.list.d/backports.list
+  Debian 12      add the suite bookworm-backports of the mirror that /etc/apt/sources.list or sources.list.d names, then
                  apt-get update && apt-get install -t bookworm-backports mesa-vulkan-drivers libvulkan1
   Debian 13, Ubuntu 24.04 or newer
                  apt-get update && apt-get install mesa-vulkan-drivers libvulkan1
