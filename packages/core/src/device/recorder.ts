@@ -133,6 +133,14 @@ export class Recorder {
     return timing.slots;
   }
 
+  /** Writes a timestamp at the end of everything recorded so far, without a pass of its own for each dispatch as timing has. */
+  timestamp(querySet: GPUQuerySet, index: number): void {
+    this.endPass();
+    this.openEncoder()
+      .beginComputePass({ timestampWrites: { querySet, endOfPassWriteIndex: index } })
+      .end();
+  }
+
   destroy(): void {
     this.uniformBuffer.destroy();
   }
