@@ -4,7 +4,7 @@ import type { DemoRecord, ModelRecord } from './record.js';
 import { elementMaker, type ElementMaker } from './report/element.js';
 import { drawLengthPlot, drawPositionPlot, LENGTH_PLOTS, type LengthPlot } from './report/plots.js';
 import { REPORT_STYLE } from './report/style.js';
-import { COLUMNS, describeDevice, describeText } from './table.js';
+import { COLUMNS, describeDevice, describeExtrapolation, describeText } from './table.js';
 
 /**
  * The report of a run as one HTML file: comparison, plots, passages, device. It has no script, fetches nothing (its own policy
@@ -54,7 +54,8 @@ function headOf(record: DemoRecord, make: ElementMaker): Element[] {
   ];
 }
 
-function comparison({ models }: DemoRecord, make: ElementMaker): Element[] {
+function comparison(record: DemoRecord, make: ElementMaker): Element[] {
+  const { models } = record;
   const cell = (numeric: boolean): Record<string, string> => (numeric ? { class: 'number' } : {});
   const heading = make(
     'tr',
@@ -71,7 +72,9 @@ function comparison({ models }: DemoRecord, make: ElementMaker): Element[] {
     ),
   );
   const caption = make('caption', {}, 'Bits a byte: how surprising the text was to the model; lower is better.');
-  return [make('div', { class: 'scroll' }, make('table', {}, caption, make('thead', {}, heading), make('tbody', {}, ...rows)))];
+  const table = make('div', { class: 'scroll' }, make('table', {}, caption, make('thead', {}, heading), make('tbody', {}, ...rows)));
+  const extrapolation = describeExtrapolation(record);
+  return extrapolation === undefined ? [table] : [table, make('p', {}, extrapolation)];
 }
 
 function quality(record: DemoRecord, document: Document, make: ElementMaker): Element[] {

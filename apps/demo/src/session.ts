@@ -5,7 +5,7 @@ import { expectWritable, parseOptions, tokensToRead } from './options.js';
 import type { DemoOptions } from './options.js';
 import type { DemoRecord, DeviceRecord, ModelRecord } from './record.js';
 import { renderReport } from './report.js';
-import { describeDevice, describeText } from './table.js';
+import { describeDevice, describeExtrapolation, describeText } from './table.js';
 import { resultTable, Terminal } from './terminal.js';
 import { heldOutDocument, readDocument } from './text.js';
 import { type ExitStatus, failureOf } from './usage.js';
@@ -96,6 +96,8 @@ async function read(options: DemoOptions, source: ModelSource, { out, err }: Str
       models,
     };
     terminal.say(`\n${resultTable(record)}`);
+    const extrapolation = describeExtrapolation(record);
+    if (extrapolation !== undefined) terminal.say(extrapolation);
     sayContinuations(record, terminal);
     await writeResults(record, options, terminal, out);
   } finally {

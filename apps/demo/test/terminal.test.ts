@@ -1,7 +1,7 @@
 import { Writable } from 'node:stream';
 import { expect, test } from 'vitest';
 import { formatDuration, formatNumber, formatParameters } from '../src/format.js';
-import { describeDevice, describeText } from '../src/table.js';
+import { describeDevice, describeExtrapolation, describeText } from '../src/table.js';
 import { resultTable, Terminal } from '../src/terminal.js';
 import { madeUpRecord } from './records.js';
 
@@ -31,6 +31,16 @@ test('device and text are sentences', () => {
   expect(describeDevice({ ...device, software: false, driver: '' })).toBe('llvmpipe (LLVM 19.1.4, 256 bits), tier subgroups');
   expect(describeText(text)).toBe('Moby-Dick, chapters 132 to 135: 65,536 of 74,131 bytes');
   expect(describeText({ ...text, tokens: text.bytes })).toBe('Moby-Dick, chapters 132 to 135: all 74,131 bytes');
+});
+
+test('a text longer than the training sequences gets a sentence on which models lose their way', () => {
+  expect(describeExtrapolation(madeUpRecord(2048))).toBeUndefined();
+  const long = madeUpRecord(65_536);
+  expect(describeExtrapolation(long)).toMatch(
+    /^Trained on 2,048 tokens at a time; behind that softmax \(1\.\d\d bits a byte up to there, \d\.\d\d behind\) loses its way/,
+  );
+  const steady = { ...long, models: long.models.filter(({ name }) => name !== 'softmax') };
+  expect(describeExtrapolation(steady)).toBe('Trained on 2,048 tokens at a time; all of them read on behind that as well as before.');
 });
 
 test('a new stage begins a new count, and a line of text ends it', () => {
