@@ -4,6 +4,8 @@ import { openDevice } from '@heed/core';
 import { Command, InvalidArgumentError } from 'commander';
 import { type LabConfig, readConfig } from './config.js';
 import { loadModel } from './model/shipped.js';
+import { describeRecord, runTask } from './tasks/record.js';
+import { taskNamed, tasks } from './tasks/registry.js';
 import { BOOK_FILE, CORPUS_FOLDER, DATASETS_FOLDER, LAB } from './paths.js';
 import { loadCorpus, loadHeldOut } from './text/load.js';
 import { evaluate } from './training/evaluate.js';
@@ -60,7 +62,44 @@ export function labProgram(): Command {
         await device.close();
       }
     });
+  program
+    .command('task')
+    .description(
+      `train small models on a synthetic task and write a record: ${tasks.map(({ name, about }) => `${name} (${about})`).join('; ')}`,
+    )
+    .argument('<name>', 'the task')
+    .option('--mixers <names...>', 'mixers by registry name, with options as in based:featureDim=8', ['softmax', 'linear', 'lightning2'])
+    .option('--seeds <numbers...>', 'seeds, one run each', ['1'])
+    .option('--set <pairs...>', "the task's settings, key=value", [])
+    .option('--out <folder>', 'folder of the record', resolve(LAB, 'runs'))
+    .action(async (name: string, { mixers, seeds, set, out }: TaskFlags) => {
+      const task = taskNamed(name);
+      const device = await openDevice();
+      try {
+        const settings = Object.fromEntries(set.map((pair) => pair.split('=', 2) as [string, string]));
+        const record = await runTask(task, {
+          device,
+          mixers,
+          seeds: seeds.map(wholeNumber),
+          settings,
+          report: (line) => console.log(line),
+        });
+        const folder = join(out, `task-${name}`);
+        await mkdir(folder, { recursive: true });
+        await writeFile(join(folder, 'record.json'), `${JSON.stringify(record, null, 2)}\n`);
+        console.log(describeRecord(record));
+      } finally {
+        await device.close();
+      }
+    });
   return program;
+}
+
+interface TaskFlags {
+  mixers: string[];
+  seeds: string[];
+  set: string[];
+  out: string;
 }
 
 async function trainOne(config: LabConfig, out: string, resume: boolean): Promise<TrainingSummary> {

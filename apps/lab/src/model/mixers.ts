@@ -3,8 +3,9 @@ import { attentionMixer } from '@heed/core/nn';
 import { lightning2Mixer } from '@heed/linear/lightning2';
 import { neighborhoodMixer } from '@heed/sparse-local/fna';
 import { zetaMixer } from '@heed/topk/zeta';
-import { headDimension, type LabConfig, type MixerName, type ModelConfig } from '../config.js';
+import { headDimension, type LabConfig, type MixerName, MIXERS, type ModelConfig } from '../config.js';
 import { LanguageModel } from './language-model.js';
+import { linearMixer } from './linear-mixer.js';
 
 type AnyMixer = TokenMixer<Params, State>;
 type Precision = 'f32' | 'f16';
@@ -23,6 +24,7 @@ const makers: Record<MixerName, (model: ModelConfig, layer: number, precision: P
       rope: { base: model.ropeBase ?? 10_000 },
       ...model.mixerOptions,
     }) as AnyMixer,
+  linear: (model, _layer, precision) => linearMixer({ ...shape(model), precision, ...model.mixerOptions }) as AnyMixer,
   zeta: (model, _layer, precision) => zetaMixer({ ...shape(model), precision, ...model.mixerOptions }) as AnyMixer,
 };
 
@@ -40,4 +42,33 @@ export function buildModel(config: LabConfig, precision: Precision = config.trai
   const { model } = config;
   const mixers = Array.from({ length: model.layers }, (_, layer) => makers[model.mixer](model, layer, precision));
   return new LanguageModel({ name: config.name, dim: model.dim, hidden: model.mlp, precision }, mixers);
+}
+
+type MixerOptions = NonNullable<ModelConfig['mixerOptions']>;
+
+/**
+ * One mixer by its registry name with options behind a colon, `based:featureDim=8,kind=taylor`, for tasks that build models of their own.
+ * @param place width and heads of the model, and which layer of how many this is
+ * @param defaults options by name of the mixer; those of the text come after them
+ * @throws RangeError for an unknown name or an option without a value
+ */
+export function makeMixer(
+  text: string,
+  place: { dim: number; heads: number; layer: number; layers: number; precision?: Precision },
+  defaults: Readonly<Record<string, MixerOptions>> = {},
+): AnyMixer {
+  const [name = '', list = ''] = text.split(':');
+  const mixer = MIXERS.find((one) => one === name);
+  if (!mixer) throw new RangeError(`lab: there is no mixer "${name}"; there are ${MIXERS.join(', ')}`);
+  const given = list === '' ? [] : list.split(',').map((pair) => optionOf(pair, text));
+  const { dim, heads, layer, layers, precision = 'f32' } = place;
+  const mixerOptions = { ...defaults[name], ...Object.fromEntries(given) };
+  return makers[mixer]({ mixer, dim, heads, layers, mlp: dim, mixerOptions }, layer, precision);
+}
+
+function optionOf(pair: string, text: string): [string, number | boolean | string] {
+  const [key = '', value = ''] = pair.split('=');
+  if (key === '' || value === '') throw new RangeError(`lab: mixer "${text}": "${pair}" is no key=value`);
+  if (value === 'true' || value === 'false') return [key, value === 'true'];
+  return [key, Number.isFinite(Number(value)) ? Number(value) : value];
 }
