@@ -1,1 +1,2 @@
 export * from './lightning2/index.js';
+export * from './titans/index.js';

@@ -1,6 +1,7 @@
 import type { GoldenMapping } from '@heed/core/testing';
 import { lightning2Golden } from './lightning2/golden.js';
+import { titansGolden } from './titans/golden.js';
 
 /** Op names of the golden cases to the functions of this package. */
-const mapping: GoldenMapping = { ...lightning2Golden };
+const mapping: GoldenMapping = { ...lightning2Golden, ...titansGolden };
 export default mapping;

@@ -1,0 +1,137 @@
+import { HeedError, matmul, mean, mul, pointwise, reshape, rmsNorm, scope, sigmoid, split, type Tensor, unsqueeze } from '@heed/core';
+import { titans } from './forward.js';
+import type { TitansMemory } from './memory.js';
+import type { TitansForm, TitansOptions } from './options.js';
+
+/** Weights of a memory layer, [outputs, inputs] as the published ones; heads are the slow axis of rows. */
+export interface TitansLayerParams {
+  /** Gains of the norms in front of what is stored and what is asked, [dim]. */
+  storeNorm: Tensor;
+  retrieveNorm: Tensor;
+  /** [heads headDim, dim] */
+  wq: Tensor;
+  wk: Tensor;
+  wv: Tensor;
+  /** Step of each token, [heads, dim] and [heads]. */
+  wRate: Tensor;
+  bRate: Tensor;
+  /** Share of momentum that stays, a chunk; [heads * orders, dim]. None: no momentum. */
+  wMomentum?: Tensor | undefined;
+  bMomentum?: Tensor | undefined;
+  /** Share of the memory that goes, a chunk. */
+  wForget: Tensor;
+  bForget: Tensor;
+  /** Gains - 1 of the norms of queries and keys, [heads, headDim]. */
+  qGain?: Tensor | undefined;
+  kGain?: Tensor | undefined;
+  /** Gain - 1 of a norm a head on what was retrieved, [heads, headDim]. */
+  outGain?: Tensor | undefined;
+  /** Gate a head on what was retrieved, [heads, dim]. */
+  wGate?: Tensor | undefined;
+  /** [dim, heads headDim] */
+  wOut?: Tensor | undefined;
+  memory: TitansMemory;
+}
+
+/** Settings of a memory layer. */
+export interface TitansLayerOptions extends TitansForm {
+  heads: number;
+  /** Factor on the sigmoid of a token's step. Default 1. */
+  maxRate?: number;
+  /** Of the RMS norms. Default 2^-23, the epsilon of f32. */
+  rmsEpsilon?: number;
+}
+
+const rated = pointwise((x, b, most) => x.add(b).sigmoid().mul(most), { name: 'titans-rate' });
+const gained = pointwise((x, gain) => x.mul(gain.add(1)), { name: 'titans-gain' });
+
+/** What a layer drives its memory with. */
+export interface TitansDrive {
+  q: Tensor;
+  k: Tensor;
+  v: Tensor;
+  /** [batch, tokens, heads] */
+  rate: Tensor;
+  /** The normed input that is stored, [batch, tokens, dim]. */
+  stored: Tensor;
+  /** The normed input that asks. */
+  asking: Tensor;
+}
+
+/** Queries, keys, values and steps of tokens. `x` is stored, `asks` (default x) asks. */
+export function titansDrive(params: TitansLayerParams, x: Tensor, options: TitansLayerOptions, asks: Tensor = x): TitansDrive {
+  const { heads, maxRate = 1, rmsEpsilon: epsilon = 2 ** -23, precision = 'f32' } = options;
+  const [batch, tokens] = [x.dim(0), x.dim(1)];
+  const width = params.wq.dim(0);
+  if (width % heads !== 0)
+    throw new HeedError('SHAPE_MISMATCH', `titansLayer: wq is ${params.wq.describe()}; its rows must be a multiple of heads ${heads}`);
+  const stored = rmsNorm(x, params.storeNorm, { epsilon });
+  const asking = rmsNorm(asks, params.retrieveNorm, { epsilon });
+  const project = (input: Tensor, w: Tensor): Tensor =>
+    reshape(matmul(input, w, { transposeB: true, precision, outDType: 'f32' }), [batch, input.dim(1), heads, width / heads]);
+  const normed = (t: Tensor, gain: Tensor | undefined): Tensor => (gain ? gained(rmsNorm(t, undefined, { epsilon }), gain) : t);
+  return {
+    q: normed(project(asking, params.wq), params.qGain),
+    k: normed(project(stored, params.wk), params.kGain),
+    v: project(stored, params.wv),
+    rate: rated(reshape(matmul(stored, params.wRate, { transposeB: true }), [batch, tokens, heads]), params.bRate, maxRate),
+    stored,
+    asking,
+  };
+}
+
+/**
+ * Momentum and forgetting of chunks from the means of what they store.
+ * @param means [batch, chunks, dim]
+ */
+export function titansGates(params: TitansLayerParams, means: Tensor, heads: number): { momentum: readonly Tensor[]; forget: Tensor } {
+  const gate = (w: Tensor, b: Tensor): Tensor => rated(matmul(means, w, { transposeB: true }), b, 1);
+  const forget = gate(params.wForget, params.bForget);
+  if (!params.wMomentum || !params.bMomentum) return { momentum: [], forget };
+  const eta = gate(params.wMomentum, params.bMomentum);
+  const orders = eta.dim(2) / heads;
+  if (orders === 1) return { momentum: [eta], forget };
+  // rows are (head, order): orders of a head lie side by side
+  const apart = reshape(eta, [eta.dim(0), eta.dim(1), heads, orders]);
+  return { momentum: split(apart, orders, 3).map((one) => reshape(one, [eta.dim(0), eta.dim(1), heads])), forget };
+}
+
+/** Norm, gate, merge and projection of what was retrieved, [batch, tokens, heads, headDim]. */
+export function titansFinish(params: TitansLayerParams, retrieved: Tensor, asking: Tensor, options: TitansLayerOptions): Tensor {
+  const { rmsEpsilon: epsilon = 2 ** -23, precision = 'f32' } = options;
+  const [batch, tokens, heads, headDim] = retrieved.shape as [number, number, number, number];
+  let o = params.outGain ? gained(rmsNorm(retrieved, undefined, { epsilon }), params.outGain) : retrieved;
+  if (params.wGate) o = mul(o, unsqueeze(sigmoid(matmul(asking, params.wGate, { transposeB: true })), 3));
+  const merged = reshape(o, [batch, tokens, heads * headDim]);
+  return params.wOut ? matmul(merged, params.wOut, { transposeB: true, precision, outDType: 'f32' }) : merged;
+}
+
+/** Means of whole chunks, [batch, chunks, dim]. */
+export function chunkMeans(stored: Tensor, chunkSize: number): Tensor {
+  const [batch, tokens, dim] = stored.shape as [number, number, number];
+  const chunks = Math.floor(tokens / chunkSize);
+  const whole = chunks * chunkSize === tokens ? stored : (split(stored, [chunks * chunkSize, tokens - chunks * chunkSize], 1)[0] as Tensor);
+  return chunks === 0 ? reshape(whole, [batch, 0, dim]) : mean(reshape(whole, [batch, chunks, chunkSize, dim]), 2);
+}
+
+/**
+ * The memory as a layer (the LMM of the paper's section 4.4, wired as the implementation that the sheet follows): RMS norms, projections, gates
+ * by sigmoids, memory, gate a head, projection.
+ * @param x [batch, tokens, dim]
+ * @returns the shape of x
+ * @throws HeedError SHAPE_MISMATCH, INVALID_ARGUMENT
+ */
+export function titansLayer(params: TitansLayerParams, x: Tensor, options: TitansLayerOptions): Tensor {
+  return scope(() => {
+    const { q, k, v, rate, stored, asking } = titansDrive(params, x, options);
+    const { momentum, forget } = titansGates(params, chunkMeans(stored, options.chunkSize), options.heads);
+    const memory: TitansOptions = {
+      ...options,
+      memory: params.memory,
+      learningRate: rate,
+      forget,
+      ...(momentum.length > 0 && { momentum }),
+    };
+    return titansFinish(params, titans(q, k, v, memory), asking, options);
+  });
+}
