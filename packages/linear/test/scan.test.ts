@@ -1,0 +1,278 @@
+import fc from 'fast-check';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type Device, type DType, openDevice, slice, tensor, type Tensor, zeros } from '@heed/core';
+import { tensorsIn, vjp } from '@heed/core/~internal';
+import { expectErrorRatio, f64, type F64Array } from '@heed/core/testing';
+import { referenceGatedScan } from '../src/scan/gated-reference.js';
+import { linearScan, linearScanStep, linearScanWithState } from '../src/scan/linear-scan.js';
+import { normalizedScan, normalizedScanStep, normalizedScanWithState } from '../src/scan/normalized.js';
+import { draw } from './lightning2/check.js';
+
+interface Given {
+  batch?: number;
+  tokens: number;
+  heads?: number;
+  keyDim?: number;
+  valueDim?: number;
+  gate: 'none' | 'head' | 'channel';
+  /** Size of the log-decays. */
+  forget?: number;
+  chunk?: number;
+  scale?: number;
+  lengths?: number[];
+  dtype?: DType;
+  seed?: number;
+}
+
+/** Tensors of a problem and their values in float64; gates are at most 0. */
+async function made(device: Device, given: Given) {
+  const { batch = 2, tokens, heads = 2, keyDim = 12, valueDim = 20, forget = 1, dtype = 'f32', seed = 1 } = given;
+  const make = (name: string, shape: number[], type: DType = dtype) => draw(device, name, shape, type, seed);
+  const gateShape = given.gate === 'head' ? [batch, tokens, heads] : [batch, tokens, heads, keyDim];
+  const noise = await make('gate', gateShape, 'f32');
+  const gate = tensor(
+    device,
+    Float32Array.from(noise.values.values, (x) => -forget * x * x),
+    gateShape,
+  );
+  noise.x.dispose();
+  const lengths = given.lengths && tensor(device, Int32Array.from(given.lengths));
+  return {
+    q: await make('q', [batch, tokens, heads, keyDim]),
+    k: await make('k', [batch, tokens, heads, keyDim]),
+    v: await make('v', [batch, tokens, heads, valueDim]),
+    gate: { x: gate, values: f64(gateShape, await gate.read()) },
+    initial: await make('initial', [batch, heads, keyDim, valueDim], 'f32'),
+    dOut: await make('dOut', [batch, tokens, heads, valueDim]),
+    dState: await make('dState', [batch, heads, keyDim, valueDim], 'f32'),
+    lengths,
+    options: {
+      ...(given.gate !== 'none' && { gate }),
+      ...(given.scale !== undefined && { scale: given.scale }),
+      ...(given.chunk !== undefined && { chunk: given.chunk }),
+      ...(lengths && { lengths }),
+    },
+  };
+}
+
+const dot = (a: F64Array, b: F64Array): number => a.values.reduce((sum, x, i) => sum + x * (b.values[i] as number), 0);
+
+/** Runs a problem forward and backward: outputs against the loops, gradients against central differences of the loops. */
+async function check(device: Device, given: Given, bound = 4e-6): Promise<void> {
+  const p = await made(device, given);
+  const inputs = [p.q, p.k, p.v, p.initial, ...(given.gate === 'none' ? [] : [p.gate])];
+  const { outputs, grads } = vjp(
+    () => {
+      const { out, state } = linearScanWithState(p.q.x, p.k.x, p.v.x, { ...p.options, initialState: p.initial.x });
+      return [out, state];
+    },
+    inputs.map(({ x }) => x),
+    [p.dOut.x, p.dState.x],
+  );
+  const lengths = given.lengths?.map((n) => Math.min(n, given.tokens));
+  const loops = (): ReturnType<typeof referenceGatedScan> =>
+    referenceGatedScan(p.q.values, p.k.values, p.v.values, {
+      initialState: p.initial.values,
+      scale: given.scale,
+      lengths,
+      ...(given.gate !== 'none' && { gate: p.gate.values }),
+    });
+  const loss = (): number => {
+    const { out, state } = loops();
+    return dot(out, p.dOut.values) + dot(state, p.dState.values);
+  };
+  const expected = loops();
+  const read = async (x: Tensor): Promise<F64Array> => f64(x.shape, await x.read());
+  const [out, state] = outputs as [Tensor, Tensor];
+  expectErrorRatio(`out of ${JSON.stringify(given)}`, await read(out), expected.out, bound);
+  expectErrorRatio(`state of ${JSON.stringify(given)}`, await read(state), expected.state, bound);
+  const names = ['q', 'k', 'v', 'initial', 'gate'];
+  for (const [i, { values }] of inputs.entries()) {
+    const got = await read(grads[i] as Tensor);
+    // every n-th element: central differences of a function of two variables at a time are exact up to the third order
+    const places = Array.from(
+      { length: Math.min(24, values.values.length) },
+      (_, n) => Math.floor((n * values.values.length) / 24 + 0.5 * n) % values.values.length,
+    );
+    const wanted = places.map((place) => {
+      const [before, step] = [values.values[place] as number, 1e-4];
+      values.values[place] = before + step;
+      const above = loss();
+      values.values[place] = before - step;
+      const below = loss();
+      values.values[place] = before;
+      return (above - below) / (2 * step);
+    });
+    const taken = places.map((place) => got.values[place] as number);
+    expectErrorRatio(`d${names[i]} of ${JSON.stringify(given)}`, f64([24], taken), f64([places.length], wanted), Math.max(2e-5, 2 * bound));
+  }
+  for (const x of tensorsIn([inputs.map(({ x }) => x), p.gate.x, p.dOut.x, p.dState.x, p.lengths ?? [], outputs, grads])) x.dispose();
+}
+
+for (const tier of ['baseline', 'subgroups'] as const) {
+  describe(`on tier ${tier}`, () => {
+    let device: Device;
+    beforeAll(async () => {
+      device = await openDevice({ tier });
+    });
+    afterAll(async () => {
+      expect(device.memory().tensors).toBe(0);
+      await device.close();
+    });
+
+    for (const gate of ['head', 'channel'] as const) {
+      test(`a gate a ${gate}: outputs, states and gradients are those of the float64 loops for any length and chunk`, async () => {
+        const problem = fc.record({
+          tokens: fc.integer({ min: 1, max: 50 }),
+          forget: fc.constantFrom(0, 0.01, 1, 30),
+          scale: fc.constantFrom(1, 0.25),
+          chunk: fc.constantFrom(1000, 17, 5),
+          lengths: fc.tuple(fc.constantFrom(0, 9, 50), fc.constant(50)),
+          seed: fc.integer({ min: 1, max: 1000 }),
+        });
+        await fc.assert(
+          fc.asyncProperty(problem, (given) => check(device, { ...given, gate })),
+          { seed: 11, numRuns: 8 },
+        );
+      });
+    }
+
+    test('steps of any size give what the whole sequence gives', async () => {
+      const p = await made(device, { tokens: 23, gate: 'channel' });
+      const whole = linearScanWithState(p.q.x, p.k.x, p.v.x, p.options);
+      const state = zeros(device, whole.state.shape);
+      const outs: number[] = [];
+      const wanted = f64(whole.out.shape, await whole.out.read());
+      const rows = 2 * 20;
+      for (const [start, end] of [
+        [0, 1],
+        [1, 12],
+        [12, 13],
+        [13, 23],
+      ] as const) {
+        const [q, k, v, gate] = [p.q.x, p.k.x, p.v.x, p.gate.x].map((x) => slice(x, 1, start, end)) as [Tensor, Tensor, Tensor, Tensor];
+        const out = linearScanStep(q, k, v, state, { gate });
+        const values = await out.read();
+        for (let b = 0; b < 2; b++)
+          for (let i = start * rows; i < end * rows; i++)
+            outs[b * 23 * rows + i] = values[b * (end - start) * rows + i - start * rows] as number;
+        for (const x of [q, k, v, gate, out]) x.dispose();
+      }
+      expectErrorRatio('stream', f64(wanted.shape, outs), wanted, 1e-6);
+      expectErrorRatio('state', f64(state.shape, await state.read()), f64(state.shape, await whole.state.read()), 1e-6);
+      for (const x of tensorsIn([p.q.x, p.k.x, p.v.x, p.gate.x, p.initial.x, p.dOut.x, p.dState.x, whole, state])) x.dispose();
+    });
+  });
+}
+
+describe('limits', () => {
+  let device: Device;
+  beforeAll(async () => {
+    device = await openDevice({ tier: 'subgroups' });
+  });
+  afterAll(async () => {
+    expect(device.memory().tensors).toBe(0);
+    await device.close();
+  });
+
+  test('without gate and decay it is plain causal linear attention', () => check(device, { tokens: 30, gate: 'none', chunk: 7 }));
+
+  test('odd head dimensions, more columns than a tile, one token', async () => {
+    await check(device, { tokens: 19, gate: 'channel', keyDim: 5, valueDim: 7, batch: 1, chunk: 6 });
+    await check(device, { tokens: 11, gate: 'channel', keyDim: 8, valueDim: 72, batch: 1, heads: 1 });
+    await check(device, { tokens: 1, gate: 'head', keyDim: 3, valueDim: 1, batch: 1 });
+  });
+
+  test('f16 operands keep their gates and sums in f32', () =>
+    check(device, { tokens: 30, gate: 'channel', dtype: 'f16', chunk: 9, batch: 1, forget: 0.1 }, 1.5e-3));
+
+  test('gates of minus infinity leave the token alone, and no gradient is NaN', async () => {
+    const p = await made(device, { tokens: 9, gate: 'channel' });
+    const gate = zeros(device, p.gate.x.shape);
+    const closed = tensor(device, new Float32Array(gate.size).fill(-Infinity), gate.shape);
+    const { outputs, grads } = vjp(() => linearScan(p.q.x, p.k.x, p.v.x, { gate: closed, chunk: 4 }), [p.q.x, closed], [p.dOut.x]);
+    const expected = referenceGatedScan(p.q.values, p.k.values, p.v.values, {
+      gate: f64(gate.shape, new Float64Array(gate.size).fill(-1e9)),
+    });
+    expectErrorRatio('out', f64(p.v.x.shape, await (outputs[0] as Tensor).read()), expected.out, 1e-6);
+    for (const x of grads) expect((await x.read()).every(Number.isFinite)).toBe(true);
+    for (const x of tensorsIn([p.q.x, p.k.x, p.v.x, p.gate.x, p.initial.x, p.dOut.x, p.dState.x, gate, closed, outputs, grads]))
+      x.dispose();
+  });
+
+  test('operands larger than a binding go in pieces with the same result and gradients', async () => {
+    const limit = device.limits.maxStorageBufferBindingSize;
+    try {
+      device.limits.maxStorageBufferBindingSize = 12288;
+      await check(device, { tokens: 150, gate: 'channel', lengths: [150, 71], forget: 0.1 });
+    } finally {
+      device.limits.maxStorageBufferBindingSize = limit;
+    }
+  });
+
+  test('the normaliser is the scan of a column of ones; steps give the same', async () => {
+    const p = await made(device, { tokens: 21, gate: 'channel', forget: 0.3 });
+    // positive features
+    const positive = (x: F64Array): F64Array =>
+      f64(
+        x.shape,
+        x.values.map((y) => Math.fround(Math.abs(y))),
+      );
+    const [q, k] = [positive(p.q.values), positive(p.k.values)];
+    const [qx, kx] = [q, k].map((x) => tensor(device, Float32Array.from(x.values), x.shape)) as [Tensor, Tensor];
+    const gate = p.gate.x;
+    const { out, state, keySum } = normalizedScanWithState(qx, kx, p.v.x, { gate, eps: 1e-6 });
+    const n = referenceGatedScan(q, k, p.v.values, { gate: p.gate.values });
+    const z = referenceGatedScan(q, k, f64([2, 21, 2, 1], new Float64Array(84).fill(1)), { gate: p.gate.values });
+    const expected = f64(
+      n.out.shape,
+      n.out.values.map((x, i) => x / ((z.out.values[Math.floor(i / 20)] as number) + 1e-6)),
+    );
+    expectErrorRatio('out', f64(out.shape, await out.read()), expected, 3e-6);
+    expectErrorRatio('state', f64(state.shape, await state.read()), n.state, 3e-6);
+    expectErrorRatio('keySum', f64(keySum.shape, await keySum.read()), z.state, 3e-6);
+    const states = { state: zeros(device, state.shape), keySum: zeros(device, keySum.shape) };
+    const first = [qx, kx, p.v.x, gate].map((x) => slice(x, 1, 0, 20)) as [Tensor, Tensor, Tensor, Tensor];
+    const last = [qx, kx, p.v.x, gate].map((x) => slice(x, 1, 20, 21)) as [Tensor, Tensor, Tensor, Tensor];
+    normalizedScanStep(first[0], first[1], first[2], states, { gate: first[3], eps: 1e-6 }).dispose();
+    const stepped = normalizedScanStep(last[0], last[1], last[2], states, { gate: last[3], eps: 1e-6 });
+    const wanted = slice(out, 1, 20, 21);
+    expectErrorRatio('step', f64(wanted.shape, await stepped.read()), f64(wanted.shape, await wanted.read()), 1e-6);
+    const { outputs, grads } = vjp(() => normalizedScan(qx, kx, p.v.x, { gate }), [qx, gate], [p.dOut.x]);
+    for (const x of grads) expect((await x.read()).every(Number.isFinite)).toBe(true);
+    for (const x of tensorsIn([
+      p.q.x,
+      p.k.x,
+      p.v.x,
+      gate,
+      p.initial.x,
+      p.dOut.x,
+      p.dState.x,
+      qx,
+      kx,
+      out,
+      state,
+      keySum,
+      states,
+      first,
+      last,
+      stepped,
+      wanted,
+      outputs,
+      grads,
+    ]))
+      x.dispose();
+  });
+
+  test('shapes and dtypes that do not fit are named', () => {
+    const q = zeros(device, [1, 4, 2, 8]);
+    const bad = zeros(device, [1, 4, 2, 7]);
+    const half = zeros(device, [1, 4, 2], { dtype: 'f16' });
+    expect(() => linearScan(q, q, q, { gate: bad })).toThrow(
+      /linearScan: gate is .*; it must be \[1, 4, 2\], one a token and head, or \[1, 4, 2, 8\]/,
+    );
+    expect(() => linearScan(q, q, q, { gate: half })).toThrow(/log-decays are f32/);
+    expect(() => linearScan(q, q, q, { gate: bad, decay: [0, 0] })).toThrow(/both gate and decay were given/);
+    for (const x of [q, bad, half]) x.dispose();
+  });
+});
