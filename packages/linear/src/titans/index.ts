@@ -4,3 +4,4 @@ export { titansLayer, type TitansLayerOptions, type TitansLayerParams } from './
 export type { TitansMemory } from './memory.js';
 export type { TitansForm, TitansMemoryState, TitansOptions } from './options.js';
 export { titansSegmentAttention, type TitansSegmentOptions } from './segment-attention.js';
+export { TitansState, titansStart, titansStep, type TitansStepRates, type TitansStreamOptions } from './stream.js';
