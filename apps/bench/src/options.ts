@@ -1,94 +1,98 @@
-import { parseArgs } from 'node:util';
-import { tiers, type Tier } from '@heed/core';
-import { kernels } from './kernels.js';
+import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { type Tier, tiers } from '@heed/core';
+import { UsageError } from './usage.js';
 
-/** What to measure. */
+export const suites = ['quick', 'kernels', 'masks', 'scaling', 'decode', 'overhead', 'peers', 'all'] as const;
+export type SuiteName = (typeof suites)[number];
+
+/** What the command line asks for. */
 export interface BenchOptions {
-  readonly kernels: readonly string[];
-  readonly tokens: readonly number[];
-  readonly heads: number;
-  readonly headDim: number;
-  readonly window: number;
-  readonly dtype: 'f32' | 'f16';
-  readonly repeats: number;
-  readonly tier: Tier | undefined;
-  /** File of the record; none is written without it. */
-  readonly json: string | undefined;
+  readonly suite: SuiteName;
+  /** Tokens (of matrix products: edges) that replace the suite's own. */
+  readonly sizes?: readonly number[];
+  /** Parts of ids; entries with any of them are measured. */
+  readonly only: readonly string[];
+  readonly json?: string;
+  readonly html?: string;
+  readonly tier?: Tier;
+  /** Dawn's bounds checks and validation off: stands beside, never in place of, shipped settings. */
+  readonly unchecked: boolean;
+  /** Records of peers to join, as `peers/peers.py` writes them. */
+  readonly peers: readonly string[];
+  /** Records of ours to join, nothing is measured then. */
+  readonly merge: readonly string[];
+  /** Sources of flash-linear-attention, for the Python peers. */
+  readonly fla?: string;
 }
 
-/** A request that makes no sense, with a sentence for the person who made it. */
-export class UsageError extends Error {}
-
-export const usage: string = `npm run bench -- [options]
-
-  --kernels a,b     ${Object.keys(kernels).join(', ')} (default: all)
-  --tokens a,b      lengths (default 512,2048; on a real GPU 4096,16384,65536)
-  --heads N         heads (default 2; on a real GPU 16)
-  --head-dim N      head dimension (default 64)
-  --window N        window of the windowed kernels, in tokens (default 256)
-  --dtype f32|f16   (default f32; on a real GPU f16)
-  --repeats N       timed runs of each, of which the median counts (default 5)
-  --tier T          ${tiers.join(', ')} (default: the best of the device)
-  --json FILE       writes the record to FILE`;
-
-const defaults = {
-  software: { tokens: '512,2048', heads: '2', dtype: 'f32' },
-  hardware: { tokens: '4096,16384,65536', heads: '16', dtype: 'f16' },
-} as const;
-
-function positive(name: string, text: string): number {
-  const value = Number(text);
-  if (!Number.isInteger(value) || value < 1) throw new UsageError(`bench: --${name} is "${text}"; give an integer of 1 or more`);
-  return value;
+export interface HelpRequest {
+  readonly help: string;
 }
 
-/** Reads the arguments; what is left open is filled in once the device is known. @throws UsageError for arguments that make no sense */
-export function readOptions(args: readonly string[]): (device: { readonly isSoftware: boolean }) => BenchOptions {
-  const { values } = parse(args);
-  const names = values.kernels?.split(',') ?? Object.keys(kernels);
-  const unknown = names.find((name) => !(name in kernels));
-  if (unknown !== undefined) throw new UsageError(`bench: there is no kernel "${unknown}"; use ${Object.keys(kernels).join(', ')}`);
-  const tier = tiers.find((name) => name === values.tier);
-  if (values.tier !== undefined && !tier) throw new UsageError(`bench: --tier is "${values.tier}"; use one of ${tiers.join(', ')}`);
-  if (values.dtype !== undefined && values.dtype !== 'f32' && values.dtype !== 'f16')
-    throw new UsageError(`bench: --dtype is "${values.dtype}"; use f32 or f16`);
-  values.tokens?.split(',').forEach((text) => positive('tokens', text));
-  return ({ isSoftware }) => {
-    const open = isSoftware ? defaults.software : defaults.hardware;
-    return {
-      kernels: names,
-      tokens: (values.tokens ?? open.tokens).split(',').map((text) => positive('tokens', text)),
-      heads: positive('heads', values.heads ?? open.heads),
-      headDim: positive('head-dim', values['head-dim'] ?? '64'),
-      window: positive('window', values.window ?? '256'),
-      dtype: values.dtype === 'f16' || values.dtype === 'f32' ? values.dtype : open.dtype,
-      repeats: positive('repeats', values.repeats ?? '5'),
-      tier,
-      json: values.json,
-    };
-  };
+interface Parsed {
+  sizes?: number[];
+  only: string[];
+  json?: string;
+  html?: string;
+  tier?: Tier;
+  unchecked: boolean;
+  peers: string[];
+  merge: string[];
+  fla?: string;
 }
 
-function parse(args: readonly string[]): {
-  values: Partial<Record<'kernels' | 'tokens' | 'heads' | 'head-dim' | 'window' | 'dtype' | 'repeats' | 'tier' | 'json', string>>;
-} {
-  const text = { type: 'string' } as const;
+/**
+ * Parses the arguments behind `npm run bench --`.
+ * @throws UsageError that names the option, what was given and what was expected
+ */
+export function parseOptions(args: readonly string[]): BenchOptions | HelpRequest {
+  let help = '';
+  const command = benchCommand()
+    .exitOverride()
+    .configureOutput({ writeOut: (text) => void (help += text), writeErr: () => undefined });
   try {
-    return parseArgs({
-      args: [...args],
-      options: {
-        kernels: text,
-        tokens: text,
-        heads: text,
-        'head-dim': text,
-        window: text,
-        dtype: text,
-        repeats: text,
-        tier: text,
-        json: text,
-      },
-    });
+    command.parse(args, { from: 'user' });
   } catch (error) {
-    throw new UsageError(`bench: ${error instanceof Error ? error.message : String(error)}`);
+    if (!(error instanceof CommanderError)) throw error;
+    if (error.exitCode === 0) return { help };
+    throw new UsageError(`bench: ${error.message.replace(/^error: /, '')}; see \`npm run bench -- --help\``, { cause: error });
   }
+  const [suite = 'quick'] = command.args;
+  const known = suites.find((name) => name === suite);
+  if (!known) throw new UsageError(`bench: there is no suite "${suite}"; use one of ${suites.join(', ')}`);
+  return { suite: known, ...command.opts<Parsed>() };
+}
+
+function benchCommand(): Command {
+  return new Command('npm run bench --')
+    .description('Measures the kernels of Heed: GPU time with cold caches, error against float64 beside every time.')
+    .argument('[suite]', `${suites.join(', ')}; default quick`)
+    .option('--sizes <list>', 'tokens (of products: edges) in place of the suite’s own, separated by commas', sizesOf)
+    .option('--only <parts>', 'entries whose id contains one of these parts, separated by commas', partsOf, [])
+    .option('--json <file>', 'writes the record as JSON')
+    .option('--html <file>', 'writes a report with plots and pictures of the masks')
+    .option('--tier <tier>', `${tiers.join(', ')}; default the best of the device`, tierOf)
+    .option('--unchecked', "Dawn's bounds checks and validation off: for comparison only", false)
+    .option('--peers <files>', 'joins records of peers (apps/bench/peers), separated by commas', partsOf, [])
+    .option('--merge <files>', 'joins records of earlier runs and measures nothing', partsOf, [])
+    .option('--fla <folder>', 'sources of flash-linear-attention, for the Python peers of the suite peers')
+    .allowExcessArguments(false);
+}
+
+function sizesOf(text: string): number[] {
+  return text.split(',').map((part) => {
+    const value = Number(part);
+    if (!/^\d+$/.test(part) || value < 1) throw new InvalidArgumentError(`Expected whole numbers from 1 on, separated by commas`);
+    return value;
+  });
+}
+
+function partsOf(text: string, before: string[]): string[] {
+  return [...before, ...text.split(',').filter((part) => part !== '')];
+}
+
+function tierOf(text: string): Tier {
+  const tier = tiers.find((name) => name === text);
+  if (!tier) throw new InvalidArgumentError(`There is no tier "${text}"; expected ${tiers.join(', ')}`);
+  return tier;
 }

@@ -1,17 +1,21 @@
-import type { HeadArrays } from './kernels.js';
+import { inputAt } from './inputs.js';
 
-/** Coordinates of q and k that ZETA uses: the first ones of each head. */
+/** Coordinates of q and k. */
 export const ZETA_DIMS = 3;
 
 /** The setting that is measured: the paper's, with a range that holds the inputs. */
 export const ZETA_OPTIONS = { range: [-4, 4], topK: 32, window: 64, chunk: 256, bits: 10 } as const;
 
-/** Morton code of point `token`: the cells' bits, highest first, dimension 0 before 1. */
-function code(points: Float64Array, headDim: number, token: number): number {
+const pointOfQ = inputAt('zetaq', 'fine');
+const pointOfK = inputAt('zetak', 'fine');
+const valueAt = inputAt('v');
+
+/** Morton code of a point: the cells' bits, highest first, dimension 0 before 1. */
+function code(point: (i: number) => number, from: number): number {
   const { range, bits } = ZETA_OPTIONS;
   const [low, high] = range;
   const cells = Array.from({ length: ZETA_DIMS }, (_, c) => {
-    const cell = Math.floor((((points[token * headDim + c] as number) - low) / (high - low)) * 2 ** bits);
+    const cell = Math.floor(((point(from + c) - low) / (high - low)) * 2 ** bits);
     return Math.min(Math.max(cell, 0), 2 ** bits - 1);
   });
   let out = 0;
@@ -19,37 +23,42 @@ function code(points: Float64Array, headDim: number, token: number): number {
   return out;
 }
 
+/** The `count` keys, of those before `end`, that lie around a code on the curve: key by code, then by token. Linear in tokens. */
+function around(end: number, from: (key: number) => number, own: number, count: number): number[] {
+  const codes = Float64Array.from({ length: end }, (_, key) => code(pointOfK, from(key)));
+  const order = Uint32Array.from({ length: end }, (_, key) => key).sort((a, b) => (codes[a] as number) - (codes[b] as number) || a - b);
+  const place = codes.reduce((below, other) => below + (other < own ? 1 : 0), 0);
+  const start = Math.min(Math.max(place - (count >> 1), 0), Math.max(0, end - count));
+  return [...order.subarray(start, start + count)];
+}
+
 /** One row of ZETA from its definition (Zeng et al. 2025): chunks before the own one, a window on the curve, the nearest, Cauchy weights, the history mean. */
-export function zetaRow({ q, k, v, headDim }: HeadArrays, token: number): Float64Array {
+export function zetaRow({ heads, valueDim }: { heads: number; valueDim: number }, head: number, token: number): Float64Array {
   const { topK, window, chunk } = ZETA_OPTIONS;
-  const candidates = Array.from({ length: Math.floor(token / chunk) * chunk }, (_, key) => ({ key, code: code(k, headDim, key) }));
-  candidates.sort((a, b) => a.code - b.code || a.key - b.key);
-  const own = code(q, headDim, token);
-  const place = candidates.filter((candidate) => candidate.code < own).length;
-  const start = Math.min(Math.max(place - (window >> 1), 0), Math.max(0, candidates.length - window));
+  const from = (t: number): number => (t * heads + head) * ZETA_DIMS;
+  const valueFrom = (t: number): number => (t * heads + head) * valueDim;
   const distance = (of: (c: number) => number): number => {
     let sum = 0;
-    for (let c = 0; c < ZETA_DIMS; c++) sum += ((q[token * headDim + c] as number) - of(c)) ** 2;
+    for (let c = 0; c < ZETA_DIMS; c++) sum += (pointOfQ(from(token) + c) - of(c)) ** 2;
     return sum;
   };
-  const kept = candidates
-    .slice(start, start + window)
-    .map(({ key }) => ({ key, far: distance((c) => k[key * headDim + c] as number) }))
+  const kept = around(Math.floor(token / chunk) * chunk, from, code(pointOfQ, from(token)), window)
+    .map((key) => ({ key, far: distance((c) => pointOfK(from(key) + c)) }))
     .sort((a, b) => a.far - b.far || a.key - b.key)
     .slice(0, topK);
-  const mean = (x: Float64Array, c: number): number => {
+  const mean = (x: (i: number) => number, at: (t: number) => number, c: number): number => {
     let sum = 0;
-    for (let past = 0; past <= token; past++) sum += x[past * headDim + c] as number;
+    for (let past = 0; past <= token; past++) sum += x(at(past) + c);
     return sum / (token + 1);
   };
   const gammaSquared = 0.25; // theta 0
   const weights = kept.map(({ far }) => 1 / (far + gammaSquared));
-  const meanWeight = 1 / (distance((c) => mean(k, c)) + gammaSquared);
+  const meanWeight = 1 / (distance((c) => mean(pointOfK, from, c)) + gammaSquared);
   const total = weights.reduce((sum, weight) => sum + weight, meanWeight);
-  return Float64Array.from({ length: headDim }, (_, c) => {
+  return Float64Array.from({ length: valueDim }, (_, c) => {
     const found = kept.reduce(
-      (sum, { key }, i) => sum + (weights[i] as number) * (v[key * headDim + c] as number),
-      meanWeight * mean(v, c),
+      (sum, { key }, i) => sum + (weights[i] as number) * valueAt(valueFrom(key) + c),
+      meanWeight * mean(valueAt, valueFrom, c),
     );
     return found / total;
   });

@@ -1,27 +1,61 @@
 import { openDevice, type Device } from '@heed/core';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { kernels } from '../src/kernels.js';
-import { measure } from '../src/measure.js';
-import { readOptions } from '../src/options.js';
+import { entriesOf } from '../src/entries/index.js';
+import { measure } from '../src/measure/measure.js';
+import { Stopwatch } from '../src/measure/stopwatch.js';
 
 let device: Device;
+let stopwatch: Stopwatch;
 beforeAll(async () => {
-  device = await openDevice();
+  device = await openDevice({ exactTimestamps: true });
+  stopwatch = new Stopwatch(device, 1 << 16);
 });
-afterAll(() => device.close());
+afterAll(async () => {
+  stopwatch.dispose();
+  await device.close();
+});
 
-test.each(Object.entries(kernels))('%s is measured with a small error, and leaves nothing behind', async (name, kernel) => {
-  const options = readOptions(['--repeats', '1', '--window', '9', '--head-dim', '16', '--dtype', 'f32'])(device);
+const effort = { budgetMs: 1, least: 1, most: 1, warmUpMs: 0 };
+const small = ['lightning2/f32/d64/64/forward', 'fna2d/8x8/5x5/f32/d64/forward', 'zeta/64/forward'];
+
+test.each(small)('%s is measured with a small error, and leaves nothing behind', async (id) => {
+  const entry = entriesOf(device, { suite: 'quick', software: true, sizes: [64] }).find((one) => one.id === id);
+  if (!entry) throw new Error(`there is no entry ${id}`);
   const live = device.memory().tensors;
-  const measurement = await measure(device, name, kernel, 330, options);
-  expect(measurement.error).toBeLessThan(1e-4);
-  expect(measurement.wallMs).toBeGreaterThan(0);
-  expect(measurement.peakBytes).toBeGreaterThan(0);
+  const { figures, error } = await measure(device, stopwatch, entry, effort);
+  expect(error()).toBeLessThan(entry.tolerance);
+  expect(figures.ms).toBeGreaterThan(0);
+  expect(figures.bytes).toBeGreaterThanOrEqual(figures.memory?.formula ?? Infinity);
   expect(device.memory().tensors).toBe(live);
 });
 
-test('a window counts the pairs that it keeps', () => {
-  const options = readOptions(['--window', '3'])({ isSoftware: true });
-  expect(kernels['attention-window']?.pairs(5, options)).toBe(1 + 2 + 3 + 3 + 3);
-  expect(kernels['attention-causal']?.pairs(5, options)).toBe(15);
+test('a backward pass is held against gradients in float64', async () => {
+  const entry = entriesOf(device, { suite: 'quick', software: true, sizes: [40] }).find(
+    ({ id }) => id === 'attention/causal/f32/d64/40/backward',
+  );
+  const { error } = await measure(device, stopwatch, entry as NonNullable<typeof entry>, effort);
+  expect(error()).toBeLessThan(1e-4);
+});
+
+test('ids of the targets are among the entries of a GPU', () => {
+  const ids = entriesOf(device, { suite: 'kernels', software: false, sizes: undefined }).map(({ id }) => id);
+  expect(ids).toEqual(
+    expect.arrayContaining([
+      'matmul/f16/4096',
+      'matmul/f32/4096',
+      'attention/causal/f16/d64/16384/forward',
+      'attention/causal/f16/d128/16384/forward',
+      'attention/causal/f16/d64/16384/backward',
+      'attention/causal/f32/d64/4096/forward',
+      'lightning2/f16/d64/65536/forward',
+      'lightning2/f16/d128/65536/forward',
+      'lightning2/f16/d64/65536/backward',
+      'window1024/f16/d64/16384/forward',
+      'fna2d/128x128/13x13/f16/d64/forward',
+      'decode/f16/hq32hkv8/d128/131072',
+      'decode/f16/hq32hkv8/d128/32768',
+      'zeta/65536/forward',
+    ]),
+  );
+  expect(new Set(ids).size).toBe(ids.length);
 });

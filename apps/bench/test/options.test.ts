@@ -1,27 +1,35 @@
 import { expect, test } from 'vitest';
-import { kernels } from '../src/kernels.js';
-import { readOptions, UsageError } from '../src/options.js';
+import { parseOptions, suites } from '../src/options.js';
+import { UsageError } from '../src/usage.js';
 
-test('without options everything is measured, small on a software device and large on a real one', () => {
-  const choose = readOptions([]);
-  expect(choose({ isSoftware: true })).toMatchObject({ kernels: Object.keys(kernels), tokens: [512, 2048], heads: 2, dtype: 'f32' });
-  expect(choose({ isSoftware: false })).toMatchObject({ tokens: [4096, 16384, 65536], heads: 16, dtype: 'f16' });
+test('without arguments the quick suite runs, and nothing is written', () => {
+  expect(parseOptions([])).toEqual({ suite: 'quick', only: [], unchecked: false, peers: [], merge: [] });
 });
 
-test('what is given counts on every device', () => {
-  const choose = readOptions(['--kernels', 'lightning2', '--tokens', '100,7', '--dtype', 'f16', '--tier', 'baseline', '--repeats', '3']);
-  for (const isSoftware of [true, false]) {
-    expect(choose({ isSoftware })).toMatchObject({ kernels: ['lightning2'], tokens: [100, 7], dtype: 'f16', tier: 'baseline', repeats: 3 });
-  }
+test('a suite with sizes, filters and files', () => {
+  const args = ['kernels', '--sizes', '4096,16384', '--only', 'zeta,fna2d', '--json', 'a.json', '--html', 'a.html', '--tier', 'baseline'];
+  expect(parseOptions(args)).toMatchObject({
+    suite: 'kernels',
+    sizes: [4096, 16384],
+    only: ['zeta', 'fna2d'],
+    json: 'a.json',
+    html: 'a.html',
+    tier: 'baseline',
+  });
+});
+
+test('help names every suite', () => {
+  const asked = parseOptions(['--help']);
+  expect('help' in asked && suites.every((suite) => asked.help.includes(suite))).toBe(true);
 });
 
 test.each([
-  [['--kernels', 'nothing'], /there is no kernel "nothing"/],
-  [['--tokens', '100,-1'], /--tokens is "-1"/],
-  [['--dtype', 'bf16'], /--dtype is "bf16"/],
-  [['--tier', 'fast'], /--tier is "fast"/],
-  [['--color'], /Unknown option/],
+  [['everything'], /there is no suite "everything"; use one of quick, kernels/],
+  [['quick', '--sizes', '100,-1'], /whole numbers from 1 on/],
+  [['quick', '--tier', 'fast'], /There is no tier "fast"/],
+  [['quick', 'masks'], /too many arguments/],
+  [['--color'], /unknown option '--color'/],
 ] as const)('%j gets a sentence, not a stack', (args, sentence) => {
-  expect(() => readOptions(args)).toThrow(UsageError);
-  expect(() => readOptions(args)).toThrow(sentence);
+  expect(() => parseOptions(args)).toThrow(UsageError);
+  expect(() => parseOptions(args)).toThrow(sentence);
 });

@@ -1,0 +1,20 @@
+import type { Device } from '@heed/core';
+import type { Entry, Family, Request } from '../entry.js';
+import { decoding } from './decode.js';
+import { dense } from './dense.js';
+import { fna2d } from './fna.js';
+import { lightning2Family } from './lightning2.js';
+import { maskFamily } from './masks.js';
+import { matmulFamily } from './matmul.js';
+import { memoryFamily } from './memory.js';
+import { zetaFamily } from './zeta.js';
+
+/** All families; a technique adds its own line. `device` for those whose figures depend on a plan. */
+function families(device: Pick<Device, 'capabilities' | 'isSoftware'>): readonly Family[] {
+  return [memoryFamily, matmulFamily, dense, decoding, lightning2Family, fna2d, zetaFamily, maskFamily(device)];
+}
+
+/** The entries of a suite. */
+export function entriesOf(device: Pick<Device, 'capabilities' | 'isSoftware'>, request: Request): Entry[] {
+  return families(device).flatMap((family) => family(request));
+}

@@ -1,0 +1,99 @@
+import { type Device, scope, type Tensor } from '@heed/core';
+import type { Entry } from '../entry.js';
+import type { RecordEntry } from '../record.js';
+import { type Timing, timingOf } from './statistics.js';
+import type { Stopwatch, Timed } from './stopwatch.js';
+
+/** How long and how often. */
+export interface Effort {
+  /** GPU time to spend on the repetitions of one entry, cold and warm each. */
+  readonly budgetMs: number;
+  readonly least: number;
+  readonly most: number;
+  /** Warm-up of the GPU's clock before an entry; shorter where the GPU was busy a moment ago. */
+  readonly warmUpMs: number;
+}
+
+/** A measured entry whose error is still to be computed. */
+export interface Measured {
+  readonly entry: Entry;
+  readonly figures: Omit<RecordEntry, 'error' | 'floor' | 'floorShare'>;
+  /** Computes the error on the host. */
+  readonly error: () => number;
+}
+
+/** After so long without work a GPU's clock counts as cold. */
+const COLD_AFTER_MS = 100;
+let busyUntil = -Infinity;
+
+const release = (tensors: readonly Tensor[]): void => tensors.forEach((t) => t.dispose());
+
+/** Measures one entry; its inputs are gone when this resolves. */
+export async function measure(device: Device, stopwatch: Stopwatch, entry: Entry, effort: Effort): Promise<Measured> {
+  const before = device.memory();
+  const opened = entry.open(device);
+  try {
+    await device.idle();
+    device.resetPeak();
+    const outputs = scope(() => opened.run(() => {}));
+    const { peakBytes } = device.memory();
+    const error = await opened.sample(outputs);
+    release(outputs);
+    const work: Timed = (restart) => scope(() => opened.run(restart));
+    const rested = performance.now() - busyUntil;
+    await stopwatch.warmUp(work, rested > COLD_AFTER_MS ? effort.warmUpMs : Math.min(effort.warmUpMs, 60));
+    const timed = await timings(device, stopwatch, work, effort);
+    const kernels = device.capabilities.timestamps ? (await device.profile(() => release(work(() => {})))).kernels : undefined;
+    busyUntil = performance.now();
+    const { cold, warm } = timed;
+    return {
+      entry,
+      error,
+      figures: {
+        ...figuresOf(entry, cold, peakBytes - before.liveBytes),
+        ...(warm && { warm: { ms: warm.ms, quartiles: warm.quartiles } }),
+        wallMs: timed.wall.ms,
+        ...(kernels && { kernels }),
+      },
+    };
+  } finally {
+    opened.dispose();
+  }
+}
+
+async function timings(
+  device: Device,
+  stopwatch: Stopwatch,
+  work: Timed,
+  effort: Effort,
+): Promise<{ cold: Timing; warm?: Timing; wall: Timing }> {
+  const repeats = (ms: number): number => Math.round(Math.min(effort.most, Math.max(effort.least, effort.budgetMs / Math.max(ms, 1e-3))));
+  if (!device.capabilities.timestamps) {
+    const wall = timingOf(await stopwatch.wallMs(work, effort.least));
+    return { cold: wall, wall };
+  }
+  const [first = 1] = await stopwatch.gpuMs(work, 1, false);
+  const cold = timingOf(await stopwatch.gpuMs(work, repeats(first + 0.2), true));
+  const warm = timingOf(await stopwatch.gpuMs(work, repeats(first), false));
+  const wall = timingOf(await stopwatch.wallMs(work, Math.min(effort.least, 5)));
+  return { cold, warm, wall };
+}
+
+function figuresOf(entry: Entry, { ms, quartiles, repeats }: Timing, bytes: number): Omit<Measured['figures'], 'wallMs'> {
+  const { id, shape, dtype, pass, work, memory, mask, series } = entry;
+  return {
+    id,
+    shape,
+    dtype,
+    pass,
+    ms,
+    quartiles,
+    repeats,
+    ...(work.flops > 0 && { tflops: work.flops / (ms * 1e9) }),
+    gbps: work.bytes / (ms * 1e6),
+    bytes,
+    ...(memory && { memory: { formula: memory.bytes, why: memory.why } }),
+    ...(mask && { mask }),
+    ...(series && { series }),
+  };
+}

@@ -1,0 +1,56 @@
+import { slice, type Tensor } from '@heed/core';
+
+/** One row of an output: a token and a head. */
+export interface Row {
+  readonly token: number;
+  readonly head: number;
+}
+
+/** Few rows that meet the ends, the middle and odd places, over several heads. The Python peers take the same. */
+export function sampleRows(tokens: number, heads: number): Row[] {
+  const places: readonly (readonly [number, number])[] = [
+    [0, 0],
+    [1, heads - 1],
+    [Math.floor(tokens / 4), heads >> 1],
+    [Math.floor((tokens * 37) / 100), 1],
+    [Math.floor(tokens / 2), 0],
+    [tokens - 2, heads - 1],
+    [tokens - 1, heads >> 1],
+  ];
+  const rows = places.map(([token, head]) => ({ token: Math.min(Math.max(token, 0), tokens - 1), head: Math.min(head, heads - 1) }));
+  return rows.filter((row, i) => rows.findIndex((other) => other.token === row.token && other.head === row.head) === i);
+}
+
+/** Reads rows of x [1, tokens, heads, dim]; only the tokens asked for travel. */
+export async function readRows(x: Tensor, rows: readonly Row[]): Promise<Float64Array[]> {
+  const [, , heads = 1, dim = 1] = x.shape;
+  const found: Float64Array[] = [];
+  for (const { token, head } of rows) {
+    const view = slice(x, 1, token, token + 1);
+    const values = Float64Array.from(await view.read(), Number);
+    view.dispose();
+    if (values.length !== heads * dim) throw new Error(`bench: a row of ${x.describe()} has ${values.length} elements`);
+    found.push(values.subarray(head * dim, (head + 1) * dim));
+  }
+  return found;
+}
+
+/**
+ * The error of a row: |got - expected| over |expected|, Euclidean lengths, so that small rows count as much as large ones. Infinity
+ * for what is no number.
+ */
+export function rowError(got: ArrayLike<number>, expected: ArrayLike<number>): number {
+  let apart = 0;
+  let length = 0;
+  for (let i = 0; i < expected.length; i++) {
+    apart += ((got[i] as number) - (expected[i] as number)) ** 2;
+    length += (expected[i] as number) ** 2;
+  }
+  if (!Number.isFinite(apart)) return Infinity;
+  return length === 0 ? Math.sqrt(apart) : Math.sqrt(apart / length);
+}
+
+/** The worst of several. */
+export function worst(errors: readonly number[]): number {
+  return errors.reduce((most, error) => (error > most || Number.isNaN(error) ? error : most), 0);
+}

@@ -1,0 +1,2 @@
+/** A request that makes no sense, with a sentence for the person who made it. */
+export class UsageError extends Error {}

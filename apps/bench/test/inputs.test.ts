@@ -1,0 +1,41 @@
+import { openDevice, type Device } from '@heed/core';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { input, inputAt } from '../src/inputs.js';
+
+let device: Device;
+beforeAll(async () => {
+  device = await openDevice();
+});
+afterAll(() => device.close());
+
+test('the numbers are those of the Python peers', () => {
+  const q = inputAt('q');
+  expect([0, 1, 2, 3, 4, 5].map(q)).toEqual([0.9609375, -0.125, 0.7578125, 3.2421875, -1.5703125, 1.125]);
+  expect([7, 1_000_003, 2 ** 30 + 5].map(inputAt('dOut'))).toEqual([-0.6171875, 1.5078125, -1.1796875]);
+});
+
+test('host and device make the same numbers, coarse and fine', async () => {
+  for (const grain of ['coarse', 'fine'] as const) {
+    const made = input(device, 'k', [1, 5, 2, 4], { grain });
+    expect(Array.from(await made.read(), Number)).toEqual(Array.from({ length: 40 }, (_, i) => inputAt('k', grain)(i)));
+    made.dispose();
+  }
+});
+
+test('coarse numbers are exact in f16, and nearly normal', async () => {
+  const made = input(device, 'v', [1, 256, 4, 16], { dtype: 'f16' });
+  const values = Array.from(await made.read(), Number);
+  made.dispose();
+  expect(values).toEqual(Array.from({ length: values.length }, (_, i) => inputAt('v')(i)));
+  const mean = values.reduce((a, b) => a + b) / values.length;
+  const deviation = Math.sqrt(values.reduce((a, b) => a + (b - mean) ** 2, 0) / values.length);
+  expect(Math.abs(mean)).toBeLessThan(0.05);
+  expect(deviation).toBeCloseTo(1.155, 1);
+});
+
+test('a sparse cotangent is zero but for every n-th token', async () => {
+  const made = input(device, 'dOut', [1, 8, 1, 4], { every: 4 });
+  const values = Array.from(await made.read(), Number);
+  made.dispose();
+  values.forEach((value, i) => expect(value === 0).toBe(Math.floor(i / 4) % 4 !== 3));
+});
