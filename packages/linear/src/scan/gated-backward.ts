@@ -1,4 +1,4 @@
-import { cast, cumsum, mul, sum, type Tensor, zeros } from '@heed/core';
+import { cast, copyInto, cumsum, mul, sum, type Tensor, zeros } from '@heed/core';
 import { defineKernel, empty, read, write } from '@heed/core/~internal';
 import { contiguousState, gatedOutputs, type GatedProblem, type GatedScan, gatedSegmentStates, gateForm, planGatedFor } from './gated.js';
 import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from './pieces.js';
@@ -44,10 +44,13 @@ export function gatedBackward(saved: GatedSaved, dOut: Tensor | null, dState: Te
     q: forGate(q, needs.q),
     k: forGate(k, needs.k),
     v: needs.v ? like(v) : null,
-    terms: needs.gate ? empty(device, gate.shape) : null,
+    gate: needs.gate ? empty(device, gate.shape) : null,
     initialState: needs.initialState ? empty(device, stateShape) : null,
   };
-  const stateTerms = needs.gate && last && saved.finalState ? sum(mul(saved.finalState, last), -1) : undefined;
+  const stateTerms =
+    needs.gate && last && saved.finalState
+      ? sum(mul(saved.finalState, last), gate.rank === 4 ? -1 : [-2, -1], { keepDims: true })
+      : undefined;
   const spans = [q, k, v, gate, cotangent, grads.q, grads.k, grads.v].flatMap((x) => (x ? [spanOf(x)] : []));
   const first = contiguousState(initialState);
   for (const pieces of planPieces(q.dim(0), q.dim(1), spans, device.limits.maxStorageBufferBindingSize)) {
@@ -62,16 +65,21 @@ export function gatedBackward(saved: GatedSaved, dOut: Tensor | null, dState: Te
     const starts: (Tensor | undefined)[] = scans.map((_, i) => (i > 0 ? own() : first && entriesOf(first, entries)));
     if (grads.q) scans.slice(0, -1).forEach((scan, i) => void gatedSegmentStates(scan, { initial: starts[i], final: starts[i + 1] }));
     let behind = last && entriesOf(last, entries);
+    let gateBehind: Tensor | undefined;
     for (let i = scans.length - 1; i >= 0; i--) {
       const scan = scans[i] as GatedScan & { piece: Piece };
       const before = i > 0 ? own() : grads.initialState ? entriesOf(grads.initialState, scan.piece) : undefined;
       const part = (x: Tensor | null): Tensor | undefined => (x ? pieceOf(x, scan.piece) : undefined);
       const parts = { q: part(grads.q), k: part(grads.k), v: part(grads.v) };
       backwardPiece(scan, pieceOf(cotangent, scan.piece), scale, { initial: starts[i], behind, before }, parts);
-      const terms = part(grads.terms);
-      if (terms && parts.q && parts.k) {
+      const dGate = part(grads.gate);
+      if (dGate && parts.q && parts.k) {
         const endTerms = stateTerms && entriesOf(stateTerms, scan.piece);
-        gateTerms(scan, q.dim(1), { dq: parts.q, dk: parts.k, endTerms, out: terms });
+        const terms = gateTerms(scan, q.dim(1), { dq: parts.q, dk: parts.k, endTerms, behind: gateBehind });
+        const summed = cumsum(terms, 1, { reverse: true });
+        if (summed.size === gate.size) grads.gate = summed;
+        else copyInto(dGate, summed);
+        gateBehind = i > 0 ? dGate : undefined;
       }
       behind = before;
     }
@@ -82,7 +90,7 @@ export function gatedBackward(saved: GatedSaved, dOut: Tensor | null, dState: Te
     q: handed(grads.q, q, needs.q),
     k: handed(grads.k, k, needs.k),
     v: grads.v,
-    gate: grads.terms && cumsum(grads.terms, 1, { reverse: true }),
+    gate: grads.gate,
     initialState: grads.initialState,
   };
 }
@@ -112,10 +120,10 @@ function backwardPiece(
   if (grads.k) gatedOutputs({ ...reverse, q: v, k: dOut, v: q }, { initial: behind, transposed: true, out: grads.k });
 }
 
-// Terms of the gate's gradient: x_t = q_t dq_t - k_t dk_t, at the last token plus what the final state adds; a gate a head sums channels.
+// Terms of the gate's gradient: x_t = q_t dq_t - k_t dk_t, at the last token plus what lies behind; a gate a head sums channels.
 // tile    one lane a gate
 // bytes   reads q, k, dq, dk once, writes one f32 a gate
-// limits  terms behind the length of a batch entry are zero, because dq and dk are
+// limits  terms behind the length of a batch entry are zero
 const termsKernel = defineKernel({
   name: 'linear-gate-terms',
   bindings: {
@@ -125,6 +133,7 @@ const termsKernel = defineKernel({
     dk: read<TermsSpec>('f32'),
     lengths: read<TermsSpec>('i32', { when: (s) => s.lengths }),
     endTerms: read<TermsSpec>('f32', { when: (s) => s.end }),
+    behind: read<TermsSpec>('f32', { when: (s) => s.behind }),
     out: write<TermsSpec>('f32'),
   },
   uniforms: {
@@ -142,6 +151,7 @@ const termsKernel = defineKernel({
     kBatch: 'u32',
     kToken: 'u32',
     kHead: 'u32',
+    behindBatch: 'u32',
   },
   wgsl: (s: TermsSpec) => `
     ${lengthOf(s.lengths)}
@@ -154,22 +164,23 @@ const termsKernel = defineKernel({
       let token = (row / uniforms.heads) % uniforms.tokens;
       let batch = row / uniforms.heads / uniforms.tokens;
       let channel = i % uniforms.channels;
+      let length = lengthOf(batch);
       var sum = 0.0;
-      if (token < lengthOf(batch)) {
+      if (token < length) {
         let qAt = batch * uniforms.qBatch + token * uniforms.qToken + head * uniforms.qHead + channel;
         let kAt = batch * uniforms.kBatch + token * uniforms.kToken + head * uniforms.kHead + channel;
         for (var c = 0u; c < uniforms.summed; c++) {
           let at = row * uniforms.keyDim + channel + c;
           sum += load_q(qAt + c) * load_dq(at) - load_k(kAt + c) * load_dk(at);
         }
-        ${
-          s.end
-            ? `let end = ${s.lengths ? 'min(u32(max(load_lengths(batch), 0)), uniforms.allTokens)' : 'uniforms.allTokens'};
-        if (token + uniforms.tokensBefore + 1u == end) {
-          let at = (batch * uniforms.heads + head) * uniforms.keyDim + channel;
-          for (var c = 0u; c < uniforms.summed; c++) { sum += load_endTerms(at + c); }
-        }`
-            : ''
+        if (token + 1u == length) {
+          ${s.behind ? 'sum += load_behind(batch * uniforms.behindBatch + head * uniforms.channels + channel);' : ''}
+          ${
+            s.end
+              ? `let end = ${s.lengths ? 'min(u32(max(load_lengths(batch), 0)), uniforms.allTokens)' : 'uniforms.allTokens'};
+          if (uniforms.tokensBefore + length == end) { sum += load_endTerms((batch * uniforms.heads + head) * uniforms.channels + channel); }`
+              : ''
+          }
         }
       }
       store_out(i, sum);
@@ -180,21 +191,26 @@ interface TermsSpec {
   [name: string]: boolean;
   lengths: boolean;
   end: boolean;
+  behind: boolean;
 }
 
+/**
+ * @param tensors.endTerms what the final state adds at the last token, f32 [batch, heads, channels, 1]
+ * @param tensors.behind the gate's gradient in the piece behind; that of its first token is added at the last token here
+ */
 function gateTerms(
   { q, k, gate, lengths, tokensBefore = 0 }: GatedScan,
   allTokens: number,
-  tensors: { dq: Tensor; dk: Tensor; endTerms: Tensor | undefined; out: Tensor },
-): void {
+  tensors: { dq: Tensor; dk: Tensor; endTerms: Tensor | undefined; behind: Tensor | undefined },
+): Tensor {
   const [tokens, heads, keyDim] = [q.dim(1), q.dim(2), q.dim(3)];
   const channels = gate.rank === 4 ? keyDim : 1;
-  const { out } = tensors;
+  const out = empty(q.device, gate.shape);
   const [qBatch = 0, qToken = 0, qHead = 0] = q.strides;
   const [kBatch = 0, kToken = 0, kHead = 0] = k.strides;
   termsKernel.run(q.device, {
-    spec: { lengths: lengths !== undefined, end: tensors.endTerms !== undefined },
-    tensors: { q, k, lengths, ...tensors },
+    spec: { lengths: lengths !== undefined, end: tensors.endTerms !== undefined, behind: tensors.behind !== undefined },
+    tensors: { q, k, lengths, ...tensors, out },
     uniforms: {
       tokens,
       tokensBefore,
@@ -210,7 +226,9 @@ function gateTerms(
       kBatch,
       kToken,
       kHead,
+      behindBatch: tensors.behind?.strides[0] ?? 0,
     },
     grid: [Math.ceil(out.size / 256)],
   });
+  return out;
 }
