@@ -1,2 +1,3 @@
 export * from './lightning2/index.js';
+export * from './lla/index.js';
 export * from './titans/index.js';

@@ -1,7 +1,8 @@
 import type { GoldenMapping } from '@heed/core/testing';
 import { lightning2Golden } from './lightning2/golden.js';
+import { llaGolden } from './lla/golden.js';
 import { titansGolden } from './titans/golden.js';
 
 /** Op names of the golden cases to the functions of this package. */
-const mapping: GoldenMapping = { ...lightning2Golden, ...titansGolden };
+const mapping: GoldenMapping = { ...lightning2Golden, ...llaGolden, ...titansGolden };
 export default mapping;
