@@ -5,7 +5,7 @@ import { createGroup } from '../src/cache/group.js';
 import { appendRows } from '../src/cache/kernels/append.js';
 import { attendGroup, attendText } from '../src/cache/kernels/attend.js';
 import { addTokens } from '../src/cache/kernels/counts.js';
-import { mergeInto } from '../src/cache/kernels/merge.js';
+import { runDecodeMerge } from '../src/attention/kernels/decode-merge.js';
 import { planAttend, splitKeysOf } from '../src/cache/plan.js';
 import { assignStages } from '../src/cache/stages.js';
 import { RandomStream } from '../src/random/stream.js';
@@ -97,7 +97,7 @@ test.each([
         scale: 1 / Math.sqrt(8),
         softcap: undefined,
       });
-      mergeInto(device, parts, splits, out, lse);
+      runDecodeMerge(device, parts, splits, out, lse);
       return { out, lse };
     });
     expectClose(await out.read(), modelAttend(model, q, n, sizes), 2e-5, 2e-5);

@@ -1,6 +1,7 @@
 import { empty } from '../tensor/create.js';
 import { bindCall, type CallTensors, foldedScale, rowLoad } from './bind.js';
 import type { AttentionCall } from './call.js';
+import { planDecodeCall, runDecode } from './decode.js';
 import { runForwardKernel } from './kernels/forward.js';
 import { runMatrixForward } from './kernels/matrix-forward.js';
 import { runMergeParts } from './kernels/merge.js';
@@ -27,11 +28,10 @@ export function queryTiles({ sizes, selection }: AttentionCall, rows: number, gr
 }
 
 /** Output and natural logsumexp of an attention call; what else it makes is freed by the scope around it. */
-export function runForward(
-  call: AttentionCall,
-  tensors: CallTensors,
-  plan: AttentionPlan['forward'] = planCall(call).forward,
-): AttentionResult {
+export function runForward(call: AttentionCall, tensors: CallTensors, given?: AttentionPlan['forward']): AttentionResult {
+  const decode = given ? undefined : planDecodeCall(call, tensors);
+  if (decode) return runDecode(call, tensors, decode);
+  const plan = given ?? planCall(call).forward;
   const { sizes, device } = call;
   const { batch, queries, heads, kvHeads, valueDim } = sizes;
   if (plan.fragments) return runOnFragments(call, tensors, plan.fragments);

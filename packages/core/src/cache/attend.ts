@@ -1,14 +1,17 @@
+import { type DecodePlan, planDecode } from '../attention/decode.js';
 import { attentionWithLse } from '../attention/index.js';
+import { runDecodeMerge } from '../attention/kernels/decode-merge.js';
+import { rowItems } from '../attention/problem.js';
 import type { FloatDType } from '../dtype.js';
 import type { AttendOptions } from '../seams/kv.js';
-import { asContiguous } from '../tensor/copy.js';
+import { asContiguous, copyContiguous } from '../tensor/copy.js';
 import { empty } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { f16Codec } from './codec.js';
 import type { GroupSizes, KvGroup } from './group.js';
-import { attendGroup } from './kernels/attend.js';
+import { attendGroup, type AttendValues } from './kernels/attend.js';
+import { decodeGroup } from './kernels/decode.js';
 import { gatherRows } from './kernels/gather.js';
-import { mergeInto } from './kernels/merge.js';
 import { planAttend, splitKeysOf } from './plan.js';
 
 /** No limit on this side of a query. */
@@ -50,14 +53,17 @@ export function attendStored(
   const out = empty(device, [batch, queries, heads, valueDim], q.dtype);
   const lse = empty(device, [batch, queries, heads]);
   if (out.size === 0) return [out, lse];
-  const parts = empty(device, [lse.size * plan.splits, 4 * (Math.ceil(valueDim / 4) + 1)]);
-  groups.forEach((group, g) =>
-    attendGroup(device, group, q, parts, {
+  const decode = planDecode({ ...shape, batch, valueDim }, device.capabilities, { software: device.isSoftware });
+  const { splits } = decode ?? plan;
+  const parts = empty(device, [lse.size * splits, 4 * (Math.ceil(valueDim / 4) + 1)]);
+  const rows = decode && rowItems([q], 4) !== 4 ? copyContiguous(q) : q;
+  groups.forEach((group, g) => {
+    const values: AttendValues = {
       extra: dropped(group, state),
       rows: plan.rows,
       tiles: plan.tiles,
-      splits: plan.splits,
-      splitKeys: splitKeysOf(visible[g] ?? 0, plan.splits),
+      splits,
+      splitKeys: decode ? partOf(visible[g] ?? 0, splits, decode) : splitKeysOf(visible[g] ?? 0, splits),
       padded: state.padded,
       left: window === undefined ? unbounded : window - 1,
       right: (options.causal ?? true) ? 0 : unbounded,
@@ -65,10 +71,18 @@ export function attendStored(
       scale: options.scale ?? 1 / Math.sqrt(headDim),
       softcap: options.softcap,
       pages: pages && asContiguous(pages, 1),
-    }),
-  );
-  mergeInto(device, parts, plan.splits, out, lse);
+    };
+    if (decode) decodeGroup(device, group, rows, parts, decode, values);
+    else attendGroup(device, group, rows, parts, values);
+  });
+  runDecodeMerge(device, parts, splits, out, lse);
   return [out, lse];
+}
+
+/** Keys of a part, so that `splits` of them cover `keys`: whole steps of the decode kernel. */
+function partOf(keys: number, splits: number, { lanes, lanesAKey, keysAStep }: DecodePlan): number {
+  const step = (lanes / lanesAKey) * keysAStep;
+  return Math.max(1, Math.ceil(keys / splits / step)) * step;
 }
 
 /** Rows may have left: before that a group equals a dense one, bit for bit. */

@@ -16,7 +16,7 @@ import { forCodecs, layoutUniforms, loaderText, placeFunctions } from './rows.js
 const bound = (n: number): string => `(${n}u * uniforms.one)`;
 
 /** Position of rows that are no tokens. */
-const hiddenQuery = -1073741824;
+export const hiddenQuery: number = -1073741824;
 
 /** Keys of a tile: one a lane. */
 export const tileKeys = 64;
@@ -93,6 +93,15 @@ function sharesOf(rows: number, valueDim: number): Shares {
   return { valueQuads, lanesAQuad, rowsALane: Math.ceil(rows / lanesAQuad), slices: Math.max(1, Math.floor(lanesAQuad / rows)) };
 }
 
+/** The token that a row holds. */
+export const positionFunction: string = `
+    fn positionOf(row: u32, seen: u32) -> i32 {
+      if (uniforms.recent == 0u || row < uniforms.sinks) { return i32(row); }
+      let newest = seen - uniforms.sinks - 1u;
+      let back = (newest % uniforms.recent + uniforms.recent - (row - uniforms.sinks)) % uniforms.recent;
+      return i32(uniforms.sinks + newest - back);
+    }`;
+
 /** The kernel's text for two codecs. */
 export function attendText(keys: KvCodec, values: KvCodec, { headDim, valueDim, rows, extra, softcap, chosen }: AttendSpec): string {
   const keyQuads = Math.ceil(headDim / 4);
@@ -116,13 +125,7 @@ export function attendText(keys: KvCodec, values: KvCodec, { headDim, valueDim, 
     ${loaderText('key', 'keys', keys, headDim)}
     ${loaderText('value', 'values', values, valueDim)}
     ${extra ? extraLoaders(extraRow, keyQuads) : ''}
-    // the token that a row holds
-    fn positionOf(row: u32, seen: u32) -> i32 {
-      if (uniforms.recent == 0u || row < uniforms.sinks) { return i32(row); }
-      let newest = seen - uniforms.sinks - 1u;
-      let back = (newest % uniforms.recent + uniforms.recent - (row - uniforms.sinks)) % uniforms.recent;
-      return i32(uniforms.sinks + newest - back);
-    }
+    ${positionFunction}
     @compute @workgroup_size(${tileKeys})
     fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let index = workgroupIndex(workgroup, groups);
