@@ -33,6 +33,7 @@ class Record:
         self.clock = Clock()
         self.versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": sys.version.split()[0]}
         self.rates, self.entries, self.failures = {}, [], []
+        self.masks = None
 
     def write(self):
         record = {
@@ -250,7 +251,43 @@ def fla(record):
         record.measure(f"lightning2/f16/d{dim}/{tokens}/{way}", "fla chunk_simple_gla", version, TOLERANCE[HALF][way], prepare)
 
 
-def flex(record):
+def mask_mod(name, shape, tokens):
+    """The masks of LongCA-bench that FlexAttention can say in a line, from the parameters in our record; None for the others."""
+    if "documents" in shape:
+        lengths = torch.tensor([int(n) for n in shape["documents"].split()], device=DEVICE)
+        ids = torch.repeat_interleave(torch.arange(len(lengths), device=DEVICE, dtype=torch.int32), lengths)
+        starts = torch.repeat_interleave(torch.cumsum(lengths, 0) - lengths, lengths).to(torch.int32)
+        last = len(lengths) - 1
+    w, p, block = shape.get("window", 0), shape.get("prefix", 0), shape.get("block", 1)
+    mods = {
+        "causal": lambda b, h, i, j: i >= j,
+        "full-sliding-window": lambda b, h, i, j: (i - j).abs() <= w,
+        "causal-sliding-window": lambda b, h, i, j: (i >= j) & (i - j <= w),
+        "full-document": lambda b, h, i, j: ids[i] == ids[j],
+        "causal-document": lambda b, h, i, j: (ids[i] == ids[j]) & (i >= j),
+        "shared-question": lambda b, h, i, j: ((ids[i] == ids[j]) & (i >= j)) | ((ids[j] == 0) & (ids[i] != 0)),
+        "global-sliding-window": lambda b, h, i, j: ((i - j).abs() <= w) | (i < 2 * w) | (j < 2 * w),
+        "causal-blockwise": lambda b, h, i, j: (i >= j) & ((ids[i] == ids[j]) | (ids[i] == last)),
+        "prefix-lm-causal": lambda b, h, i, j: (i >= j) | (j < p),
+        "prefix-lm-document": lambda b, h, i, j: (ids[i] == ids[j]) & ((i >= j) | (j - starts[j] < p)),
+        "block-causal-document": lambda b, h, i, j: (ids[i] == ids[j]) & (j < (i // block + 1) * block),
+    }
+    return mods.get(name)
+
+
+def masks(record):
+    if not record.masks:
+        raise ValueError("name a record of ours with --masks: it says how the masks were drawn")
+    with open(record.masks) as file:
+        entries = [entry for entry in json.load(file)["entries"] if entry["id"].startswith("mask/")]
+    measure = flex_measure(record)
+    for entry in entries:
+        mod = mask_mod(entry["mask"]["name"], entry["shape"], entry["shape"]["tokens"])
+        if mod:
+            measure(entry["id"], entry["shape"]["tokens"], mod, entry["pass"] == "backward")
+
+
+def flex_measure(record):
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     torch._dynamo.config.recompile_limit = 256  # one compilation a mask and length
@@ -272,6 +309,12 @@ def flex(record):
         way = "backward" if backward else "forward"
         record.measure(entry_id, "FlexAttention", torch.__version__, TOLERANCE[HALF][way], prepare)
 
+    return measure
+
+
+def flex(record):
+    measure = flex_measure(record)
+
     def window(b, h, i, j):
         return (i >= j) & (i - j < 1024)
 
@@ -291,18 +334,20 @@ def flex(record):
     measure("fna2d/128x128/13x13/f16/d64/backward", edge * edge, neighborhood, True)
 
 
-FAMILIES = {"matmul": matmul, "sdpa": sdpa, "decode": decode, "fla": fla, "flex": flex}
+FAMILIES = {"matmul": matmul, "sdpa": sdpa, "decode": decode, "fla": fla, "flex": flex, "masks": masks}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", required=True)
-    parser.add_argument("--only", default=",".join(FAMILIES))
+    parser.add_argument("--only", default="matmul,sdpa,decode,fla,flex")
     parser.add_argument("--fla", help="folder that holds the folder fla")
+    parser.add_argument("--masks", help="a record of ours with the masks; for --only masks")
     options = parser.parse_args()
     if options.fla:
         sys.path.insert(0, options.fla)
     record = Record(options.json)
+    record.masks = options.masks
     for name in options.only.split(","):
         try:
             FAMILIES[name](record)

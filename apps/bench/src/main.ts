@@ -1,10 +1,11 @@
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { HeedError, withDevice } from '@heed/core';
 import { startProgress } from '@heed/lab/progress';
 import type { Suite } from './entry.js';
 import { type BenchOptions, parseOptions, type SuiteName } from './options.js';
-import { type BenchRecord, joinRecords, mergePeers, type PeerRecord } from './record.js';
+import { type Bounds, renderPage } from './page.js';
+import { type BenchRecord, joinRecords, mergePeers, type PeerRecord, recordName, SCHEMA } from './record.js';
 import { runSuites } from './session.js';
 import { describeDevice, resultTable } from './terminal.js';
 import { UsageError } from './usage.js';
@@ -58,7 +59,20 @@ async function main(args: readonly string[]): Promise<void> {
   console.log(describeDevice(record));
   console.log(resultTable(record));
   for (const { id, why } of record.failures) console.log(`no result: ${id}: ${why}`);
-  if (options.json !== undefined) await write(options.json, `${JSON.stringify(record, undefined, 1)}\n`);
+  const json = `${JSON.stringify(record, undefined, 1)}\n`;
+  if (options.json !== undefined) await write(options.json, json);
+  if (options.html !== undefined) await write(options.html, (await import('./report.js')).renderReport(record));
+  if (options.docs !== undefined) await writeDocs(options.docs, recordName(record), json);
+}
+
+/** Adds a record to a folder and renders the folder's page again. */
+async function writeDocs(folder: string, name: string, json: string): Promise<void> {
+  await write(join(folder, name), json);
+  const names = (await readdir(folder)).filter((file) => file.endsWith('.json'));
+  const found = (await Promise.all(names.map((file) => readJson(join(folder, file))))) as Partial<BenchRecord>[];
+  const bounds = names.includes('bounds.json') ? ((await readJson(join(folder, 'bounds.json'))) as Bounds) : {};
+  const records = found.filter((one): one is BenchRecord => one.schema === SCHEMA);
+  await write(join(folder, 'kernels.md'), renderPage(records, bounds));
 }
 
 async function write(path: string, text: string): Promise<void> {

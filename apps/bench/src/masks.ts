@@ -27,6 +27,7 @@ export interface NamedMask {
   readonly number: number;
   /** Known only at run time in what it stands for: the block-sparse ones. */
   readonly dynamic: boolean;
+  /** What defines it beside the tokens, for peers: `documents` are lengths, separated by spaces. */
   readonly parameters: Readonly<Record<string, number | string>>;
   readonly mask: Mask;
 }
@@ -67,7 +68,8 @@ export function namedMasks(tokens: number, heads: number): NamedMask[] {
   const random = { queries: tokens, keys: tokens, seed: SEED, heads };
   const blockSize = Math.min(64, Math.max(1, tokens >> 4));
   const meanBlock = Math.min(256, Math.max(2, tokens >> 3));
-  const documents = { documents: lengths.length, corpus };
+  const blocks = blockDocuments(tokens, block);
+  const documents = { documents: lengths.join(' '), corpus };
   const list: [string, Mask, Record<string, number | string>][] = [
     ['full', full(), {}],
     ['causal', causal(), {}],
@@ -80,7 +82,7 @@ export function namedMasks(tokens: number, heads: number): NamedMask[] {
     ['causal-blockwise', causalBlockwise(ids), documents],
     ['prefix-lm-causal', prefixLm(prefix), { prefix }],
     ['prefix-lm-document', prefixLmDocument(ids, ownPrefix), { ...documents, prefix: ownPrefix }],
-    ['block-causal-document', blockCausalDocument(documentIds(blockDocuments(tokens, block)), block), { block }],
+    ['block-causal-document', blockCausalDocument(documentIds(blocks), block), { documents: blocks.join(' '), block }],
     ['uniform-block-sparse', uniformBlockSparse({ ...random, blockSize, ratio: 0.2 }), { blockSize, ratio: 0.2 }],
     ['variable-block-sparse', variableBlockSparse({ ...random, meanBlock, ratio: 0.2 }), { meanBlock, ratio: 0.2 }],
   ];

@@ -14,6 +14,8 @@ export interface BenchOptions {
   readonly only: readonly string[];
   readonly json?: string;
   readonly html?: string;
+  /** Folder of records: writes `<date>-<device>.json` there, and the page that renders the newest record of each device. */
+  readonly docs?: string;
   readonly tier?: Tier;
   /** Dawn's bounds checks and validation off: stands beside, never in place of, shipped settings. */
   readonly unchecked: boolean;
@@ -34,6 +36,7 @@ interface Parsed {
   only: string[];
   json?: string;
   html?: string;
+  docs?: string;
   tier?: Tier;
   unchecked: boolean;
   peers: string[];
@@ -71,6 +74,7 @@ function benchCommand(): Command {
     .option('--only <parts>', 'entries whose id contains one of these parts, separated by commas', partsOf, [])
     .option('--json <file>', 'writes the record as JSON')
     .option('--html <file>', 'writes a report with plots and pictures of the masks')
+    .option('--docs <folder>', 'writes <date>-<device>.json there, and kernels.md from the newest record of each device')
     .option('--tier <tier>', `${tiers.join(', ')}; default the best of the device`, tierOf)
     .option('--unchecked', "Dawn's bounds checks and validation off: for comparison only", false)
     .option('--peers <files>', 'joins records of peers (apps/bench/peers), separated by commas', partsOf, [])

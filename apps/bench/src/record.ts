@@ -13,6 +13,8 @@ export interface PeerFigure {
   /** The same with warm caches. */
   readonly warmMs?: number;
   readonly error: number;
+  /** `wall`: a peer without GPU timestamps; its ratio is against our wall time. Default: GPU time. */
+  readonly clock?: 'wall';
   /** What should be known about it. */
   readonly note?: string;
 }
@@ -137,7 +139,12 @@ export function mergePeers(record: BenchRecord, peers: readonly PeerRecord[]): B
   const entries = record.entries.map((entry) => {
     const [peer, ...others] = figures.get(entry.id) ?? [];
     if (!peer) return entry;
-    return { ...entry, peer, ...(others.length > 0 && { otherPeers: others }), ratio: peer.ms / entry.ms };
+    return {
+      ...entry,
+      peer,
+      ...(others.length > 0 && { otherPeers: others }),
+      ratio: peer.ms / (peer.clock === 'wall' ? entry.wallMs : entry.ms),
+    };
   });
   const merged: BenchRecord = {
     ...record,
@@ -146,6 +153,15 @@ export function mergePeers(record: BenchRecord, peers: readonly PeerRecord[]): B
     failures,
   };
   return withFloors(merged, peers);
+}
+
+/** `2026-11-22-nvidia-h100-80gb-hbm3.json`, with the setting where it is not the shipped one. */
+export function recordName({ date, device }: Pick<BenchRecord, 'date' | 'device'>): string {
+  const slug = device.name
+    .toLowerCase()
+    .replaceAll(/[^a-z0-9]+/g, '-')
+    .replaceAll(/^-|-$/g, '');
+  return `${date.slice(0, 10)}-${slug}${device.settings === 'shipped' ? '' : `-${device.settings}`}.json`;
 }
 
 /** Several records of one device as one: the later one's figures where ids meet. */
