@@ -1,0 +1,169 @@
+import { type Device, HeedError, type Params, type RandomStream, tensor, type Tensor, zeros } from '@heed/core';
+import { full } from '@heed/core';
+import { truncatedNormal } from '@heed/core/nn';
+import type { TitansLayerOptions, TitansLayerParams } from './layer.js';
+import type { TitansForm } from './options.js';
+
+/** Settings of a memory as a token mixer. */
+export interface TitansMixerConfig extends Omit<TitansForm, 'transition' | 'chunkSize'> {
+  dim: number;
+  heads: number;
+  /** Default: dim / heads. */
+  headDim?: number;
+  /** Tokens a chunk. Default 64. */
+  chunkSize?: number;
+  /** Layers of the memory. Default 2; 1 is a matrix. */
+  depth?: number;
+  /** Width between its layers, in head dimensions. Default 4. */
+  expansion?: number;
+  /** Layer norm with gain and residual around the memory's network. Default true. */
+  residualNorm?: boolean;
+  /** Orders of momentum; 0: none. Default 1. */
+  orders?: number;
+  /** Factor on the sigmoid of a token's step. Default 1. */
+  maxRate?: number;
+  /** RMS norm with gain a head on queries and keys: without one steps diverge. Default true. */
+  qkNorm?: boolean;
+  /** RMS norm with gain a head on what was retrieved. Default false. */
+  outNorm?: boolean;
+  /** Starts of the biases behind step, momentum and forgetting. Default 0, 0 and -3: 5 % of the memory goes a chunk. */
+  rateBias?: number;
+  momentumBias?: number;
+  forgetBias?: number;
+}
+
+/** Parameters of a memory: those of `titansLayer`, by name; optional ones only where they are used. */
+export interface TitansMixerParams {
+  [name: string]: Params;
+  storeNorm: Tensor;
+  retrieveNorm: Tensor;
+  wq: Tensor;
+  wk: Tensor;
+  wv: Tensor;
+  wRate: Tensor;
+  bRate: Tensor;
+  wForget: Tensor;
+  bForget: Tensor;
+  wOut: Tensor;
+  /** Weights of the memory at the start of every sequence, [heads, inputs, outputs]. */
+  memory: Tensor[];
+}
+
+/** A configuration with its defaults. */
+export type Resolved = Required<
+  Pick<TitansMixerConfig, 'dim' | 'heads' | 'headDim' | 'depth' | 'expansion' | 'residualNorm' | 'orders' | 'qkNorm' | 'outNorm'>
+> & {
+  config: TitansMixerConfig;
+  options: TitansLayerOptions;
+};
+
+/** @throws HeedError SHAPE_MISMATCH, INVALID_ARGUMENT */
+export function resolveTitans(who: string, config: TitansMixerConfig): Resolved {
+  const { dim, heads, depth = 2, expansion = 4, residualNorm = true, orders = 1, qkNorm = true, outNorm = false } = config;
+  const headDim = config.headDim ?? dim / heads;
+  if (!Number.isInteger(headDim))
+    throw new HeedError('SHAPE_MISMATCH', `${who}: dim ${dim} is no multiple of heads ${heads}; choose a divisor or give headDim`);
+  if (
+    !Number.isInteger(depth) ||
+    depth < 1 ||
+    !Number.isInteger(expansion * headDim) ||
+    expansion <= 0 ||
+    !Number.isInteger(orders) ||
+    orders < 0
+  )
+    throw new HeedError(
+      'INVALID_ARGUMENT',
+      `${who}: depth ${depth}, expansion ${expansion} and ${orders} orders of momentum; depth is 1 or more, expansion a width of whole channels, orders 0 or more`,
+    );
+  const {
+    chunkSize = 64,
+    gradientPeriod,
+    activation,
+    lossReduction,
+    lnEpsilon,
+    gradientClamp,
+    orthogonalize,
+    inFlight,
+    recompute,
+    precision,
+  } = config;
+  const options: TitansLayerOptions = {
+    heads,
+    chunkSize,
+    maxRate: config.maxRate ?? 1,
+    ...(gradientPeriod !== undefined && { gradientPeriod }),
+    ...(activation && { activation }),
+    ...(lossReduction && { lossReduction }),
+    ...(lnEpsilon !== undefined && { lnEpsilon }),
+    ...(gradientClamp !== undefined && { gradientClamp }),
+    ...(orthogonalize !== undefined && { orthogonalize }),
+    ...(inFlight !== undefined && { inFlight }),
+    ...(recompute !== undefined && { recompute }),
+    ...(precision && { precision }),
+  };
+  return { config, dim, heads, headDim, depth, expansion, residualNorm, orders, qkNorm, outNorm, options };
+}
+
+/** First parameters: normal projections, Xavier memories, gains of 0 around 1. */
+export function initTitans(device: Device, random: RandomStream, resolved: Resolved): TitansMixerParams {
+  const { config, dim, heads, headDim, depth, expansion, orders } = resolved;
+  const width = heads * headDim;
+  const matrix = (name: string, rows: number, columns: number, std = 1 / Math.sqrt(columns)): Tensor =>
+    truncatedNormal(device, random.stream(name), [rows, columns], std);
+  const widths = [headDim, ...Array.from({ length: depth - 1 }, () => expansion * headDim), headDim];
+  const memory = widths.slice(1).map((outputs, i) => {
+    const inputs = widths[i] as number;
+    const bound = Math.sqrt(6 / (inputs + outputs));
+    const values = random.stream(`memory${i}`).uniform(heads * inputs * outputs);
+    return tensor(
+      device,
+      values.map((u) => (2 * u - 1) * bound),
+      [heads, inputs, outputs],
+    );
+  });
+  return {
+    storeNorm: full(device, [dim], 1),
+    retrieveNorm: full(device, [dim], 1),
+    wq: matrix('wq', width, dim),
+    wk: matrix('wk', width, dim),
+    wv: matrix('wv', width, dim),
+    wRate: matrix('wRate', heads, dim, 0.02),
+    bRate: full(device, [heads], config.rateBias ?? 0),
+    ...(orders > 0 && {
+      wMomentum: matrix('wMomentum', heads * orders, dim, 0.02),
+      bMomentum: full(device, [heads * orders], config.momentumBias ?? 0),
+    }),
+    wForget: matrix('wForget', heads, dim, 0.02),
+    bForget: full(device, [heads], config.forgetBias ?? -3),
+    ...(resolved.qkNorm && { qGain: zeros(device, [heads, headDim]), kGain: zeros(device, [heads, headDim]) }),
+    ...(resolved.outNorm && { outGain: zeros(device, [heads, headDim]) }),
+    ...(heads > 1 && { wGate: matrix('wGate', heads, dim, 0.02) }),
+    wOut: matrix('wOut', dim, width, 1 / Math.sqrt(width * 8)),
+    memory,
+    ...(resolved.residualNorm && { gamma: zeros(device, [heads, headDim]) }),
+  };
+}
+
+/** The parameters as `titansLayer` takes them. */
+export function layerParams(params: TitansMixerParams): TitansLayerParams {
+  const own = (name: string): Tensor | undefined => params[name] as Tensor | undefined;
+  return {
+    storeNorm: params.storeNorm,
+    retrieveNorm: params.retrieveNorm,
+    wq: params.wq,
+    wk: params.wk,
+    wv: params.wv,
+    wRate: params.wRate,
+    bRate: params.bRate,
+    wMomentum: own('wMomentum'),
+    bMomentum: own('bMomentum'),
+    wForget: params.wForget,
+    bForget: params.bForget,
+    qGain: own('qGain'),
+    kGain: own('kGain'),
+    outGain: own('outGain'),
+    wGate: own('wGate'),
+    wOut: params.wOut,
+    memory: { weights: params.memory, gamma: own('gamma') },
+  };
+}
