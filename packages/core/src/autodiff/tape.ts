@@ -133,17 +133,18 @@ export function withoutTape<T>(work: () => T): T {
  */
 export function apply<R extends Tensor | readonly Tensor[]>(call: OpCall<R>): R {
   const tape = currentTape();
-  const tracked = tape !== null && call.inputs.some((t) => tape.isTracked(t));
+  const { inputs } = call;
+  const tracked = tape !== null && inputs.some((t) => tape.isTracked(t));
   if (tracked && !call.backward) {
     throw new HeedError(
       'UNSUPPORTED',
       `${call.name}: an input is being differentiated, and ${call.name} has no gradient; wrap the input in stopGradient() if none is wanted`,
     );
   }
-  for (const input of call.inputs) sameDevice(call.name, call.inputs[0], input);
-  const made = withoutTape(() => scope(call.forward));
+  for (let i = 1; i < inputs.length; i++) sameDevice(call.name, inputs[0], inputs[i] as Tensor);
+  const made = tape ? withoutTape(() => scope(call.forward)) : scope(call.forward);
   // an op that has nothing to do gives its input back: on the tape it is a tensor of its own
-  const own = (t: Tensor): Tensor => (call.inputs.includes(t) ? t.alias() : t);
+  const own = (t: Tensor): Tensor => (inputs.includes(t) ? t.alias() : t);
   const result = (made instanceof Tensor ? own(made) : (made as readonly Tensor[]).map(own)) as R;
   if (tape && tracked && call.backward) {
     const outputs: readonly Tensor[] = result instanceof Tensor ? [result] : (result as readonly Tensor[]);

@@ -1,7 +1,7 @@
 import { bufferUsage, mapModeRead } from './constants.js';
 import { formatBytes, HeedError } from '../errors.js';
 import type { Capabilities, DeviceLimits, DeviceReport, Tier } from './capabilities.js';
-import { BufferPool, type Storage } from './pool.js';
+import { type BufferLabel, BufferPool, type Storage } from './pool.js';
 import { type Dispatch, Recorder } from './recorder.js';
 
 /** Bytes and counts of what is alive on a device. */
@@ -63,6 +63,8 @@ export class Device {
   readonly bindGroupLayouts: Map<string, GPUBindGroupLayout> = new Map();
   /** Live tensors; kept by the tensor floor. */
   tensors = 0;
+  /** Specialisations by the number of their kernel; kept by the kernel floor. */
+  readonly prepared: unknown[] = [];
   private readonly checks: Set<Promise<void>> = new Set();
   private readonly failures: HeedError[] = [];
   private readonly staging: Map<number, GPUBuffer[]> = new Map();
@@ -131,14 +133,14 @@ export class Device {
     if (this.lostError) throw this.lostError;
   }
 
-  allocate(bytes: number, label: string): Storage {
+  allocate(bytes: number, label: BufferLabel): Storage {
     this.assertUsable();
     return this.pool.allocate(Math.max(16, bytes), label);
   }
 
   dispatch(dispatch: Dispatch, trace: KernelTrace): void {
     this.assertUsable();
-    for (const list of this.traces) list.push(trace);
+    if (this.traces.length > 0) for (const list of this.traces) list.push(trace);
     this.recorder.dispatch(dispatch);
   }
 

@@ -33,12 +33,20 @@ export interface PoolReport {
   buffers: number;
 }
 
+/** What a buffer is for; text is made of a shape only where somebody reads it. */
+export type BufferLabel = string | { shape: readonly number[]; dtype: string };
+
+function labelText(label: BufferLabel): string {
+  return typeof label === 'string' ? label : `tensor [${label.shape.join(', ')}] ${label.dtype}`;
+}
+
 const smallest = 256;
 
 /** Size class of an allocation: four classes a power of two, so that at most a quarter is wasted (256 bytes at least). */
 export function sizeClass(bytes: number): number {
   if (bytes <= smallest) return smallest;
-  const power = 2 ** Math.floor(Math.log2(bytes));
+  // of a number below 2^32 the leading bit is counted, of a larger one it is found by the logarithm
+  const power = bytes < 2 ** 32 ? 2 ** (31 - Math.clz32(bytes)) : 2 ** Math.floor(Math.log2(bytes));
   const step = power / 4;
   return Math.ceil(bytes / step) * step;
 }
@@ -50,7 +58,7 @@ export function sizeClass(bytes: number): number {
  * them its bind groups, again.
  */
 export class BufferPool {
-  /** By size, the lowest id last. */
+  /** By size; each list a heap by id, the lowest first. */
   private readonly free: Map<number, Storage[]> = new Map();
   private nextId = 1;
   private live = 0;
@@ -66,23 +74,24 @@ export class BufferPool {
     private readonly guarded: <T>(what: string, create: () => T, failed: () => void) => T,
   ) {}
 
-  allocate(bytes: number, label: string): Storage {
+  allocate(bytes: number, wanted: BufferLabel): Storage {
     if (bytes > this.limits.maxBufferSize) {
       throw new HeedError(
         'LIMIT_EXCEEDED',
-        `core: "${label}" needs a buffer of ${formatBytes(bytes)}, this device allows ${formatBytes(this.limits.maxBufferSize)}; ` +
+        `core: "${labelText(wanted)}" needs a buffer of ${formatBytes(bytes)}, this device allows ${formatBytes(this.limits.maxBufferSize)}; ` +
           'split the batch or heads axis, or use a device with larger limits',
       );
     }
     const size = Math.min(sizeClass(bytes), Math.floor(this.limits.maxBufferSize / 4) * 4);
     const list = this.free.get(size);
-    const reused = list?.pop();
+    const reused = list && takeLowest(list);
     if (reused) {
       this.pooled -= size;
       reused.references = 1;
       this.grow(size);
       return reused;
     }
+    const label = labelText(wanted);
     const ceiling = 1.25 * Math.max(this.peak, this.live + size);
     if (this.live + this.pooled + size > ceiling) this.trim(Math.max(0, ceiling - this.live - size));
     const usage = bufferUsage.STORAGE | bufferUsage.COPY_SRC | bufferUsage.COPY_DST | bufferUsage.INDIRECT;
@@ -114,9 +123,7 @@ export class BufferPool {
       this.free.set(storage.bytes, [storage]);
       return;
     }
-    let at = list.length;
-    while (at > 0 && (list[at - 1] as Storage).id < storage.id) at--;
-    list.splice(at, 0, storage);
+    addById(list, storage);
   }
 
   /** Destroys free buffers, those of the largest classes first, until at most `keepBytes` are pooled. */
@@ -127,7 +134,7 @@ export class BufferPool {
     for (const size of classes) {
       const list = this.free.get(size) ?? [];
       while (list.length > 0 && this.pooled > keepBytes) {
-        const storage = list.shift();
+        const storage = list.pop();
         if (!storage) break;
         this.pooled -= size;
         this.destroy(storage);
@@ -161,4 +168,36 @@ export class BufferPool {
     this.live += size;
     if (this.live > this.peak) this.peak = this.live;
   }
+}
+
+/** Puts a buffer into a heap by id. */
+function addById(heap: Storage[], storage: Storage): void {
+  let at = heap.length;
+  heap.push(storage);
+  while (at > 0) {
+    const above = (at - 1) >> 1;
+    const other = heap[above] as Storage;
+    if (other.id <= storage.id) break;
+    heap[at] = other;
+    at = above;
+  }
+  heap[at] = storage;
+}
+
+/** Takes the buffer with the lowest id out of a heap. */
+function takeLowest(heap: Storage[]): Storage | undefined {
+  const lowest = heap[0];
+  const last = heap.pop();
+  if (!lowest || !last || heap.length === 0) return lowest;
+  let at = 0;
+  for (let below = 1; below < heap.length; below = 2 * at + 1) {
+    const right = heap[below + 1];
+    if (right && right.id < (heap[below] as Storage).id) below++;
+    const next = heap[below] as Storage;
+    if (next.id >= last.id) break;
+    heap[at] = next;
+    at = below;
+  }
+  heap[at] = last;
+  return lowest;
 }

@@ -31,11 +31,14 @@ export class Recorder {
   readonly uniformBuffer: GPUBuffer;
   private readonly staged = new Uint8Array(slotBytes * slots);
   /** The ring as it will be written. */
-  readonly uniforms: DataView = new DataView(this.staged.buffer);
+  readonly words: Uint32Array = new Uint32Array(this.staged.buffer);
+  readonly floats: Float32Array = new Float32Array(this.staged.buffer);
   private readonly offsets: number[] = [0];
   private usedSlots = 0;
   private encoder: GPUCommandEncoder | undefined;
   private pass: GPUComputePassEncoder | undefined;
+  /** The pipeline that the pass has set: setting one costs as much as a dispatch. */
+  private pipeline: GPUComputePipeline | undefined;
   private dispatches = 0;
   private kernels: string[] = [];
   private timestamps: { querySet: GPUQuerySet; slots: TimestampSlot[]; capacity: number } | undefined;
@@ -51,7 +54,7 @@ export class Recorder {
     });
   }
 
-  /** Room for the uniform values of the next dispatch: byte offset in `uniforms`. Submits first when the batch is full. */
+  /** Room for the uniform values of the next dispatch: byte offset in the ring. Submits first when the batch is full. */
   uniformSlot(bytes: number): number {
     const needed = Math.max(1, Math.ceil(bytes / slotBytes));
     if (this.usedSlots + needed > slots || this.dispatches >= dispatchesPerBatch) this.flush();
@@ -62,7 +65,7 @@ export class Recorder {
 
   dispatch(d: Dispatch): void {
     const pass = this.timestamps ? this.timedPass(d.kernel) : this.openPass();
-    pass.setPipeline(d.pipeline);
+    if (d.pipeline !== this.pipeline) pass.setPipeline((this.pipeline = d.pipeline));
     this.offsets[0] = d.uniformOffset;
     pass.setBindGroup(0, d.bindGroup, this.offsets);
     if ('indirect' in d.grid) {
@@ -170,5 +173,6 @@ export class Recorder {
   private endPass(): void {
     this.pass?.end();
     this.pass = undefined;
+    this.pipeline = undefined;
   }
 }

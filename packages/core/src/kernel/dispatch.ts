@@ -2,7 +2,7 @@ import type { Device, Pipeline } from '../device/device.js';
 import type { Storage } from '../device/pool.js';
 import type { DType } from '../dtype.js';
 import { formatBytes, HeedError } from '../errors.js';
-import type { Operand, Spec } from './bindings.js';
+import type { Operand, ResolvedBinding, Spec } from './bindings.js';
 import type { Bindings, KernelDefinition, RunOptions, Uniforms } from './definition.js';
 import { compile, type Prepared } from './prepare.js';
 import { packUniforms } from './uniforms.js';
@@ -13,34 +13,68 @@ export interface DirectKernel<S extends Spec, B extends Bindings<S>, U extends U
   run(device: Device, options: RunOptions<S, B, U>): boolean;
 }
 
+/** A specialisation with what it was made for. */
+interface Made extends Prepared {
+  spec: Spec;
+  /** Fields of the spec. */
+  fields: number;
+  /** A dtype for each declared binding. */
+  dtypes: readonly (DType | undefined)[];
+}
+
+interface Cache {
+  all: Map<string, Made>;
+  /** The last few that ran, the newest first: comparing fields costs less than making a key. */
+  recent: Made[];
+}
+
+const mostRecent = 6;
+let kernels = 0;
+
 /** A kernel without what `defineKernel` adds for dtypes that have no scalar store. */
 export function directKernel<S extends Spec, const B extends Bindings<S>, const U extends Uniforms>(
   definition: KernelDefinition<S, B, U>,
 ): DirectKernel<S, B, U> {
-  const caches = new WeakMap<Device, Map<string, Prepared>>();
+  const number = kernels++;
   const names = Object.keys(definition.bindings);
 
   function prepare(device: Device, spec: S, tensors: RunOptions<S, B, U>['tensors']): Prepared {
-    let cache = caches.get(device);
-    if (!cache) caches.set(device, (cache = new Map()));
+    const cache = (device.prepared[number] ??= { all: new Map(), recent: [] }) as Cache;
+    const { recent } = cache;
+    for (let i = 0; i < recent.length; i++) {
+      const made = recent[i] as Made;
+      if (!fits(made, spec, names, tensors)) continue;
+      if (i > 0) {
+        recent[i] = recent[0] as Made;
+        recent[0] = made;
+      }
+      return made;
+    }
     let key = definition.name;
     for (const name in spec) key += `|${name}=${String(spec[name])}`;
     for (const name of names) key += `|${tensors[name]?.dtype ?? '-'}`;
-    const found = cache.get(key);
-    if (found) return found;
-    const made = compile(device, definition, spec, tensors, key);
-    cache.set(key, made);
+    let made = cache.all.get(key);
+    if (!made) {
+      const dtypes = names.map((name) => tensors[name]?.dtype);
+      made = { ...compile(device, definition, spec, tensors, key), spec: { ...spec }, fields: Object.keys(spec).length, dtypes };
+      cache.all.set(key, made);
+    }
+    recent.unshift(made);
+    if (recent.length > mostRecent) recent.pop();
     return made;
   }
 
   function run(device: Device, { spec, tensors, uniforms, grid: wanted }: RunOptions<S, B, U>): boolean {
     const prepared = prepare(device, spec, tensors);
-    const { values, entries, storages } = bind(device, definition.name, prepared, tensors, uniforms);
+    const { entries, storages } = bind(device, definition.name, prepared, tensors);
     const grid = resolveGrid(device, definition.name, wanted, storages);
     if (grid === undefined) return false;
     const bindGroup = bindGroupFor(device, prepared.pipeline, entries, storages);
-    const uniformOffset = device.recorder.uniformSlot(prepared.layout.bytes);
-    packUniforms(prepared.layout, values, device.recorder.uniforms, uniformOffset);
+    const { recorder } = device;
+    const uniformOffset = recorder.uniformSlot(prepared.layout.bytes);
+    packUniforms(prepared.layout, uniforms, recorder, uniformOffset / 4);
+    for (let i = 0; i < entries.length; i++)
+      recorder.words[uniformOffset / 4 + (prepared.layout.offsets[i] as number)] = (entries[i] as Entry).item;
     device.dispatch(
       { kernel: definition.name, pipeline: prepared.pipeline.pipeline, bindGroup, uniformOffset, storages, grid },
       prepared.trace,
@@ -51,27 +85,38 @@ export function directKernel<S extends Spec, const B extends Bindings<S>, const 
   return { run };
 }
 
-interface Bound {
-  values: Record<string, number | readonly number[]>;
-  entries: { storage: Storage; offset: number; size: number }[];
-  storages: Storage[];
+function fits(made: Made, spec: Spec, names: readonly string[], tensors: Readonly<Record<string, Operand | undefined>>): boolean {
+  for (let i = 0; i < names.length; i++) if (tensors[names[i] as string]?.dtype !== made.dtypes[i]) return false;
+  let fields = 0;
+  for (const name in spec) {
+    if (spec[name] !== made.spec[name]) return false;
+    fields++;
+  }
+  return fields === made.fields;
 }
 
-function bind(
-  device: Device,
-  kernel: string,
-  prepared: Prepared,
-  tensors: Readonly<Record<string, Operand | undefined>>,
-  uniforms: Readonly<Record<string, number | readonly number[]>>,
-): Bound {
-  const values: Record<string, number | readonly number[]> = { ...uniforms };
-  const entries: Bound['entries'] = [];
+interface Entry {
+  storage: Storage;
+  /** The window of the buffer that is bound, in bytes. */
+  offset: number;
+  size: number;
+  /** First item of the operand in the window. */
+  item: number;
+}
+
+interface Bound {
+  entries: readonly Entry[];
+  storages: readonly Storage[];
+}
+
+function bind(device: Device, kernel: string, prepared: Prepared, tensors: Readonly<Record<string, Operand | undefined>>): Bound {
+  const entries: Entry[] = [];
   const storages: Storage[] = [];
   const limit = device.limits.maxStorageBufferBindingSize;
   for (const b of prepared.bindings) {
     const operand = tensors[b.name];
     if (!operand) throw new Error(`kernel ${kernel}: no tensor was given for binding "${b.name}"`);
-    const { storage } = operand;
+    const { storage, offset } = operand;
     if (storage.owner !== device.pool) {
       // ids of buffers repeat between devices: without this a cached bind group of another buffer would be found
       throw new HeedError(
@@ -85,35 +130,12 @@ function bind(
         `core: kernel ${kernel} was given "${operand.label ?? b.name}", which was disposed; keep it alive until its last use`,
       );
     }
-    const elementBytes = b.itemBytes / (b.raw === undefined ? b.width : 1);
-    const perElement = b.raw === undefined ? elementBytes : dtypeSize(operand.dtype);
-    const firstByte = operand.offset * perElement;
-    let windowStart = 0;
-    let windowSize = storage.bytes;
-    if (storage.bytes > limit) {
-      windowStart = Math.floor(firstByte / 256) * 256;
-      const spanBytes = firstByte - windowStart + operand.extent * perElement;
-      windowSize = Math.min(Math.ceil(spanBytes / 256) * 256, storage.bytes - windowStart, Math.floor(limit / 4) * 4);
-      if (spanBytes > windowSize) {
-        throw new HeedError(
-          'LIMIT_EXCEEDED',
-          `core: tensor "${operand.label ?? b.name}"${shapeText(operand)} needs a binding of ${formatBytes(spanBytes)} in ${kernel}, ` +
-            `this device binds at most ${formatBytes(limit)}; split the batch or heads axis`,
-        );
-      }
-    }
-    const offsetBytes = firstByte - windowStart;
-    // sub-word dtypes keep their element offset: loads address elements, not words
-    const item = b.packed && b.raw === undefined && b.width === 1 ? perElement : b.itemBytes;
-    if (offsetBytes % item !== 0) {
-      throw new HeedError(
-        'SHAPE_MISMATCH',
-        `core: kernel ${kernel} reads "${operand.label ?? b.name}" in items of ${item} bytes, its view starts at byte ${firstByte}; make it contiguous first`,
-      );
-    }
-    values[b.offsetName] = offsetBytes / item;
-    entries.push({ storage, offset: windowStart, size: windowSize });
     storages.push(storage);
+    entries.push(
+      offset === 0 && storage.bytes <= limit
+        ? { storage, offset: 0, size: storage.bytes, item: 0 }
+        : windowOf(storage, operand, b, kernel, limit),
+    );
   }
   for (let i = 0; i < storages.length; i++) {
     if (prepared.bindings[i]?.access === 'read') continue;
@@ -126,7 +148,37 @@ function bind(
       }
     }
   }
-  return { values, entries, storages };
+  return { entries, storages };
+}
+
+/** Where in its buffer an operand is bound, and its first item there. */
+function windowOf(storage: Storage, operand: Operand, b: ResolvedBinding, kernel: string, limit: number): Entry {
+  const perElement = b.raw === undefined ? b.itemBytes / b.width : dtypeSize(operand.dtype);
+  const firstByte = operand.offset * perElement;
+  let windowStart = 0;
+  let windowSize = storage.bytes;
+  if (storage.bytes > limit) {
+    windowStart = Math.floor(firstByte / 256) * 256;
+    const spanBytes = firstByte - windowStart + operand.extent * perElement;
+    windowSize = Math.min(Math.ceil(spanBytes / 256) * 256, storage.bytes - windowStart, Math.floor(limit / 4) * 4);
+    if (spanBytes > windowSize) {
+      throw new HeedError(
+        'LIMIT_EXCEEDED',
+        `core: tensor "${operand.label ?? b.name}"${shapeText(operand)} needs a binding of ${formatBytes(spanBytes)} in ${kernel}, ` +
+          `this device binds at most ${formatBytes(limit)}; split the batch or heads axis`,
+      );
+    }
+  }
+  const offsetBytes = firstByte - windowStart;
+  // sub-word dtypes keep their element offset: loads address elements, not words
+  const item = b.packed && b.raw === undefined && b.width === 1 ? perElement : b.itemBytes;
+  if (offsetBytes % item !== 0) {
+    throw new HeedError(
+      'SHAPE_MISMATCH',
+      `core: kernel ${kernel} reads "${operand.label ?? b.name}" in items of ${item} bytes, its view starts at byte ${firstByte}; make it contiguous first`,
+    );
+  }
+  return { storage, offset: windowStart, size: windowSize, item: offsetBytes / item };
 }
 
 function shapeText({ shape }: Operand): string {
@@ -137,9 +189,10 @@ function dtypeSize(dtype: DType): number {
   return dtype === 'f16' ? 2 : dtype === 'u8' ? 1 : 4;
 }
 
-function bindGroupFor(device: Device, pipeline: Pipeline, entries: Bound['entries'], storages: readonly Storage[]): GPUBindGroup {
+function bindGroupFor(device: Device, pipeline: Pipeline, entries: readonly Entry[], storages: readonly Storage[]): GPUBindGroup {
   let key = pipeline.layoutKey;
-  for (const e of entries) key += `,${e.storage.id}:${e.offset}:${e.size}`;
+  for (const { storage, offset, size } of entries)
+    key += offset === 0 && size === storage.bytes ? `,${storage.id}` : `,${storage.id}:${offset}:${size}`;
   const found = device.bindGroups.get(key);
   if (found) return found.group;
   const group = device.guarded(`binding ${pipeline.name}`, () =>

@@ -42,9 +42,10 @@ export function compile<S extends Spec, B extends Bindings<S>, U extends Uniform
       `core: kernel ${definition.name} binds ${bindings.length} buffers, this device allows ${capabilities.limits.maxStorageBuffersPerShaderStage}`,
     );
   }
-  const uniformFields: [string, UniformType][] = bindings.map((b) => [b.offsetName, 'u32']);
-  for (const name of Object.keys(definition.uniforms)) uniformFields.push([name, definition.uniforms[name] as UniformType]);
-  const layout = layoutUniforms(uniformFields);
+  const layout = layoutUniforms(
+    bindings.map((b) => b.offsetName),
+    Object.entries<UniformType>(definition.uniforms),
+  );
   const tier = typeof definition.tier === 'function' ? definition.tier(spec) : (definition.tier ?? 'baseline');
   const modules = typeof definition.modules === 'function' ? definition.modules(spec) : (definition.modules ?? []);
   const source: KernelSource = {

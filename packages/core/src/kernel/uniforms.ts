@@ -5,17 +5,20 @@ export type UniformValue<T extends UniformType> = T extends 'u32x8' ? readonly n
 export interface UniformLayout {
   wgsl: string;
   bytes: number;
-  /** Byte offset and type of each field. */
-  fields: readonly { name: string; type: UniformType; offset: number }[];
+  /** The values of a call: type and first word of each. */
+  values: readonly { name: string; type: UniformType; word: number }[];
+  /** The word that holds the first item of each binding. */
+  offsets: readonly number[];
 }
 
 /** The uniform struct: vectors first (they align to 16 bytes), then scalars. */
-export function layoutUniforms(fields: readonly (readonly [string, UniformType])[]): UniformLayout {
+export function layoutUniforms(offsetNames: readonly string[], values: readonly (readonly [string, UniformType])[]): UniformLayout {
+  const fields = [...offsetNames.map((name) => [name, 'u32'] as const), ...values];
   const ordered = [...fields.filter(([, type]) => type === 'u32x8'), ...fields.filter(([, type]) => type !== 'u32x8')];
-  const placed: { name: string; type: UniformType; offset: number }[] = [];
+  const placed: { name: string; type: UniformType; word: number }[] = [];
   let offset = 0;
   for (const [name, type] of ordered) {
-    placed.push({ name, type, offset });
+    placed.push({ name, type, word: offset / 4 });
     offset += type === 'u32x8' ? 32 : 4;
   }
   const bytes = Math.max(16, Math.ceil(offset / 16) * 16);
@@ -24,24 +27,26 @@ export function layoutUniforms(fields: readonly (readonly [string, UniformType])
   return {
     wgsl: `struct Uniforms { ${members.join(', ')} }\n@group(0) @binding(0) var<uniform> uniforms: Uniforms;`,
     bytes,
-    fields: placed,
+    values: placed.filter(({ name }) => !offsetNames.includes(name)),
+    offsets: offsetNames.map((name) => placed.find((field) => field.name === name)?.word ?? 0),
   };
 }
 
-/** Writes values into `view` from byte `at` on, as the struct lays them out. */
+/** Writes values into the ring from word `at` on, as the struct lays them out. */
 export function packUniforms(
   layout: UniformLayout,
   values: Readonly<Record<string, number | readonly number[]>>,
-  view: DataView,
+  ring: { readonly words: Uint32Array; readonly floats: Float32Array },
   at: number,
 ): void {
-  for (const { name, type, offset } of layout.fields) {
+  const { words, floats } = ring;
+  for (const { name, type, word } of layout.values) {
     const value = values[name];
     if (value === undefined) throw new Error(`kernel: uniform "${name}" was not given`);
+    const place = at + word;
     if (typeof value !== 'number') {
-      for (let i = 0; i < 8; i++) view.setUint32(at + offset + i * 4, value[i] ?? 0, true);
-    } else if (type === 'f32') view.setFloat32(at + offset, value, true);
-    else if (type === 'i32') view.setInt32(at + offset, value, true);
-    else view.setUint32(at + offset, value, true);
+      for (let i = 0; i < 8; i++) words[place + i] = value[i] ?? 0;
+    } else if (type === 'f32') floats[place] = value;
+    else words[place] = value; // i32 wraps to the same bits
   }
 }

@@ -44,20 +44,18 @@ function makeKernel(fused: FusedFunction, id: string): FusedKernel {
   let flat: Made | undefined;
   let strided: Made | undefined;
   const { inputs } = fused;
+  // names made once: this runs for each dispatch
+  const [values, reads, writes] = [inputs.map((_, i) => `n${i}`), inputs.map((_, i) => `x${i}`), fused.bodies.map((_, i) => `y${i}`)];
   return {
     run(device, plan, operands, outs) {
       const tensors: Record<string, Operand> = {};
       const uniforms: Record<string, number | readonly number[]> = {};
-      operands.forEach((operand, i) => {
-        if (typeof operand === 'number') uniforms[`n${i}`] = operand;
-        else {
-          tensors[`x${i}`] = operand;
-          uniforms[`n${i}`] = 0;
-        }
-      });
-      outs.forEach((out, i) => {
-        tensors[`y${i}`] = out;
-      });
+      for (let i = 0; i < operands.length; i++) {
+        const operand = operands[i] as Tensor | number;
+        if (typeof operand !== 'number') tensors[reads[i] as string] = operand;
+        uniforms[values[i] as string] = typeof operand === 'number' ? operand : 0;
+      }
+      for (let i = 0; i < outs.length; i++) tensors[writes[i] as string] = outs[i] as Tensor;
       const size = outs[0]?.size ?? 0;
       const items = Math.ceil(size / 4);
       uniforms['items'] = items;

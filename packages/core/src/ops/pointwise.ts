@@ -195,19 +195,20 @@ export function runPointwise(compiled: Compiled, operands: readonly PointwiseOpe
   if (!first) throw new HeedError('INVALID_ARGUMENT', `${name}: all operands are numbers; at least one must be a tensor`);
   const float = f.body.type === 'f32';
   const outDType = dtype ?? (float ? floatOf(tensors) : f.body.type === 'bool' ? 'u8' : (f.body.type as DType));
-  const shape = broadcastShapes(
-    name,
-    tensors.map((t) => t.shape),
-  );
+  const shape = tensors.every((t) => sameShape(t.shape, first.shape))
+    ? first.shape
+    : broadcastShapes(
+        name,
+        tensors.map((t) => t.shape),
+      );
   const forward = (): Tensor => {
     const out = empty(first.device, shape, outDType);
     compiled.forward.run(first.device, planPointwise(shape, operands), operands, [out]);
     return out;
   };
   const tape = currentTape();
-  const tracked = operands.map(
-    (operand) => typeof operand !== 'number' && isFloat(operand.dtype) && tape !== null && tape.isTracked(operand),
-  );
+  if (tape === null) return apply({ name, inputs: tensors, forward });
+  const tracked = operands.map((operand) => typeof operand !== 'number' && isFloat(operand.dtype) && tape.isTracked(operand));
   if (!float || !tracked.includes(true)) return withoutTape(() => apply({ name, inputs: tensors, forward }));
   const list = compiled.gradients(tracked);
   const saved = operands.map((_, i) => i).filter((i) => typeof operands[i] !== 'number' && list.some((g) => g.reads.includes(i)));

@@ -21,9 +21,8 @@ export function checkShape(who: string, shape: Shape): void {
 /** A tensor whose elements are not set: for kernels that write all of them. */
 export function empty(device: Device, shape: Shape, dtype: DType = 'f32', label?: string): Tensor {
   checkShape('core', shape);
-  const name = label ?? `tensor [${shape.join(', ')}] ${dtype}`;
   // 16 bytes of slack: kernels may load whole vectors at the tail
-  const storage = device.allocate(Math.ceil((sizeOf(shape) * dtypeBytes(dtype)) / 16) * 16, name);
+  const storage = device.allocate(Math.ceil((sizeOf(shape) * dtypeBytes(dtype)) / 16) * 16, label ?? { shape, dtype });
   return new Tensor(device, storage, dtype, { shape, strides: contiguousStrides(shape), offset: 0 }, label);
 }
 

@@ -1,20 +1,18 @@
 import { HeedError } from '../errors.js';
 import type { Tensor } from './tensor.js';
 
-interface Scope {
-  tensors: Set<Tensor>;
+/** A scope that is running; it owns tensors and disposes what is left of them at its end. */
+export interface Scope {
+  tensors: Set<Tensor> | undefined;
 }
 
 const scopes: Scope[] = [];
 
-/** Puts a new tensor into the innermost scope, which will dispose it. */
-export function enterScope(tensor: Tensor): void {
-  scopes.at(-1)?.tensors.add(tensor);
-}
-
-/** Takes a tensor out of every scope: its owner disposes it now. */
-export function leaveScopes(tensor: Tensor): void {
-  for (const scope of scopes) scope.tensors.delete(tensor);
+/** Puts a new tensor into the innermost scope, which will dispose it; undefined where there is none. */
+export function enterScope(tensor: Tensor): Scope | undefined {
+  const inner = scopes.at(-1);
+  if (inner) (inner.tensors ??= new Set()).add(tensor);
+  return inner;
 }
 
 /**
@@ -23,11 +21,15 @@ export function leaveScopes(tensor: Tensor): void {
  * @throws HeedError INVALID_ARGUMENT when `work` returns a promise: a scope is synchronous
  */
 export function scope<T>(work: () => T): T {
-  const inner: Scope = { tensors: new Set() };
+  const inner: Scope = { tensors: undefined };
+  const outer = scopes.at(-1);
   scopes.push(inner);
-  let result: T | undefined;
   try {
-    result = work();
+    const result = work();
+    if (isTensor(result)) {
+      if (result.owner === inner) result.handTo(outer);
+      return result;
+    }
     if (isThenable(result)) {
       result.then(undefined, () => {}); // it may fail later over the tensors that are freed now; this error is the one to see
       throw new HeedError(
@@ -35,15 +37,11 @@ export function scope<T>(work: () => T): T {
         'core: scope was given an asynchronous function; a scope is synchronous, so await outside of it',
       );
     }
-    const kept = tensorsIn(result);
-    const outer = scopes.at(-2);
-    for (const tensor of kept) {
-      if (inner.tensors.delete(tensor)) outer?.tensors.add(tensor);
-    }
+    if (typeof result === 'object') for (const tensor of tensorsIn(result)) if (tensor.owner === inner) tensor.handTo(outer);
     return result;
   } finally {
     scopes.pop();
-    for (const tensor of inner.tensors) tensor.dispose();
+    if (inner.tensors) for (const tensor of inner.tensors) tensor.dispose();
   }
 }
 

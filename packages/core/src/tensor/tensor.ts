@@ -3,7 +3,7 @@ import type { Storage } from '../device/pool.js';
 import { type DType, dtypeBytes, type NumericArray } from '../dtype.js';
 import { HeedError } from '../errors.js';
 import type { Operand } from '../kernel/bindings.js';
-import { copyOfCore, enterScope, leaveScopes, tensorBrand } from './scope.js';
+import { copyOfCore, enterScope, type Scope, tensorBrand } from './scope.js';
 
 export type Shape = readonly number[];
 
@@ -18,14 +18,21 @@ export function warnOnLeakedTensors(on: boolean): void {
 interface Leaked {
   device: Device;
   storage: Storage;
-  label: string;
+  shape: Shape;
+  dtype: DType;
+  label: string | undefined;
 }
 
-const net = new FinalizationRegistry<Leaked>(({ device, storage, label }) => {
+// Watches tensors that no scope owns: a scope holds its own and disposes them.
+const net = new FinalizationRegistry<Leaked>(({ device, storage, ...what }) => {
   device.tensors--;
   device.pool.release(storage);
-  if (warnOnLeak) console.warn(`core: tensor ${label} was never disposed; use scope(), \`using\` or dispose()`);
+  if (warnOnLeak) console.warn(`core: tensor ${describe(what)} was never disposed; use scope(), \`using\` or dispose()`);
 });
+
+function describe({ shape, dtype, label }: { shape: Shape; dtype: DType; label: string | undefined }): string {
+  return `${label ? `"${label}" ` : ''}[${shape.join(', ')}] ${dtype}`;
+}
 
 /** How a tensor lies in its buffer. The last axis is contiguous. */
 export interface TensorLayout {
@@ -70,23 +77,32 @@ export class Tensor implements Operand {
   static {
     Object.defineProperty(Tensor.prototype, tensorBrand, { value: copyOfCore });
   }
+  /** The scope that will dispose it. */
+  owner: Scope | undefined;
   private readonly held: Storage;
   private gone = false;
+  private watched = false;
 
   /** Takes over one reference to `storage`. For kernels and views; users make tensors by `tensor()`, `zeros()` and ops. */
   constructor(device: Device, storage: Storage, dtype: DType, layout: TensorLayout, label?: string) {
     this.device = device;
     this.held = storage;
     this.dtype = dtype;
-    this.shape = Object.freeze([...layout.shape]);
-    this.strides = Object.freeze([...layout.strides]);
+    this.shape = frozen(layout.shape);
+    this.strides = frozen(layout.strides);
     this.offset = layout.offset;
-    this.size = sizeOf(layout.shape);
-    this.extent = this.size === 0 ? 0 : 1 + layout.shape.reduce((sum, n, axis) => sum + (n - 1) * (layout.strides[axis] ?? 0), 0);
+    let [size, last] = [1, 0];
+    for (let axis = 0; axis < this.shape.length; axis++) {
+      const n = this.shape[axis] as number;
+      size *= n;
+      last += (n - 1) * (this.strides[axis] ?? 0);
+    }
+    this.size = size;
+    this.extent = size === 0 ? 0 : 1 + last;
     this.label = label;
     device.tensors++;
-    enterScope(this);
-    net.register(this, { device, storage, label: `[${layout.shape.join(', ')}] ${dtype}${label ? ` "${label}"` : ''}` }, this);
+    this.owner = enterScope(this);
+    if (!this.owner) this.watch();
   }
 
   get rank(): number {
@@ -160,16 +176,26 @@ export class Tensor implements Operand {
 
   /** Takes the tensor out of its scope; the caller disposes it. */
   keep(): this {
-    leaveScopes(this);
+    this.handTo(undefined);
     return this;
+  }
+
+  /** Moves the tensor from the scope that owns it to another, or to nobody. */
+  handTo(scope: Scope | undefined): void {
+    if (this.owner === scope || this.gone) return;
+    this.owner?.tensors?.delete(this);
+    this.owner = scope;
+    if (scope) (scope.tensors ??= new Set()).add(this);
+    else this.watch();
   }
 
   /** Frees the tensor; the buffer goes back to the pool with its last view. A second call does nothing. */
   dispose(): void {
     if (this.gone) return;
     this.gone = true;
-    net.unregister(this);
-    leaveScopes(this);
+    if (this.watched) net.unregister(this);
+    this.owner?.tensors?.delete(this);
+    this.owner = undefined;
     this.device.tensors--;
     this.device.pool.release(this.held);
   }
@@ -179,10 +205,22 @@ export class Tensor implements Operand {
   }
 
   describe(): string {
-    return `${this.label ? `"${this.label}" ` : ''}[${this.shape.join(', ')}] ${this.dtype}`;
+    return describe(this);
   }
 
   toString(): string {
     return `Tensor ${this.describe()}`;
   }
+
+  private watch(): void {
+    if (this.watched) return;
+    this.watched = true;
+    const { device, held, shape, dtype, label } = this;
+    net.register(this, { device, storage: held, shape, dtype, label }, this);
+  }
+}
+
+/** A frozen copy, or the array itself where it is frozen: views and results share the lengths of their operands. */
+function frozen(lengths: Shape): Shape {
+  return Object.isFrozen(lengths) ? lengths : Object.freeze([...lengths]);
 }
