@@ -1,6 +1,7 @@
 import type { Params, State, TokenMixer } from '@heed/core';
 import { attentionMixer } from '@heed/core/nn';
 import { lightning2Mixer } from '@heed/linear/lightning2';
+import { lightningMixer } from '@heed/linear/lightning';
 import { neighborhoodMixer } from '@heed/sparse-local/fna';
 import { zetaMixer } from '@heed/topk/zeta';
 import { headDimension, type LabConfig, type MixerName, MIXERS, type ModelConfig } from '../config.js';
@@ -25,6 +26,8 @@ const makers: Record<MixerName, (model: ModelConfig, layer: number, precision: P
       ...model.mixerOptions,
     }) as AnyMixer,
   linear: (model, _layer, precision) => linearMixer({ ...shape(model), precision, ...model.mixerOptions }) as AnyMixer,
+  lightning: (model, layer, precision) =>
+    lightningMixer({ ...shape(model), precision, layer, layers: model.layers, ...model.mixerOptions }) as AnyMixer,
   zeta: (model, _layer, precision) => zetaMixer({ ...shape(model), precision, ...model.mixerOptions }) as AnyMixer,
 };
 

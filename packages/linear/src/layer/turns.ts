@@ -1,0 +1,234 @@
+// Positions as turns by trained angles: `concat` gives [x cos, x sin] a channel (TransNormerLLM's LRPE), `rotate` turns neighbouring
+// pairs of channels (TransNormer's).
+// tile    one lane an angle of a token and head; gradients of angles: one lane an angle and strip of 64 tokens, then a sum over strips
+// bytes   reads x once, writes it once (twice with `concat`); angle gradients read x and dy once more
+// limits  positions below 2^31; an angle is a fraction of a turn in 32 bits and a rest in f32, so that large positions keep their digits
+// source  Qin et al. 2023 (arXiv 2307.14995), section 3.1; Qin et al. 2022 (arXiv 2210.10340), code; polynomials: Cephes
+import { cast, HeedError, reshape, sum, type Tensor } from '@heed/core';
+import { apply, defineKernel, empty, read, write } from '@heed/core/~internal';
+
+type TurnForm = 'concat' | 'rotate';
+
+interface TurnSpec {
+  [name: string]: string;
+  form: TurnForm;
+  direction: 'forward' | 'backward';
+}
+
+const angleText = `
+    // cosine and sine of theta x position: whole turns a token do not count
+    fn turn(theta: f32, position: u32) -> vec2f {
+      let size = abs(theta);
+      let turns = size * 0.15915494;
+      let low = fma(size, 0.15915494, -turns) + size * 4.6413e-10;
+      let steps = fract(turns) * 4294967296.0;
+      let whole = floor(steps);
+      let phase = position * u32(whole);
+      let rest = (steps - whole) * 2.3283064365386963e-10 + low;
+      let quarter = (phase + 0x20000000u) >> 30u;
+      let r = f32(bitcast<i32>(phase - (quarter << 30u))) * 1.4629180792671596e-9 + f32(position) * rest * 6.2831853;
+      let z = r * r;
+      let s = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * r + r;
+      let c = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z - 0.5 * z + 1.0;
+      let odd = (quarter & 1u) == 1u;
+      let cosine = select(c, s, odd) * select(1.0, -1.0, quarter == 1u || quarter == 2u);
+      let sine = select(s, c, odd) * select(1.0, -1.0, quarter >= 2u);
+      return vec2f(cosine, select(sine, -sine, theta < 0.0));
+    }`;
+
+const uniforms = {
+  tokens: 'u32',
+  heads: 'u32',
+  headDim: 'u32',
+  angles: 'u32',
+  thetaHead: 'u32',
+  offset: 'u32',
+  items: 'u32',
+  xBatch: 'u32',
+  xToken: 'u32',
+  xHead: 'u32',
+  dyBatch: 'u32',
+  dyToken: 'u32',
+  dyHead: 'u32',
+  strips: 'u32',
+} as const;
+
+const kernel = defineKernel({
+  name: 'linear-turns',
+  bindings: { x: read<TurnSpec>('float'), theta: read<TurnSpec>('f32'), out: write<TurnSpec>('float') },
+  uniforms,
+  wgsl: (s: TurnSpec) => `
+    ${angleText}
+    @compute @workgroup_size(256)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      let i = workgroupIndex(group, groups) * 256u + lane;
+      if (i >= uniforms.items) { return; }
+      let angle = i % uniforms.angles;
+      let row = i / uniforms.angles;
+      let head = row % uniforms.heads;
+      let token = (row / uniforms.heads) % uniforms.tokens;
+      let batch = row / uniforms.heads / uniforms.tokens;
+      let base = batch * uniforms.xBatch + token * uniforms.xToken + head * uniforms.xHead;
+      ${
+        s.form === 'concat'
+          ? `let way = turn(load_theta(head * uniforms.thetaHead + angle), token + uniforms.offset);
+      ${
+        s.direction === 'forward'
+          ? `let x = load_x(base + angle);
+      store_out(row * 2u * uniforms.headDim + angle, x * way.x);
+      store_out(row * 2u * uniforms.headDim + uniforms.headDim + angle, x * way.y);`
+          : 'store_out(i, load_x(base + angle) * way.x + load_x(base + uniforms.headDim + angle) * way.y);'
+      }`
+          : `let first = 2u * angle;
+      if (first + 1u == uniforms.headDim) {
+        store_out(row * uniforms.headDim + first, load_x(base + first));
+        return;
+      }
+      let way = turn(load_theta(angle), token + uniforms.offset);
+      let sine = ${s.direction === 'forward' ? 'way.y' : '-way.y'};
+      let a = load_x(base + first);
+      let b = load_x(base + first + 1u);
+      store_out(row * uniforms.headDim + first, a * way.x - b * sine);
+      store_out(row * uniforms.headDim + first + 1u, b * way.x + a * sine);`
+      }
+    }`,
+});
+
+const strip = 64;
+
+const angleGradients = defineKernel({
+  name: 'linear-turn-angles',
+  bindings: { x: read<TurnSpec>('float'), dy: read<TurnSpec>('float'), theta: read<TurnSpec>('f32'), out: write<TurnSpec>('f32') },
+  uniforms,
+  wgsl: (s: TurnSpec) => `
+    ${angleText}
+    @compute @workgroup_size(256)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      let i = workgroupIndex(group, groups) * 256u + lane;
+      if (i >= uniforms.items) { return; }
+      let angle = i % uniforms.angles;
+      let head = (i / uniforms.angles) % uniforms.heads;
+      let part = i / uniforms.angles / uniforms.heads;
+      let batch = part / uniforms.strips;
+      let start = (part % uniforms.strips) * ${strip}u;
+      let end = min(start + ${strip}u, uniforms.tokens);
+      let theta = load_theta(head * uniforms.thetaHead + angle);
+      var sum = 0.0;
+      for (var token = start; token < end; token++) {
+        let position = token + uniforms.offset;
+        let way = turn(theta, position);
+        let from_x = batch * uniforms.xBatch + token * uniforms.xToken + head * uniforms.xHead;
+        let from_dy = batch * uniforms.dyBatch + token * uniforms.dyToken + head * uniforms.dyHead;
+        ${
+          s.form === 'concat'
+            ? `let term = load_x(from_x + angle) * (load_dy(from_dy + uniforms.headDim + angle) * way.x - load_dy(from_dy + angle) * way.y);`
+            : `let a = load_x(from_x + 2u * angle);
+        let b = load_x(from_x + 2u * angle + 1u);
+        let term = load_dy(from_dy + 2u * angle + 1u) * (a * way.x - b * way.y) - load_dy(from_dy + 2u * angle) * (b * way.x + a * way.y);`
+        }
+        sum += f32(position) * term;
+      }
+      store_out(i, sum);
+    }`,
+});
+
+/**
+ * Relative positions of TransNormerLLM (LRPE, section 3.1): y_t = [x_t cos(theta t), x_t sin(theta t)], so that products of two rows
+ * depend on the distance of their positions alone. Angles are computed in f32 with the digits that large positions need.
+ * @param x [batch, tokens, heads, headDim], f32 or f16
+ * @param theta f32 [heads, headDim]; `lrpeAngles` gives the paper's
+ * @param options.offset position of the first token, default 0
+ * @returns [batch, tokens, heads, 2 headDim]: cosines, then sines; differentiable in x and theta
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT
+ */
+export function lrpe(x: Tensor, theta: Tensor, options: { offset?: number } = {}): Tensor {
+  return turned('lrpe', x, theta, 'concat', options.offset ?? 0);
+}
+
+/**
+ * Positions of TransNormer after their reflection: pairs of neighbouring channels (2c, 2c + 1) turned by theta_c t; an odd last
+ * channel is left alone.
+ * @param x [batch, tokens, heads, headDim], f32 or f16
+ * @param theta f32 [floor(headDim / 2)], shared by heads
+ * @param options.offset position of the first token, default 0
+ * @returns the shape and dtype of x; differentiable in x and theta
+ */
+export function rotatePairs(x: Tensor, theta: Tensor, options: { offset?: number } = {}): Tensor {
+  return turned('rotatePairs', x, theta, 'rotate', options.offset ?? 0);
+}
+
+function turned(who: string, x: Tensor, theta: Tensor, form: TurnForm, offset: number): Tensor {
+  if (x.rank !== 4) throw new HeedError('SHAPE_MISMATCH', `${who}: x is ${x.describe()}; it must be [batch, tokens, heads, headDim]`);
+  if (x.dtype !== 'f32' && x.dtype !== 'f16') throw new HeedError('DTYPE_MISMATCH', `${who}: x is ${x.describe()}; it must be f32 or f16`);
+  const [heads, headDim] = [x.dim(2), x.dim(3)];
+  const wanted = form === 'concat' ? [heads, headDim] : [Math.floor(headDim / 2)];
+  if (theta.dtype !== 'f32') throw new HeedError('DTYPE_MISMATCH', `${who}: theta is ${theta.describe()}; angles are f32`);
+  if (theta.shape.join() !== wanted.join())
+    throw new HeedError('SHAPE_MISMATCH', `${who}: theta is ${theta.describe()}; for x ${x.describe()} it must be [${wanted.join(', ')}]`);
+  if (!(Number.isInteger(offset) && offset >= 0))
+    throw new HeedError('INVALID_ARGUMENT', `${who}: offset is ${offset}; it is the position of the first token, an integer of 0 or more`);
+  return apply({
+    name: who,
+    inputs: [x, theta],
+    forward: () => turn(x, theta, form, 'forward', offset),
+    saves: () => [x, theta],
+    backward: ([dy], { saved: [z, angles], needs }) => {
+      if (!dy || !z || !angles) return [null, null];
+      const dx = needs[0] ? cast(turn(dy, angles, form, 'backward', offset), z.dtype) : null;
+      return [dx, needs[1] ? gradientOfAngles(z, dy, angles, form, offset) : null];
+    },
+  });
+}
+
+function turn(x: Tensor, theta: Tensor, form: TurnForm, direction: TurnSpec['direction'], offset: number): Tensor {
+  const [batch, tokens, heads, width] = x.shape as [number, number, number, number];
+  const headDim = form === 'concat' && direction === 'backward' ? width / 2 : width;
+  const out = empty(x.device, [batch, tokens, heads, form === 'concat' && direction === 'forward' ? 2 * headDim : headDim], x.dtype);
+  const angles = form === 'concat' ? headDim : Math.ceil(headDim / 2);
+  const items = batch * tokens * heads * angles;
+  if (items === 0) return out;
+  kernel.run(x.device, {
+    spec: { form, direction },
+    tensors: { x, theta, out },
+    uniforms: { ...sizes(x, undefined, { headDim, angles, form, offset }), items, strips: 0 },
+    grid: [Math.ceil(items / 256)],
+  });
+  return out;
+}
+
+function gradientOfAngles(x: Tensor, dy: Tensor, theta: Tensor, form: TurnForm, offset: number): Tensor {
+  const [batch, tokens, heads, headDim] = x.shape as [number, number, number, number];
+  const angles = theta.dim(-1);
+  const strips = Math.ceil(tokens / strip);
+  const parts = empty(x.device, [batch * strips, heads, angles]);
+  if (parts.size > 0)
+    angleGradients.run(x.device, {
+      spec: { form, direction: 'backward' },
+      tensors: { x, dy, theta, out: parts },
+      uniforms: { ...sizes(x, dy, { headDim, angles, form, offset }), items: parts.size, strips },
+      grid: [Math.ceil(parts.size / 256)],
+    });
+  return reshape(sum(parts, form === 'concat' ? [0] : [0, 1]), theta.shape);
+}
+
+function sizes(
+  x: Tensor,
+  dy: Tensor | undefined,
+  given: { headDim: number; angles: number; form: TurnForm; offset: number },
+): { [K in Exclude<keyof typeof uniforms, 'items' | 'strips'>]: number } {
+  const { headDim, angles, form, offset } = given;
+  return {
+    tokens: x.dim(1),
+    heads: x.dim(2),
+    headDim,
+    angles,
+    thetaHead: form === 'concat' ? headDim : 0,
+    offset,
+    xBatch: x.strides[0] ?? 0,
+    xToken: x.strides[1] ?? 0,
+    xHead: x.strides[2] ?? 0,
+    dyBatch: dy?.strides[0] ?? 0,
+    dyToken: dy?.strides[1] ?? 0,
+    dyHead: dy?.strides[2] ?? 0,
+  };
+}
