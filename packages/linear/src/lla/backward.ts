@@ -1,6 +1,6 @@
 import type { Tensor } from '@heed/core';
 import { empty } from '@heed/core/~internal';
-import { type Problem, solveSystems } from './forward.js';
+import { type Problem, solveSystems } from './problem.js';
 import { runKeyGradients } from './kernels/keys.js';
 import { runMoment } from './kernels/moment.js';
 import { runQuerySums } from './kernels/queries.js';

@@ -91,8 +91,8 @@ export function scores(
   own: readonly OwnDot[],
   options: { from: string; to: string },
 ): string {
-  const lefts = new Set([...dots.map((d) => d.left), ...own.filter((o) => o.side === 'row').flatMap((o) => [o.a, o.b])]);
-  const rights = new Set([...dots.map((d) => d.right), ...own.filter((o) => o.side === 'other').flatMap((o) => [o.a, o.b])]);
+  const lefts = new Set([...dots.map((d) => d.left), ...own.flatMap((o) => (o.side === 'row' ? [o.a, o.b] : []))]);
+  const rights = new Set([...dots.map((d) => d.right), ...own.flatMap((o) => (o.side === 'other' ? [o.a, o.b] : []))]);
   const ownOf = (o: OwnDot, text: (n: number) => string): string => unroll(o.side === 'row' ? tile.laneRows : tile.laneOthers, text);
   return `
       ${dots.map((d) => eachPair(tile, (i, j) => `var v_${d.name}_${i}_${j} = vec4f();`)).join('\n')}
@@ -148,6 +148,14 @@ export const placeText = `
       let row = index / uniforms.tiles;
       let head = row % uniforms.heads;
       let batch = row / uniforms.heads;`;
+
+/**
+ * Bound of a loop over a tile: a literal, by which indices are seen to be in range, or a run-time value where compilers take seconds for
+ * unrolled text.
+ */
+export function bound(fixed: number, count: number, runTime: string): string {
+  return fixed === 1 ? `${count}u` : runTime;
+}
 
 /** Lane's places in scores (rg, kg) and in sums (rb, c). */
 export function laneText(tile: PairTile): string {

@@ -57,6 +57,9 @@ export function placeText(dim: number, valueDim: number): string {
     fn visible(token: u32) -> u32 { return u32(clamp(i32(token) + 1 + uniforms.shift, 0, i32(uniforms.keys))); }`;
 }
 
+/** 1 where loops may have literal bounds; see `bound`. */
+export const fixedLoops = (device: Pick<Device, 'isSoftware'>): number => (device.isSoftware ? 0 : 1);
+
 export interface Layouts {
   keyRow: RowLayout;
   valueRow: RowLayout;

@@ -7,10 +7,11 @@ import type { Tensor } from '@heed/core';
 import { defineKernel, read, unroll, write } from '@heed/core/~internal';
 import type { PairTile } from '../../pairs/plan.js';
 import * as pairs from '../../pairs/text.js';
-import { layoutsOf, type Place, placeText, placeUniforms, placeValues, tileFor } from './common.js';
+import { fixedLoops, layoutsOf, type Place, placeText, placeUniforms, placeValues, tileFor } from './common.js';
 import { blockScores } from './queries.js';
 
 interface KeySpec extends PairTile {
+  fixed: number;
   dim: number;
   valueDim: number;
   block: number;
@@ -39,7 +40,7 @@ const kernel = defineKernel({
     const each = (text: (n: number) => string): string => unroll(4, text);
     const rowTile = { count: s.rows, lanes: s.lanes, first: 'firstRow', end: 'uniforms.keys' };
     const passing = { count: s.others, lanes: s.lanes, first: 'at0', end: 'uniforms.queries' };
-    const count = `min(${s.others}u, uniforms.queries - at0)`;
+    const count = pairs.bound(s.fixed, s.others, `min(${s.others}u, uniforms.queries - at0)`);
     const keyTerms = [
       { plane: 'q', tile: 'q', to: 'a' },
       { plane: 'rho', tile: 'rho', to: 'a' },
@@ -88,7 +89,7 @@ const kernel = defineKernel({
         workgroupBarrier();
         ${pairs.eachPair(s, (i, j) => `var score_${i}_${j} = 0.0; var weight_${i}_${j} = 0.0; var c_${i}_${j} = 0.0; var r_${i}_${j} = 0.0; var e_${i}_${j} = 0.0; var products_${i}_${j} = 0.0;`)}
         for (var block = 0u; block < uniforms.vectors; block += ${blockVectors}u) {
-          ${blockScores(s, stride, blockVectors, 'other')}
+          ${blockScores(s, keyRow, 'other')}
           ${pairs.eachPair(s, (i, j) =>
             blockPair(
               i,
@@ -99,7 +100,7 @@ const kernel = defineKernel({
           )}
         }
         {
-          ${pairs.scores(s, valueRow.stride, [{ name: 'g', left: 'v', right: 'g' }], [], { from: '0u', to: 'uniforms.valueVectors' })}
+          ${pairs.scores(s, valueRow.stride, [{ name: 'g', left: 'v', right: 'g' }], [], { from: '0u', to: pairs.bound(s.fixed, valueRow.vectors, 'uniforms.valueVectors') })}
           ${pairs.eachPair(
             s,
             (i, j) => `{ let query = ${pairs.otherOf(s, j)};
@@ -120,7 +121,7 @@ const kernel = defineKernel({
         if (c < ${vectors}u) { ${pairs.addRows(s, stride, keyTerms, count)} }`
             : `for (var block = 0u; block < uniforms.vectors; block += ${blockVectors}u) {
           {
-            ${blockScores(s, stride, blockVectors, 'other')}
+            ${blockScores(s, keyRow, 'other')}
             ${pairs.eachPair(s, (i, j) => blockPair(i, j, blockPlanes(i, j)))}
           }
           workgroupBarrier();
@@ -155,7 +156,15 @@ export function runKeyGradients(
   const tile = tileFor('the backward', memory, { columns: Math.max(keyRow.vectors, valueRow.vectors), dots: 3 }, q.device);
   const values = placeValues(place, Math.ceil(keys / tile.rows), k, v);
   kernel.run(q.device, {
-    spec: { ...tile, dim, valueDim, block, items: pairs.rowItems(keyRow), valueItems: pairs.rowItems(valueRow) },
+    spec: {
+      ...tile,
+      fixed: fixedLoops(q.device),
+      dim,
+      valueDim,
+      block,
+      items: pairs.rowItems(keyRow),
+      valueItems: pairs.rowItems(valueRow),
+    },
     tensors: operands,
     uniforms: { ...values, vectors: keyRow.vectors, valueVectors: valueRow.vectors, scale, valuesAt: batch * keys * heads * dim },
     grid: [values.workgroups],

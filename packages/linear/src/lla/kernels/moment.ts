@@ -7,9 +7,10 @@ import type { Tensor } from '@heed/core';
 import { defineKernel, read, unroll, write } from '@heed/core/~internal';
 import type { PairTile } from '../../pairs/plan.js';
 import * as pairs from '../../pairs/text.js';
-import { layoutsOf, type Place, placeText, placeUniforms, placeValues, tileFor } from './common.js';
+import { fixedLoops, layoutsOf, type Place, placeText, placeUniforms, placeValues, tileFor } from './common.js';
 
 interface MomentSpec extends PairTile {
+  fixed: number;
   dim: number;
   valueDim: number;
   items: number;
@@ -74,12 +75,12 @@ const kernel = defineKernel({
         ${pairs.stage('v', valueRow, { ...passing, base: (r) => `vBase(batch, ${r}, head)` })}
         workgroupBarrier();
         {
-          ${pairs.scores(s, keyRow.stride, [{ name: 'score', left: 'q', right: 'k' }], [], { from: '0u', to: 'uniforms.vectors' })}
-          ${pairs.scores(s, valueRow.stride, [{ name: 'g', left: 'g', right: 'v' }], [], { from: '0u', to: 'uniforms.valueVectors' })}
+          ${pairs.scores(s, keyRow.stride, [{ name: 'score', left: 'q', right: 'k' }], [], { from: '0u', to: pairs.bound(s.fixed, keyRow.vectors, 'uniforms.vectors') })}
+          ${pairs.scores(s, valueRow.stride, [{ name: 'g', left: 'g', right: 'v' }], [], { from: '0u', to: pairs.bound(s.fixed, valueRow.vectors, 'uniforms.valueVectors') })}
           ${pairs.eachPair(s, (i, j) => pairs.putWeight('w', s, i, j, weight(i, j)))}
         }
         workgroupBarrier();
-        ${pairs.addRows(s, keyRow.stride, [{ plane: 'w', tile: 'k', to: 'a', weights: 'ws' }], `min(${s.others}u, end - at0)`)}
+        ${pairs.addRows(s, keyRow.stride, [{ plane: 'w', tile: 'k', to: 'a', weights: 'ws' }], pairs.bound(s.fixed, s.others, `min(${s.others}u, end - at0)`))}
         workgroupBarrier();
       }
       ${each(
@@ -106,7 +107,14 @@ export function runMoment(
   const tile = tileFor('the backward', { perRow: both, perOther: both, planes: 1 }, { columns: keyRow.vectors, dots: 1 }, q.device);
   const values = placeValues(place, Math.ceil(place.queries / tile.rows), k, v);
   kernel.run(q.device, {
-    spec: { ...tile, dim: place.dim, valueDim: place.valueDim, items: pairs.rowItems(keyRow), valueItems: pairs.rowItems(valueRow) },
+    spec: {
+      ...tile,
+      fixed: fixedLoops(q.device),
+      dim: place.dim,
+      valueDim: place.valueDim,
+      items: pairs.rowItems(keyRow),
+      valueItems: pairs.rowItems(valueRow),
+    },
     tensors: operands,
     uniforms: { ...values, vectors: keyRow.vectors, valueVectors: valueRow.vectors },
     grid: [values.workgroups],

@@ -7,9 +7,10 @@ import type { Tensor } from '@heed/core';
 import { defineKernel, read, unroll, write } from '@heed/core/~internal';
 import type { PairTile } from '../../pairs/plan.js';
 import * as pairs from '../../pairs/text.js';
-import { layoutsOf, log2e, type Place, placeText, placeUniforms, placeValues, tileFor } from './common.js';
+import { fixedLoops, layoutsOf, log2e, type Place, placeText, placeUniforms, placeValues, tileFor } from './common.js';
 
 interface OutputSpec extends PairTile {
+  fixed: number;
   dim: number;
   valueDim: number;
   items: number;
@@ -88,12 +89,12 @@ const kernel = defineKernel({
               { name: 'rho', left: 'rho', right: 'k' },
             ],
             [{ name: 'q', a: 'rho', b: 'q', side: 'row' }],
-            { from: '0u', to: 'uniforms.vectors' },
+            { from: '0u', to: pairs.bound(s.fixed, keyRow.vectors, 'uniforms.vectors') },
           )}
           ${pairs.eachPair(s, (i, j) => pairs.putWeight('w', s, i, j, weight(i, j)))}
         }
         workgroupBarrier();
-        ${pairs.addRows(s, valueRow.stride, [{ plane: 'w', tile: 'v', to: 'a', weights: 'ws' }], `min(${s.others}u, end - at0)`)}
+        ${pairs.addRows(s, valueRow.stride, [{ plane: 'w', tile: 'v', to: 'a', weights: 'ws' }], pairs.bound(s.fixed, s.others, `min(${s.others}u, end - at0)`))}
         workgroupBarrier();
       }
       // sign(0) counts as +: a delta of zero is guarded too
@@ -128,7 +129,14 @@ export function runOutput(
   const tiles = Math.ceil(place.queries / tile.rows);
   const values = placeValues(place, tiles, k, v);
   kernel.run(q.device, {
-    spec: { ...tile, dim: place.dim, valueDim: place.valueDim, items: pairs.rowItems(keyRow), valueItems: pairs.rowItems(valueRow) },
+    spec: {
+      ...tile,
+      fixed: fixedLoops(q.device),
+      dim: place.dim,
+      valueDim: place.valueDim,
+      items: pairs.rowItems(keyRow),
+      valueItems: pairs.rowItems(valueRow),
+    },
     tensors: operands,
     uniforms: { ...values, deltaEps, vectors: keyRow.vectors },
     grid: [values.workgroups],

@@ -5,11 +5,12 @@
 // source  Zuo et al. 2025 (arXiv 2510.01450), backward; products of E, R, U block by block where Sigma is block-diagonal
 import type { Tensor } from '@heed/core';
 import { defineKernel, read, unroll, write } from '@heed/core/~internal';
-import type { PairTile } from '../../pairs/plan.js';
+import type { PairTile, RowLayout } from '../../pairs/plan.js';
 import * as pairs from '../../pairs/text.js';
-import { layoutsOf, type Place, placeText, placeUniforms, placeValues, tileFor } from './common.js';
+import { fixedLoops, layoutsOf, type Place, placeText, placeUniforms, placeValues, tileFor } from './common.js';
 
 interface QuerySpec extends PairTile {
+  fixed: number;
   dim: number;
   valueDim: number;
   block: number;
@@ -69,7 +70,7 @@ const kernel = defineKernel({
         {
           ${pairs.eachPair(s, (i, j) => `var score_${i}_${j} = 0.0; var r_${i}_${j} = 0.0; var e_${i}_${j} = 0.0; var products_${i}_${j} = 0.0;`)}
           for (var block = 0u; block < uniforms.vectors; block += ${blockVectors}u) {
-            ${blockScores(s, keyRow.stride, blockVectors, 'row')}
+            ${blockScores(s, keyRow, 'row')}
             ${pairs.eachPair(
               s,
               (i, j) => `{ let beta = rowStats[${pairs.rowOf(s, i)}].z;
@@ -80,7 +81,7 @@ const kernel = defineKernel({
               r_${i}_${j} += r; e_${i}_${j} += e; products_${i}_${j} += 0.5 * r * (u - e); }`,
             )}
           }
-          ${pairs.scores(s, valueRow.stride, [{ name: 'g', left: 'g', right: 'v' }], [], { from: '0u', to: 'uniforms.valueVectors' })}
+          ${pairs.scores(s, valueRow.stride, [{ name: 'g', left: 'g', right: 'v' }], [], { from: '0u', to: pairs.bound(s.fixed, valueRow.vectors, 'uniforms.valueVectors') })}
           ${pairs.eachPair(
             s,
             (i, j) => `{ let stat = rowStats[${pairs.rowOf(s, i)}];
@@ -90,7 +91,7 @@ const kernel = defineKernel({
           )}
         }
         workgroupBarrier();
-        ${pairs.addRows(s, keyRow.stride, [{ plane: 'w', tile: 'k', to: 'a' }], `min(${s.others}u, end - at0)`)}
+        ${pairs.addRows(s, keyRow.stride, [{ plane: 'w', tile: 'k', to: 'a' }], pairs.bound(s.fixed, s.others, `min(${s.others}u, end - at0)`))}
         workgroupBarrier();
       }
       ${each((n) => `if (firstRow + 4u * rb + ${n}u < uniforms.queries) { put_out(qBase(batch, firstRow + 4u * rb + ${n}u, head), c, a${n}); }`)}
@@ -99,7 +100,8 @@ const kernel = defineKernel({
 });
 
 /** Scores of q, rho and u with k over vectors `block` .. `block + blockVectors`, and q.rho, q.u of the queries. */
-export function blockScores(s: PairTile, stride: number, blockVectors: number, side: 'row' | 'other'): string {
+export function blockScores(s: PairTile & { fixed: number }, keyRow: RowLayout, side: 'row' | 'other'): string {
+  const { stride, blockVectors, vectors } = keyRow;
   const dot = (name: string, query: string): pairs.Dot =>
     side === 'row' ? { name, left: query, right: 'k' } : { name, left: 'k', right: query };
   return pairs.scores(
@@ -110,7 +112,7 @@ export function blockScores(s: PairTile, stride: number, blockVectors: number, s
       { name: 'rho', a: 'rho', b: 'q', side },
       { name: 'u', a: 'u', b: 'q', side },
     ],
-    { from: 'block', to: `block + ${blockVectors}u` },
+    s.fixed === 1 && blockVectors === vectors ? { from: '0u', to: `${vectors}u` } : { from: 'block', to: `block + ${blockVectors}u` },
   );
 }
 
@@ -126,7 +128,15 @@ export function runQuerySums(
   const values = placeValues(place, Math.ceil(place.queries / tile.rows), k, v);
   const { dim, valueDim, block } = place;
   kernel.run(q.device, {
-    spec: { ...tile, dim, valueDim, block, items: pairs.rowItems(keyRow), valueItems: pairs.rowItems(valueRow) },
+    spec: {
+      ...tile,
+      fixed: fixedLoops(q.device),
+      dim,
+      valueDim,
+      block,
+      items: pairs.rowItems(keyRow),
+      valueItems: pairs.rowItems(valueRow),
+    },
     tensors: operands,
     uniforms: { ...values, vectors: keyRow.vectors, valueVectors: valueRow.vectors },
     grid: [values.workgroups],

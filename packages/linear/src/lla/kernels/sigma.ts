@@ -7,9 +7,10 @@ import type { Tensor } from '@heed/core';
 import { defineKernel, empty, read, unroll, write } from '@heed/core/~internal';
 import { rowLayout } from '../../pairs/plan.js';
 import * as pairs from '../../pairs/text.js';
-import { log2e, type Place, placeText, placeUniforms, placeValues } from './common.js';
+import { fixedLoops, log2e, type Place, placeText, placeUniforms, placeValues } from './common.js';
 
 interface SigmaSpec {
+  fixed: number;
   [name: string]: number;
   dim: number;
   items: number;
@@ -87,12 +88,12 @@ const sigma = defineKernel({
           let r = e % ${rows}u;
           let j = e / ${rows}u;
           var sum = vec4f();
-          for (var vec = 0u; vec < uniforms.vectors; vec++) { sum = fma(tile_q[r * ${stride}u + vec], tile_k[j * ${stride}u + vec], sum); }
+          for (var vec = 0u; vec < ${pairs.bound(s.fixed, row.vectors, 'uniforms.vectors')}; vec++) { sum = fma(tile_q[r * ${stride}u + vec], tile_k[j * ${stride}u + vec], sum); }
           let stat = rowStats[r];
           plane_w[j * ${s.groups}u + r / 4u][r % 4u] = select(0.0, exp2(total(sum) * uniforms.scale2 - stat.x), at0 + j < u32(stat.y));
         }
         workgroupBarrier();
-        for (var j = 0u; j < min(${s.others}u, end - at0); j++) {
+        for (var j = 0u; j < ${pairs.bound(s.fixed, s.others, `min(${s.others}u, end - at0)`)}; j++) {
           let w = plane_w[j * ${s.groups}u + quad];
           let ki = tile_k[j * ${stride}u + bi] - shiftI;
           let kj = tile_k[j * ${stride}u + bj] - shiftJ;
@@ -212,7 +213,7 @@ export function runSigmaSolve(
   for (let firstTile = 0; firstTile < all; firstTile += slab) {
     const workgroups = Math.min(slab, all - firstTile);
     sigma.run(q.device, {
-      spec: { dim, items: dim % 4 === 0 ? 4 : 1, groups, others },
+      spec: { fixed: fixedLoops(q.device), dim, items: dim % 4 === 0 ? 4 : 1, groups, others },
       tensors: { q, k, lse, mu, out: matrices },
       uniforms: { ...values, workgroups, firstTile, vectors: Math.ceil(dim / 4) },
       grid: [workgroups],

@@ -7,9 +7,10 @@ import type { Device, Tensor } from '@heed/core';
 import { defineKernel, read, unroll, write } from '@heed/core/~internal';
 import type { PairTile, RowLayout } from '../../pairs/plan.js';
 import * as pairs from '../../pairs/text.js';
-import { layoutsOf, log2e, type Place, placeText, placeUniforms, placeValues, tileFor } from './common.js';
+import { fixedLoops, layoutsOf, log2e, type Place, placeText, placeUniforms, placeValues, tileFor } from './common.js';
 
 interface SolveSpec extends PairTile {
+  fixed: number;
   dim: number;
   block: number;
   items: number;
@@ -55,7 +56,7 @@ function solveText(s: SolveSpec): string {
       sums[lane] = part;
       workgroupBarrier();
       var all = vec4f();
-      for (var i = 0u; i < uniforms.vectors; i++) { all += sums[rb * ${s.columns}u + i]; }
+      for (var i = 0u; i < ${pairs.bound(s.fixed, vectors, 'uniforms.vectors')}; i++) { all += sums[rb * ${s.columns}u + i]; }
       workgroupBarrier();
       return all;
     }
@@ -136,27 +137,29 @@ function weightOf(s: SolveSpec, i: number, j: number): string {
   return `select(0.0, exp2(s_score_${i}_${j} * uniforms.scale2 - stats[${row}].x), at0 + ${pairs.otherOf(s, j)} < u32(stats[${row}].y))`;
 }
 
-function wholeText(s: SolveSpec, { stride }: RowLayout): string {
+function wholeText(s: SolveSpec, keyRow: RowLayout): string {
+  const { stride } = keyRow;
   const dots = [
     { name: 'score', left: 'q', right: 'k' },
     { name: 'z', left: 'p', right: 'k' },
   ];
   return `
           {
-            ${pairs.scores(s, stride, dots, [{ name: 'pq', a: 'p', b: 'q', side: 'row' }], { from: '0u', to: 'uniforms.vectors' })}
+            ${pairs.scores(s, stride, dots, [{ name: 'pq', a: 'p', b: 'q', side: 'row' }], { from: '0u', to: pairs.bound(s.fixed, keyRow.vectors, 'uniforms.vectors') })}
             ${pairs.eachPair(s, (i, j) => pairs.putWeight('w', s, i, j, `${weightOf(s, i, j)} * (s_z_${i}_${j} - o_pq_${i})`))}
           }
           workgroupBarrier();
-          ${pairs.addRows(s, stride, [{ plane: 'w', tile: 'k', to: 'a', weights: 'ws' }], `min(${s.others}u, end - at0)`)}
+          ${pairs.addRows(s, stride, [{ plane: 'w', tile: 'k', to: 'a', weights: 'ws' }], pairs.bound(s.fixed, s.others, `min(${s.others}u, end - at0)`))}
           workgroupBarrier();`;
 }
 
 /** Block after block: weights p_j (z_j . p) over the block's channels, added up by the lanes of the block. */
-function blocksText(s: SolveSpec, { stride, blockVectors }: RowLayout): string {
+function blocksText(s: SolveSpec, keyRow: RowLayout): string {
+  const { stride, blockVectors } = keyRow;
   return `
           ${pairs.eachPair(s, (i, j) => `var weight_${i}_${j} = 0.0;`)}
           {
-            ${pairs.scores(s, stride, [{ name: 'score', left: 'q', right: 'k' }], [], { from: '0u', to: 'uniforms.vectors' })}
+            ${pairs.scores(s, stride, [{ name: 'score', left: 'q', right: 'k' }], [], { from: '0u', to: pairs.bound(s.fixed, keyRow.vectors, 'uniforms.vectors') })}
             ${pairs.eachPair(s, (i, j) => `weight_${i}_${j} = ${weightOf(s, i, j)};`)}
           }
           for (var block = 0u; block < uniforms.vectors; block += ${blockVectors}u) {
@@ -166,7 +169,7 @@ function blocksText(s: SolveSpec, { stride, blockVectors }: RowLayout): string {
             }
             workgroupBarrier();
             if (c >= block && c < block + ${blockVectors}u) {
-              ${pairs.addRows(s, stride, [{ plane: 'w', tile: 'k', to: 'a', weights: 'ws' }], `min(${s.others}u, end - at0)`)}
+              ${pairs.addRows(s, stride, [{ plane: 'w', tile: 'k', to: 'a', weights: 'ws' }], pairs.bound(s.fixed, s.others, `min(${s.others}u, end - at0)`))}
             }
             workgroupBarrier();
           }`;
@@ -183,7 +186,7 @@ function diagonalText(s: SolveSpec, keyRow: RowLayout): string {
         ${pairs.stage('k', keyRow, { count: s.others, lanes: s.lanes, first: 'at0', end: 'end', base: (r) => `kBase(batch, ${r}, head)` })}
         workgroupBarrier();
         {
-          ${pairs.scores(s, stride, [{ name: 'score', left: 'q', right: 'k' }], [], { from: '0u', to: 'uniforms.vectors' })}
+          ${pairs.scores(s, stride, [{ name: 'score', left: 'q', right: 'k' }], [], { from: '0u', to: pairs.bound(s.fixed, keyRow.vectors, 'uniforms.vectors') })}
           ${pairs.eachPair(s, (i, j) => pairs.putWeight('w', s, i, j, weightOf(s, i, j)))}
         }
         workgroupBarrier();
@@ -234,6 +237,7 @@ export function runSolve(
   kernel.run(q.device, {
     spec: {
       ...tile,
+      fixed: fixedLoops(q.device),
       dim: place.dim,
       block: place.block,
       items: pairs.rowItems(keyRow),
