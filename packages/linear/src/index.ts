@@ -2,3 +2,4 @@ export * from './lightning/index.js';
 export * from './lightning2/index.js';
 export * from './lla/index.js';
 export * from './titans/index.js';
+export * from './based/index.js';

@@ -1,9 +1,10 @@
 import type { GoldenMapping } from '@heed/core/testing';
+import { basedGolden } from './based/golden.js';
 import { lightning2Golden } from './lightning2/golden.js';
 import { lightningGolden } from './lightning/golden.js';
 import { llaGolden } from './lla/golden.js';
 import { titansGolden } from './titans/golden.js';
 
 /** Op names of the golden cases to the functions of this package. */
-const mapping: GoldenMapping = { ...lightningGolden, ...lightning2Golden, ...llaGolden, ...titansGolden };
+const mapping: GoldenMapping = { ...lightningGolden, ...lightning2Golden, ...llaGolden, ...titansGolden, ...basedGolden };
 export default mapping;

@@ -1,5 +1,6 @@
 import type { Params, State, TokenMixer } from '@heed/core';
 import { attentionMixer } from '@heed/core/nn';
+import { basedLayerMixer } from '@heed/linear/based';
 import { lightning2Mixer } from '@heed/linear/lightning2';
 import { lightningMixer } from '@heed/linear/lightning';
 import { neighborhoodMixer } from '@heed/sparse-local/fna';
@@ -28,6 +29,8 @@ const makers: Record<MixerName, (model: ModelConfig, layer: number, precision: P
   linear: (model, _layer, precision) => linearMixer({ ...shape(model), precision, ...model.mixerOptions }) as AnyMixer,
   lightning: (model, layer, precision) =>
     lightningMixer({ ...shape(model), precision, layer, layers: model.layers, ...model.mixerOptions }) as AnyMixer,
+  based: (model, layer, precision) =>
+    basedLayerMixer({ ...shape(model), precision, layer, layers: model.layers, ...model.mixerOptions }) as AnyMixer,
   zeta: (model, _layer, precision) => zetaMixer({ ...shape(model), precision, ...model.mixerOptions }) as AnyMixer,
 };
 

@@ -1,0 +1,64 @@
+// What the cotangent of an output is multiplied by, and what the normaliser's column gets: 1 / Z and -(dOut . out) / Z; without a
+// normaliser 1 and 0; zeros behind the length of a batch entry.
+// tile    one lane a token and head, 256 lanes
+// bytes   reads out and dOut once, writes 8 a token and head
+// limits  none
+import type { Tensor } from '@heed/core';
+import { defineKernel, empty, read, write } from '@heed/core/~internal';
+
+interface WeightsSpec {
+  [name: string]: boolean;
+  normalise: boolean;
+  lengths: boolean;
+}
+
+const kernel = defineKernel({
+  name: 'based-weights',
+  bindings: {
+    out: read<WeightsSpec>('float', { when: (s) => s.normalise }),
+    d: read<WeightsSpec>('float', { when: (s) => s.normalise }),
+    norm: read<WeightsSpec>('f32', { when: (s) => s.normalise }),
+    lengths: read<WeightsSpec>('i32', { when: (s) => s.lengths }),
+    weights: write<WeightsSpec>('f32'),
+  },
+  uniforms: { tokens: 'u32', heads: 'u32', rows: 'u32', valueDim: 'u32', dBatch: 'u32', dToken: 'u32', dHead: 'u32' },
+  wgsl: (s: WeightsSpec) => `
+    @compute @workgroup_size(256)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      let row = workgroupIndex(group, groups) * 256u + lane;
+      if (row >= uniforms.rows) { return; }
+      let token = row / uniforms.heads % uniforms.tokens;
+      let batch = row / (uniforms.heads * uniforms.tokens);
+      var weights = vec2f(1.0, 0.0);
+      ${
+        s.normalise
+          ? `
+      let base = batch * uniforms.dBatch + token * uniforms.dToken + row % uniforms.heads * uniforms.dHead;
+      var dot = 0.0;
+      for (var d = 0u; d < uniforms.valueDim; d++) { dot += load_d(base + d) * load_out(row * uniforms.valueDim + d); }
+      weights = vec2f(1.0, -dot) / load_norm(row);`
+          : ''
+      }
+      ${s.lengths ? 'if (i32(token) >= load_lengths(batch)) { weights = vec2f(); }' : ''}
+      store_weights(2u * row, weights.x);
+      store_weights(2u * row + 1u, weights.y);
+    }`,
+});
+
+/**
+ * Weights of a cotangent d [batch, tokens, heads, valueDim], f32 [batch, tokens, heads, 2].
+ * @param out contiguous, as the forward pass gave it
+ * @param norm f32 [batch, tokens, heads]; absent: no normaliser
+ */
+export function cotangentWeights(d: Tensor, out: Tensor, norm: Tensor | undefined, lengths: Tensor | undefined): Tensor {
+  const [batch, tokens, heads, valueDim] = d.shape as [number, number, number, number];
+  const weights = empty(d.device, [batch, tokens, heads, 2]);
+  const rows = batch * tokens * heads;
+  kernel.run(d.device, {
+    spec: { normalise: norm !== undefined, lengths: lengths !== undefined },
+    tensors: { out, d, norm, lengths, weights },
+    uniforms: { tokens, heads, rows, valueDim, dBatch: d.strides[0] ?? 0, dToken: d.strides[1] ?? 0, dHead: d.strides[2] ?? 0 },
+    grid: [Math.ceil(rows / 256)],
+  });
+  return weights;
+}
