@@ -3,3 +3,4 @@ export * from './lightning2/index.js';
 export * from './lla/index.js';
 export * from './titans/index.js';
 export * from './based/index.js';
+export * from './lawcat/index.js';

@@ -1,4 +1,5 @@
 import type { GoldenMapping } from '@heed/core/testing';
+import { lawcatGolden } from './lawcat/golden.js';
 import { basedGolden } from './based/golden.js';
 import { lightning2Golden } from './lightning2/golden.js';
 import { lightningGolden } from './lightning/golden.js';
@@ -6,5 +7,5 @@ import { llaGolden } from './lla/golden.js';
 import { titansGolden } from './titans/golden.js';
 
 /** Op names of the golden cases to the functions of this package. */
-const mapping: GoldenMapping = { ...lightningGolden, ...lightning2Golden, ...llaGolden, ...titansGolden, ...basedGolden };
+const mapping: GoldenMapping = { ...lightningGolden, ...lightning2Golden, ...llaGolden, ...lawcatGolden, ...titansGolden, ...basedGolden };
 export default mapping;
