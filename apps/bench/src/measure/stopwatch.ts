@@ -94,13 +94,11 @@ export class Stopwatch {
   /** Keeps the GPU busy for so long, so that its clock is up. @returns milliseconds spent */
   async warmUp(work: Timed, ms: number): Promise<number> {
     const started = performance.now();
-    do {
-      for (let i = 0; i < 4 && performance.now() - started < ms; i++) {
-        release(work(() => {}));
-        this.#device.recorder.flush();
-      }
+    // few at first: how long one takes is not known
+    for (let runs = 1; performance.now() - started < ms; runs = Math.min(8, 2 * runs)) {
+      for (let i = 0; i < runs; i++) release(work(() => {}));
       await this.#device.idle();
-    } while (performance.now() - started < ms);
+    }
     return performance.now() - started;
   }
 
