@@ -2,7 +2,20 @@ import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
 
 /** The mixers that a configuration can name. */
-export const MIXERS = ['softmax', 'lightning2', 'neighborhood', 'zeta', 'linear', 'lightning', 'based'] as const;
+export const MIXERS = [
+  'softmax',
+  'lightning2',
+  'neighborhood',
+  'zeta',
+  'linear',
+  'lightning',
+  'based',
+  'titans',
+  'titans-mag',
+  'titans-mal',
+  'titans-mac',
+  'lawcat',
+] as const;
 export type MixerName = (typeof MIXERS)[number];
 
 /** A byte-level language model: embedding, `layers` pre-norm blocks of mixer and gated MLP, norm, projection to 256 logits. */

@@ -1,7 +1,9 @@
 import type { Params, State, TokenMixer } from '@heed/core';
 import { attentionMixer } from '@heed/core/nn';
 import { basedLayerMixer } from '@heed/linear/based';
+import { lawcatMixer } from '@heed/linear/lawcat';
 import { lightning2Mixer } from '@heed/linear/lightning2';
+import { titansMacMixer, titansMagMixer, titansMalMixer, titansMixer } from '@heed/linear/titans';
 import { lightningMixer } from '@heed/linear/lightning';
 import { neighborhoodMixer } from '@heed/sparse-local/fna';
 import { zetaMixer } from '@heed/topk/zeta';
@@ -31,8 +33,19 @@ const makers: Record<MixerName, (model: ModelConfig, layer: number, precision: P
     lightningMixer({ ...shape(model), precision, layer, layers: model.layers, ...model.mixerOptions }) as AnyMixer,
   based: (model, layer, precision) =>
     basedLayerMixer({ ...shape(model), precision, layer, layers: model.layers, ...model.mixerOptions }) as AnyMixer,
+  titans: (model, _layer, precision) => titansMixer({ ...shape(model), precision, ...model.mixerOptions }) as AnyMixer,
+  'titans-mag': (model, _layer, precision) => titansMagMixer({ ...hybrid(model), precision, ...model.mixerOptions }) as AnyMixer,
+  'titans-mal': (model, _layer, precision) => titansMalMixer({ ...hybrid(model), precision, ...model.mixerOptions }) as AnyMixer,
+  'titans-mac': (model, _layer, precision) => titansMacMixer({ ...hybrid(model), precision, ...model.mixerOptions }) as AnyMixer,
+  lawcat: (model, _layer, precision) =>
+    lawcatMixer({ ...shape(model), precision, rope: { base: model.ropeBase ?? 10_000 }, ...model.mixerOptions }) as AnyMixer,
   zeta: (model, _layer, precision) => zetaMixer({ ...shape(model), precision, ...model.mixerOptions }) as AnyMixer,
 };
+
+/** Width and heads of a memory with short attention, whose attention is rotary. */
+function hybrid(model: ModelConfig): { dim: number; heads: number; headDim: number; rope: { base: number } } {
+  return { dim: model.dim, heads: model.heads, headDim: headDimension(model), rope: { base: model.ropeBase ?? 10_000 } };
+}
 
 function shape(model: ModelConfig): { dim: number; heads: number; headDim: number; kvHeads?: number } {
   return {
