@@ -6,6 +6,7 @@ import type { Suite } from './entry.js';
 import { type BenchOptions, parseOptions, type SuiteName } from './options.js';
 import { type Bounds, renderPage } from './page.js';
 import { type BenchRecord, joinRecords, mergePeers, type PeerRecord, recordName, SCHEMA } from './record.js';
+import { runPeers } from './peers.js';
 import { runSuites } from './session.js';
 import { describeDevice, resultTable } from './terminal.js';
 import { UsageError } from './usage.js';
@@ -56,7 +57,10 @@ async function main(args: readonly string[]): Promise<void> {
   if ('help' in options) return console.log(options.help);
   const own =
     options.merge.length > 0 ? joinRecords((await Promise.all(options.merge.map(readJson))) as BenchRecord[]) : await takeRecord(options);
-  const record = mergePeers(own, (await Promise.all(options.peers.map(readJson))) as PeerRecord[]);
+  const named = (await Promise.all(options.peers.map(readJson))) as PeerRecord[];
+  const folder = process.env['HEED_PEERS'] ?? join(import.meta.dirname, '../peers');
+  const ran = options.suite === 'peers' ? await runPeers(own, { folder, fla: options.fla, say: (line) => console.error(line) }) : [];
+  const record = mergePeers(own, [...named, ...ran]);
   console.log(describeDevice(record));
   console.log(resultTable(record));
   for (const { id, why } of record.failures) console.log(`no result: ${id}: ${why}`);

@@ -31,6 +31,21 @@ function causal(tokens: number, { dtype, headDim, heads, pass }: Setting): Entry
   });
 }
 
+function full(tokens: number, { dtype, headDim, heads, pass }: Setting): Entry {
+  const everything = Int32Array.from({ length: tokens }, (_, key) => key);
+  return attentionEntry({
+    id: `attention/full/${dtype}/d${headDim}/${tokens}/${pass}`,
+    tokens,
+    heads,
+    kvHeads: heads,
+    headDim,
+    dtype,
+    pass,
+    pairs: heads * tokens ** 2,
+    visible: () => everything,
+  });
+}
+
 function window(tokens: number, { dtype, headDim, heads, pass }: Setting, width: number): Entry {
   return attentionEntry({
     id: `window${width}/${dtype}/d${headDim}/${tokens}/${pass}`,
@@ -60,6 +75,7 @@ export const dense: Family = ({ suite, software, sizes }) => {
       causal(tokens, small('forward')),
       ...(suite === 'scaling' ? [] : [causal(tokens, small('backward'))]),
       window(tokens, small('forward'), Math.min(128, tokens)),
+      ...(suite === 'kernels' ? [full(tokens, small('forward'))] : []),
     ]);
   }
   if (suite === 'quick') {
@@ -77,6 +93,7 @@ export const dense: Family = ({ suite, software, sizes }) => {
       ...[64, 128].flatMap((d) => lengths.filter((t) => t <= 16384).map((t) => causal(t, f16(d, 'backward')))),
       ...(sizes ?? [4096]).map((t) => causal(t, f32(64, 'forward'))),
       ...(sizes ?? [4096]).map((t) => causal(t, f32(64, 'backward'))),
+      ...(sizes ?? [4096]).map((t) => full(t, f32(64, 'forward'))),
       ...lengths.filter((t) => t >= 16384 || sizes).map((t) => window(t, f16(64, 'forward'), Math.min(1024, t))),
       ...lengths.filter((t) => t === 16384 || sizes).map((t) => window(t, f16(64, 'backward'), Math.min(1024, t))),
     ];
