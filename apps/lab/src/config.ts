@@ -15,6 +15,7 @@ export const MIXERS = [
   'titans-mal',
   'titans-mac',
   'lawcat',
+  'transnormerllm',
 ] as const;
 export type MixerName = (typeof MIXERS)[number];
 

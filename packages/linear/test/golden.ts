@@ -5,7 +5,16 @@ import { lightning2Golden } from './lightning2/golden.js';
 import { lightningGolden } from './lightning/golden.js';
 import { llaGolden } from './lla/golden.js';
 import { titansGolden } from './titans/golden.js';
+import { transnormerllmGolden } from './transnormerllm/golden.js';
 
 /** Op names of the golden cases to the functions of this package. */
-const mapping: GoldenMapping = { ...lightningGolden, ...lightning2Golden, ...llaGolden, ...lawcatGolden, ...titansGolden, ...basedGolden };
+const mapping: GoldenMapping = {
+  ...lightningGolden,
+  ...lightning2Golden,
+  ...llaGolden,
+  ...lawcatGolden,
+  ...titansGolden,
+  ...basedGolden,
+  ...transnormerllmGolden,
+};
 export default mapping;

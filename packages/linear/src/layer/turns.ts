@@ -20,7 +20,10 @@ const angleText = `
     fn turn(theta: f32, position: u32) -> vec2f {
       let size = abs(theta);
       let turns = size * 0.15915494;
-      let low = fma(size, 0.15915494, -turns) + size * 4.6413e-10;
+      // what the product above has lost: products of 12 bits each are exact, with or without a fused multiply-add
+      let coarse = bitcast<f32>(bitcast<u32>(size) & 0xfffff000u);
+      let fine = size - coarse;
+      let low = ((coarse * 0.15911865234375 - turns) + coarse * 3.629074853961356e-5 + fine * 0.15911865234375) + fine * 3.629074853961356e-5;
       let steps = fract(turns) * 4294967296.0;
       let whole = floor(steps);
       let phase = position * u32(whole);
