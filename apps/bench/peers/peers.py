@@ -102,6 +102,61 @@ def matmul(record):
     record.write()
 
 
+def memory(record):
+    def rows_of(name, rows, width, dtype):
+        return make_input(name, (rows, width), dtype, DEVICE)
+
+    def entry(op, source, expected):
+        places = [0, source.shape[0] // 3, source.shape[0] - 1]
+
+        def error():
+            got = op()
+            return max(row_error(got[r], expected(source[r].double())) for r in places)
+
+        return op, error
+
+    def copied():
+        x = rows_of("x", 65536, 2048, SINGLE)
+        y = torch.empty_like(x)
+        return entry(lambda: y.copy_(x), x, lambda row: row)
+
+    def normed():
+        x = rows_of("x", 65536, 1024, HALF)
+        return entry(lambda: F.rms_norm(x, (1024,), eps=1e-6), x, lambda row: row / (row.square().mean() + 1e-6).sqrt())
+
+    def losses():
+        logits = rows_of("logits", 16384, 8192, SINGLE)
+        targets = torch.arange(16384, device=DEVICE) * 7919 % 8192
+
+        def call():
+            return F.cross_entropy(logits, targets, reduction="none")
+
+        def error():
+            got = call()
+            return max(row_error(got[r], F.cross_entropy(logits[r].double(), targets[r])) for r in (0, 16384 // 3, 16383))
+
+        return call, error
+
+    def stepped():
+        p = rows_of("parameters", 8192, 8192, SINGLE)
+        p.grad = rows_of("gradients", 8192, 8192, SINGLE)
+        before = p[8191].double().clone()
+        optimizer = torch.optim.AdamW([p], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+        def error():
+            optimizer.step()
+            g = p.grad[8191].double()
+            return row_error(p[8191], before - 1e-3 * (g / (g.abs() + 1e-8) + 0.1 * before))
+
+        return optimizer.step, error
+
+    version = torch.__version__
+    record.measure("copy/f32/65536x2048", "torch copy", version, 1e-5, copied)
+    record.measure("rms-norm/f16/65536x1024", "torch rms_norm", version, 2e-3, normed)
+    record.measure("cross-entropy/f32/16384x8192", "torch cross_entropy", version, 1e-5, losses)
+    record.measure("adamw/f32/8192x8192", "torch AdamW, fused", version, 1e-6, stepped)
+
+
 def attention_entry(tokens, head_dim, dtype, call, visible, pairs_visible, backward, heads=HEADS):
     """Work and error of an attention function on [1, heads, tokens, dim]; `visible(token, head)` and `pairs_visible(first, last)` say what is seen."""
     scale = head_dim**-0.5
@@ -334,13 +389,13 @@ def flex(record):
     measure("fna2d/128x128/13x13/f16/d64/backward", edge * edge, neighborhood, True)
 
 
-FAMILIES = {"matmul": matmul, "sdpa": sdpa, "decode": decode, "fla": fla, "flex": flex, "masks": masks}
+FAMILIES = {"memory": memory, "matmul": matmul, "sdpa": sdpa, "decode": decode, "fla": fla, "flex": flex, "masks": masks}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", required=True)
-    parser.add_argument("--only", default="matmul,sdpa,decode,fla,flex")
+    parser.add_argument("--only", default="memory,matmul,sdpa,decode,fla,flex")
     parser.add_argument("--fla", help="folder that holds the folder fla")
     parser.add_argument("--masks", help="a record of ours with the masks; for --only masks")
     options = parser.parse_args()

@@ -7,11 +7,12 @@ import { lightning2Family } from './lightning2.js';
 import { maskFamily } from './masks.js';
 import { matmulFamily } from './matmul.js';
 import { memoryFamily } from './memory.js';
+import { training } from './training.js';
 import { zetaFamily } from './zeta.js';
 
 /** All families; a technique adds its own line. `device` for those whose figures depend on a plan. */
 function families(device: Pick<Device, 'capabilities' | 'isSoftware'>): readonly Family[] {
-  return [memoryFamily, matmulFamily, dense, decoding, lightning2Family, fna2d, zetaFamily, maskFamily(device)];
+  return [memoryFamily, training, matmulFamily, dense, decoding, lightning2Family, fna2d, zetaFamily, maskFamily(device)];
 }
 
 /** The entries of a suite. */
