@@ -9,8 +9,8 @@ import type { ModelHost, ModelSource, ReadingTask, StageProgress } from './sessi
 
 const folder = fileURLToPath(new URL('../assets/models/', import.meta.url));
 
-/** The order in which models run by default; others follow by name. */
-const order = ['softmax', 'lightning2', 'neighborhood', 'zeta'];
+/** The models that run by default, in this order: one of each family. The others follow by name. */
+const defaults = ['softmax', 'lightning2', 'neighborhood', 'zeta'];
 
 // Tokens a step of the reading: long enough to fill a GPU, short enough for a live progress bar on a processor.
 const pieceOf = (device: Device): number => (device.isSoftware ? 256 : 2048);
@@ -24,8 +24,8 @@ export function shippedModels(): ModelSource {
   const names = readdirSync(folder)
     .filter((file) => file.endsWith('.safetensors'))
     .map((file) => file.slice(0, -'.safetensors'.length));
-  const place = (name: string): number => (order.includes(name) ? order.indexOf(name) : order.length);
-  return { models: names.sort((a, b) => place(a) - place(b) || (a < b ? -1 : 1)), open };
+  const place = (name: string): number => (defaults.includes(name) ? defaults.indexOf(name) : defaults.length);
+  return { models: names.sort((a, b) => place(a) - place(b) || (a < b ? -1 : 1)), defaults, open };
 }
 
 async function open(): Promise<ModelHost> {

@@ -28,12 +28,17 @@ export interface HelpRequest {
 /**
  * Parses the arguments behind `npm run demo --`.
  * @param args without node and script
- * @param models names of the models that are shipped, in the order in which they run by default
+ * @param models names of the models that are shipped, in the order in which `--models all` runs them
+ * @param defaults those among them that run when none is named
  * @throws UsageError that names the option, what was given and what was expected
  */
-export function parseOptions(args: readonly string[], models: readonly string[]): DemoOptions | HelpRequest {
+export function parseOptions(
+  args: readonly string[],
+  models: readonly string[],
+  defaults: readonly string[] = models,
+): DemoOptions | HelpRequest {
   let help = '';
-  const command = demoCommand(models)
+  const command = demoCommand(models, defaults)
     .exitOverride()
     .configureOutput({ writeOut: (text) => void (help += text), writeErr: () => undefined });
   try {
@@ -45,7 +50,7 @@ export function parseOptions(args: readonly string[], models: readonly string[])
   }
   const { tokens, text, json, report, seed, continue: continuation, models: names } = command.opts<ParsedOptions>();
   return {
-    models: names.length === 0 ? models : names,
+    models: names.length === 0 ? defaults : names,
     report,
     seed,
     continuation,
@@ -65,7 +70,7 @@ interface ParsedOptions {
   continue: number;
 }
 
-function demoCommand(models: readonly string[]): Command {
+function demoCommand(models: readonly string[], defaults: readonly string[]): Command {
   return new Command('npm run demo --')
     .description('Reads a long document with small language models, one an attention technique, and compares them.')
     .option(
@@ -73,7 +78,12 @@ function demoCommand(models: readonly string[]): Command {
       'bytes to read; default 2048 on a software device, 16384 on a GPU',
       integer(1, Number.MAX_SAFE_INTEGER, 'tokens'),
     )
-    .option('--models <names...>', `which of ${models.join(', ')} (separated by commas or spaces)`, namesAmong(models), [])
+    .option(
+      '--models <names...>',
+      `which of ${models.join(', ')} (separated by commas or spaces), or all; default ${defaults.join(', ')}`,
+      namesAmong(models),
+      [],
+    )
     .option('--text <file>', 'a text of your own; default: the last chapters of Moby-Dick, which no model was trained on')
     .option('--json [file]', 'also write the record as JSON, to standard output when no file is named')
     .option('--report <file>', 'where the report goes', 'report.html')
@@ -93,10 +103,10 @@ function integer(least: number, most: number, what: string): (text: string) => n
   };
 }
 
-/** Collects names from `a,b c` and from repeated options. */
+/** Collects names from `a,b c` and from repeated options; `all` stands for every name. */
 function namesAmong(models: readonly string[]): (text: string, before: string[]) => string[] {
   return (text, before) => {
-    const names = text.split(',').filter((name) => name !== '');
+    const names = text.split(',').flatMap((name) => (name === 'all' ? models : name === '' ? [] : [name]));
     if (names.length === 0) throw new InvalidArgumentError(`Expected names among ${models.join(', ')}`);
     for (const name of names) {
       if (!models.includes(name)) throw new InvalidArgumentError(`There is no model "${name}"; expected names among ${models.join(', ')}`);

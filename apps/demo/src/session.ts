@@ -34,8 +34,10 @@ export interface ModelHost {
 
 /** The shipped models, and how to open a device for them. */
 export interface ModelSource {
-  /** Names of the models that are shipped, in the order in which they run by default. */
+  /** Names of the models that are shipped, in the order in which `--models all` runs them. */
   readonly models: readonly string[];
+  /** Those that run when none is named; default: all. */
+  readonly defaults?: readonly string[];
   /** Opens the device; the caller closes it. */
   open(): Promise<ModelHost>;
 }
@@ -53,7 +55,7 @@ export interface Streams {
  */
 export async function runDemo(args: readonly string[], source: ModelSource, streams: Streams): Promise<ExitStatus> {
   try {
-    const options = parseOptions(args, source.models);
+    const options = parseOptions(args, source.models, source.defaults);
     if ('help' in options) {
       streams.out.write(options.help);
       return 0;

@@ -11,6 +11,15 @@ test('without arguments all models read the shipped text', () => {
   expect(parse()).toEqual({ models: MODELS, report: 'report.html', seed: 1, continuation: 200 });
 });
 
+test('a few models run by default, and `all` stands for every one that is shipped', () => {
+  const shipped = [...MODELS, 'based', 'titans'];
+  expect(parseOptions([], shipped, MODELS)).toMatchObject({ models: MODELS });
+  expect(parseOptions(['--models', 'all'], shipped, MODELS)).toMatchObject({ models: shipped });
+  expect(parseOptions(['--models', 'titans', 'all'], shipped, MODELS)).toMatchObject({
+    models: ['titans', 'softmax', 'lightning2', 'neighborhood', 'zeta', 'based'],
+  });
+});
+
 test('every option reaches its place', () => {
   const args = [
     '--tokens',
