@@ -1,5 +1,6 @@
 import { type Tensor, zeros } from '@heed/core';
 import { asContiguous, empty } from '@heed/core/~internal';
+import { halveCotangent, timesGain } from '../scan/cotangent.js';
 import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from '../scan/pieces.js';
 import { planFor, planLike, type Scan, segmentStates, sweepOutputs } from '../scan/scan.js';
 
@@ -38,12 +39,16 @@ export function lightning2Backward(
   const { q, k, v, initialState } = saved;
   const like = (x: Tensor): Tensor => empty(x.device, x.shape, x.dtype);
   const stateShape = [q.dim(0), q.dim(2), q.dim(3), v.dim(3)];
-  const last = dState ? asContiguous(dState) : undefined;
+  let last = dState ? asContiguous(dState) : undefined;
   if (v.size === 0) {
     // no tokens: the final state is the initial one
     return { q: like(q), k: like(k), v: like(v), initialState: needs.initialState ? (last ?? zeros(q.device, stateShape)) : null };
   }
-  const whole: Problem = { ...saved, dOut: dOut ?? zeros(v.device, v.shape, { dtype: v.dtype }) };
+  // on fragments an f32 cotangent becomes f16 times a gain, which outputs and states are multiplied by again
+  const onFragments = v.dtype === 'f16' && planFor(k, v, saved.chunk).matrix && planFor(v, k, saved.chunk).matrix;
+  const halved = dOut?.dtype === 'f32' && onFragments ? halveCotangent(dOut, saved.decay, saved.lengths) : undefined;
+  if (halved && last) last = timesGain(last, halved.table, true);
+  const whole: Problem = { ...saved, gains: halved?.table, dOut: halved?.halves ?? dOut ?? zeros(v.device, v.shape, { dtype: v.dtype }) };
   const grads: Lightning2Gradients = {
     q: needs.q ? like(q) : null,
     k: needs.k ? like(k) : null,
@@ -73,11 +78,14 @@ export function lightning2Backward(
       behind = before ?? undefined;
     }
   }
+  if (halved && grads.initialState) grads.initialState = timesGain(grads.initialState, halved.table, false);
   return grads;
 }
 
 interface Problem extends Lightning2Saved {
   dOut: Tensor;
+  /** The decays with the gain of dOut behind them. */
+  gains: Tensor | undefined;
 }
 
 interface PieceProblem extends Problem {
@@ -95,13 +103,13 @@ function problemOf(whole: Problem, piece: Piece): PieceProblem {
 
 /** The sweeps of one piece. `behind` is the gradient of the state behind it, `before` is written with that of the state before it. */
 function backwardPiece(
-  { q, k, v, dOut, scale, forward }: PieceProblem,
+  { q, k, v, dOut, gains, scale, forward }: PieceProblem,
   states: { initial: Tensor | undefined; behind: Tensor | undefined; before: Tensor | undefined },
   grads: { q: Tensor | undefined; k: Tensor | undefined; v: Tensor | undefined },
 ): void {
   const { plan, decay, lengths, tokensBefore } = forward;
   const serial = plan.form === 'serial';
-  const common = { decay, lengths, tokensBefore };
+  const common = { decay: gains ?? decay, lengths, tokensBefore, gain: gains !== undefined };
   // roles with keys of valueDim and values of keyDim, in the same segments
   const swapped = planLike(plan, v, k);
   if (grads.q) {

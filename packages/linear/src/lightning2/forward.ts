@@ -1,4 +1,4 @@
-import { type Tensor, zeros } from '@heed/core';
+import { type FloatDType, type Tensor, zeros } from '@heed/core';
 import { apply, asContiguous, empty } from '@heed/core/~internal';
 import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from '../scan/pieces.js';
 import { planFor, runScan } from '../scan/scan.js';
@@ -11,8 +11,8 @@ import { checkArguments, decayTensor, isTensorDecay, type Lightning2Options } fr
  * @param q [batch, tokens, heads, keyDim], f32 or f16; views with any outer strides
  * @param k as q
  * @param v [batch, tokens, heads, valueDim], dtype of q
- * @param options `scale` default 1; `decay` log-decay a head, <= 0
- * @returns [batch, tokens, heads, valueDim], dtype of v; states and sums are f32
+ * @param options `scale` default 1; `decay` log-decay a head, <= 0; `outDType` default the dtype of v
+ * @returns [batch, tokens, heads, valueDim], `outDType`; states and sums are f32
  * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT; UNSUPPORTED when decay is differentiated
  */
 export function lightning2(q: Tensor, k: Tensor, v: Tensor, options: Lightning2Options): Tensor {
@@ -37,7 +37,7 @@ function lightning2Op(who: string, q: Tensor, k: Tensor, v: Tensor, options: Lig
     name: 'lightning2',
     inputs,
     forward: () => {
-      const problem = { q, k, v, decay: decayTensor(q.device, options.decay), lengths, scale, chunk };
+      const problem = { q, k, v, decay: decayTensor(q.device, options.decay), lengths, scale, chunk, outDType: options.outDType };
       const { out, final } = lightning2Forward(problem, initialState && asContiguous(initialState), withState);
       return final ? [out, final] : [out];
     },
@@ -70,13 +70,13 @@ function lightning2Op(who: string, q: Tensor, k: Tensor, v: Tensor, options: Lig
  * @param initial contiguous f32 [batch, heads, keyDim, valueDim]
  */
 export function lightning2Forward(
-  problem: Omit<Lightning2Saved, 'initialState'>,
+  problem: Omit<Lightning2Saved, 'initialState'> & { outDType?: FloatDType | undefined },
   initial: Tensor | undefined,
   withState: boolean,
 ): { out: Tensor; final: Tensor | undefined } {
   const { q, k, v, decay, lengths, scale, chunk } = problem;
   const stateShape = [q.dim(0), q.dim(2), q.dim(3), v.dim(3)];
-  const out = empty(v.device, v.shape, v.dtype);
+  const out = empty(v.device, v.shape, problem.outDType ?? v.dtype);
   if (out.size === 0) return { out, final: withState ? (initial?.alias() ?? zeros(q.device, stateShape)) : undefined };
   const final = withState ? empty(q.device, stateShape) : undefined;
   const spans = [q, k, v, out].map(spanOf);

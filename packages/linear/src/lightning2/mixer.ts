@@ -32,11 +32,11 @@ export interface Lightning2MixerConfig {
   scheme?: SlopeScheme;
   /** Log-decay a head in place of the slopes, [heads], <= 0. */
   decay?: readonly number[];
-  /** Factor on q.k. Default 1 / headDim: the norm behind takes it out again, and outputs in f16 keep clear of their range. */
+  /** Factor on q.k. Default 1 / headDim: the norm behind takes it out again. */
   scale?: number;
   /** Tokens a segment; see `lightning2`. Default: as many segments as fill the device. */
   chunk?: number;
-  /** `f16`: products, queries, keys, values and gates in f16. Default `f32`. */
+  /** `f16`: products, queries, keys, values and gates in f16; what is summed over tokens stays f32 up to the norm. Default `f32`. */
   precision?: 'f32' | 'f16';
 }
 
@@ -93,6 +93,7 @@ export function lightning2Mixer(config: Lightning2MixerConfig): TokenMixer<Light
         const mixed = lightning2(q, k, v, {
           decay,
           scale,
+          outDType: 'f32',
           ...(chunk !== undefined && { chunk }),
           ...(context.lengths && { lengths: context.lengths }),
         });
@@ -100,7 +101,15 @@ export function lightning2Mixer(config: Lightning2MixerConfig): TokenMixer<Light
       });
     },
     start(device: Device, { batch }: { batch: number; capacity: number; dtype: DType }): Lightning2State {
-      return lightning2Start(device, { batch, heads, keyDim: headDim, decay, scale, ...(chunk !== undefined && { chunk }) });
+      return lightning2Start(device, {
+        batch,
+        heads,
+        keyDim: headDim,
+        decay,
+        scale,
+        outDType: 'f32',
+        ...(chunk !== undefined && { chunk }),
+      });
     },
     step(params: Lightning2MixerParams, x: Tensor, state: Lightning2State): Tensor {
       return scope(() => {

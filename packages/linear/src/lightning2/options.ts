@@ -1,4 +1,4 @@
-import { type Device, HeedError, tensor, type Tensor } from '@heed/core';
+import { type Device, type FloatDType, HeedError, tensor, type Tensor } from '@heed/core';
 import { currentTape } from '@heed/core/~internal';
 
 /** Options of `lightning2`. */
@@ -16,6 +16,11 @@ export interface Lightning2Options {
   chunk?: number;
   /** Valid tokens a batch entry, i32 [batch]; later ones leave the state as it is and give zeros. Default: all. */
   lengths?: Tensor;
+  /**
+   * Dtype of the output. Default: that of v. Nothing divides the sum by the number of tokens: where heads hardly decay, outputs of
+   * f16 operands pass 65,504 after some ten thousand tokens, and `f32` keeps them.
+   */
+  outDType?: FloatDType;
 }
 
 /** @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT, UNSUPPORTED: what is wrong with the arguments */
@@ -50,7 +55,14 @@ export function checkArguments(who: string, q: Tensor, k: Tensor, v: Tensor, opt
   }
   if (chunk !== undefined && !(Number.isInteger(chunk) && chunk > 0))
     throw new HeedError('INVALID_ARGUMENT', `${who}: chunk is ${chunk}; it must be an integer of 1 or more`);
+  checkOutDType(who, options.outDType);
   if (!Number.isFinite(scale)) throw new HeedError('INVALID_ARGUMENT', `${who}: scale is ${scale}; it must be finite`);
+}
+
+/** @throws HeedError INVALID_ARGUMENT for what is no float dtype */
+export function checkOutDType(who: string, outDType: FloatDType | undefined): void {
+  if (outDType !== undefined && outDType !== 'f32' && outDType !== 'f16')
+    throw new HeedError('INVALID_ARGUMENT', `${who}: outDType is "${String(outDType)}"; it must be f32 or f16`);
 }
 
 /** @throws HeedError for a decay that does not fit `heads`, is positive, or is being differentiated */

@@ -1,9 +1,19 @@
-import { type Bytes, type Device, HeedError, type Snapshot, type State, type Tensor, writeValues, zeros } from '@heed/core';
+import {
+  type Bytes,
+  type Device,
+  type FloatDType,
+  HeedError,
+  type Snapshot,
+  type State,
+  type Tensor,
+  writeValues,
+  zeros,
+} from '@heed/core';
 import { apply, copyContiguous, holdsTensors } from '@heed/core/~internal';
 import { stepScan } from '../scan/scan.js';
 import { selectStates } from '../scan/select.js';
 import { lightning2Forward } from './forward.js';
-import { checkArguments, checkDecay, checkState, decayTensor, isTensorDecay, type Lightning2Options } from './options.js';
+import { checkArguments, checkDecay, checkOutDType, checkState, decayTensor, isTensorDecay, type Lightning2Options } from './options.js';
 
 /** What a stream is started with. */
 export interface Lightning2StreamOptions {
@@ -20,6 +30,8 @@ export interface Lightning2StreamOptions {
   initialState?: Tensor;
   /** Tokens a segment when many tokens come at once; see `lightning2`. */
   chunk?: number;
+  /** Dtype of the outputs; see `lightning2`. Default: that of v. */
+  outDType?: FloatDType;
 }
 
 /** Pieces of up to this many tokens are swept in place, one workgroup a head and column tile; longer ones go by the plan of `lightning2`. */
@@ -33,18 +45,20 @@ export class Lightning2State implements State {
   readonly device: Device;
   readonly scale: number;
   readonly chunk: number | undefined;
+  readonly outDType: FloatDType | undefined;
   /** Log-decay a head, f32 [heads]. */
   readonly decay: Tensor;
   private matrix: Tensor;
   private seen = 0;
 
   /** Takes over both tensors. */
-  constructor(matrix: Tensor, decay: Tensor, options: { scale: number; chunk: number | undefined }) {
+  constructor(matrix: Tensor, decay: Tensor, options: { scale: number; chunk: number | undefined; outDType: FloatDType | undefined }) {
     this.matrix = matrix.keep();
     this.decay = decay.keep();
     this.device = matrix.device;
     this.scale = options.scale;
     this.chunk = options.chunk;
+    this.outDType = options.outDType;
     // scopes ask for it; a declared member with a computed name has no isolated declaration
     Object.defineProperty(this, holdsTensors, { value: () => [this.matrix, this.decay] });
   }
@@ -129,7 +143,7 @@ export class Lightning2State implements State {
  * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT
  */
 export function lightning2Start(device: Device, options: Lightning2StreamOptions): Lightning2State {
-  const { batch, heads, keyDim, valueDim = keyDim, decay, scale = 1, initialState, chunk } = options;
+  const { batch, heads, keyDim, valueDim = keyDim, decay, scale = 1, initialState, chunk, outDType } = options;
   const shape = [batch, heads, keyDim, valueDim];
   if (shape.some((n) => !Number.isInteger(n) || n < 1))
     throw new HeedError(
@@ -137,10 +151,11 @@ export function lightning2Start(device: Device, options: Lightning2StreamOptions
       `lightning2: a stream of batch, heads, keyDim, valueDim [${shape.join(', ')}]; each is an integer of 1 or more`,
     );
   checkDecay('lightning2Start', decay, heads);
+  checkOutDType('lightning2Start', outDType);
   if (initialState) checkState('lightning2Start', initialState, shape);
   const matrix = initialState ? copyContiguous(initialState) : zeros(device, shape, { label: 'lightning2 state' });
   const own = isTensorDecay(decay) ? copyContiguous(decay) : decayTensor(device, decay);
-  return new Lightning2State(matrix, own, { scale, chunk });
+  return new Lightning2State(matrix, own, { scale, chunk, outDType });
 }
 
 /**
@@ -150,11 +165,11 @@ export function lightning2Start(device: Device, options: Lightning2StreamOptions
  * @param k as q
  * @param v [batch, n, heads, valueDim]
  * @param state updated in place
- * @returns [batch, n, heads, valueDim], dtype of v
+ * @returns [batch, n, heads, valueDim], `outDType` of the stream, else the dtype of v
  * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH; DISPOSED after `state.dispose()`; UNSUPPORTED when an input is differentiated
  */
 export function lightning2Step(q: Tensor, k: Tensor, v: Tensor, state: Lightning2State): Tensor {
-  const { decay, scale, chunk, values } = state;
+  const { decay, scale, chunk, outDType, values } = state;
   checkArguments('lightning2Step', q, k, v, { decay, initialState: values });
   const tokens = q.dim(1);
   const inPlace = tokens <= inPlaceTokens;
@@ -162,8 +177,8 @@ export function lightning2Step(q: Tensor, k: Tensor, v: Tensor, state: Lightning
     name: 'lightning2Step',
     inputs: [q, k, v],
     forward: () => {
-      if (inPlace) return [stepScan({ q, k, v, decay, queryScale: scale }, values)];
-      const { out, final } = lightning2Forward({ q, k, v, decay, scale, chunk }, values, true);
+      if (inPlace) return [stepScan({ q, k, v, decay, queryScale: scale }, values, outDType)];
+      const { out, final } = lightning2Forward({ q, k, v, decay, scale, chunk, outDType }, values, true);
       return final ? [out, final] : [out];
     },
   });

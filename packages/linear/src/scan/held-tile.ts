@@ -52,6 +52,19 @@ export class HeldTile {
     );
   }
 
+  /** `let name` = the largest magnitude among this lane's items, f32. */
+  peak(name: string): string {
+    const { name: own } = this.o;
+    const one = (i: number): string => {
+      const held = `held_${own}${i}`;
+      if (this.size === 8) return `peakOfWords(${held})`;
+      return this.size === 4 ? `peakOfFour(${held})` : `abs(f32(${held}))`;
+    };
+    return `let ${name} = ${range(this.items)
+      .map(one)
+      .reduce((a, b) => `max(${a}, ${b})`)};`;
+  }
+
   /** Into workgroup memory; `factor`, an f32 expression of the row \`r\`, scales it. */
   put(factor?: string): string {
     const { name, tile, stride } = this.o;

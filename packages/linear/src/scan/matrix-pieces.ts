@@ -1,5 +1,6 @@
 import { fragmentLanes, type Fragments, range } from '@heed/core/~internal';
 import { FragmentLoops, type Index, plus, times, u32 } from './fragment-loops.js';
+import { boundFromInitial, joinInitial } from './matrix-range.js';
 import { floatPad, type MatrixLayout, matrixLayout, type MatrixTile } from './matrix-tile.js';
 import type { HalfLoad } from './views.js';
 
@@ -16,6 +17,8 @@ export interface MatrixSpec extends MatrixTile {
   initial: boolean;
   final: boolean;
   lengths: boolean;
+  /** The factor behind the decays applies to outputs. */
+  gain: boolean;
 }
 
 /** How the kernel on fragments shares its work among subgroups, and how a state passes through workgroup memory. */
@@ -117,26 +120,38 @@ export class MatrixPieces {
   }
 
   protected loadInitial(): string {
-    return this.slices(
-      (slice) => `
-          ${this.eachStaged(slice, 'stage[place] = initialAt(stateBase, row, columns + c);')}
+    const { s, f } = this;
+    return `
+          var initialPeak = 0.0;
+          ${this.slices(
+            (slice) => `
+          ${this.eachStaged(
+            slice,
+            `
+            let value = initialAt(stateBase, row, columns + c) / uniforms.stateScale;
+            initialPeak = max(initialPeak, abs(value));
+            stage[place] = value;`,
+          )}
           workgroupBarrier();
-          ${this.sliceFragments(slice, (accumulator, offset) => this.f.loadResult(accumulator, 'stage', offset, `${this.floatStride}u`))}
+          ${this.sliceFragments(slice, (accumulator, offset) => f.loadResult(accumulator, 'stage', offset, `${this.floatStride}u`))}
           workgroupBarrier();`,
-    );
+          )}
+          ${s.outputs ? `${joinInitial(f, 'initialPeak')} workgroupBarrier(); ${boundFromInitial}` : ''}`;
   }
 
   protected storeFinal(): string {
     const { s, f, loops } = this;
     if (this.layout.stage === 0)
       return loops.each(0, this.ownKeys, (r) =>
-        loops.columnsOf((c) =>
-          f.store(
-            loops.at('s', r, c),
-            'state',
-            `uniforms.stateOffset + stateBase + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * ${16 * s.valueDim}u + columns + ${this.column(c)}`,
-            `${s.valueDim}u`,
-          ),
+        loops.columnsOf(
+          (c) =>
+            `${f.scale(loops.at('s', r, c), 'uniforms.stateScale')} ` +
+            f.store(
+              loops.at('s', r, c),
+              'state',
+              `uniforms.stateOffset + stateBase + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * ${16 * s.valueDim}u + columns + ${this.column(c)}`,
+              `${s.valueDim}u`,
+            ),
         ),
       );
     return this.slices(
@@ -147,7 +162,7 @@ export class MatrixPieces {
           ${this.eachStaged(
             slice,
             `
-            if (row < ${s.keyDim}u && columns + c < ${s.valueDim}u) { store_state(stateBase + row * ${s.valueDim}u + columns + c, stage[place]); }`,
+            if (row < ${s.keyDim}u && columns + c < ${s.valueDim}u) { store_state(stateBase + row * ${s.valueDim}u + columns + c, stage[place] * uniforms.stateScale); }`,
           )}`,
     );
   }

@@ -2,6 +2,7 @@ import { Fragments, type KernelContext } from '@heed/core/~internal';
 import { FragmentLoops, type Index, plus, times, u32 } from './fragment-loops.js';
 import { HeldTile } from './held-tile.js';
 import { MatrixPieces, type MatrixSpec } from './matrix-pieces.js';
+import { chunkRange, joinChunk, peaksDeclared, rangeVariables } from './matrix-range.js';
 import { floatPad } from './matrix-tile.js';
 import { aliveFrom, initialOf, lengthOf, rateOf, segmentOf, tokenOf, vectorStore, zeroTail } from './text.js';
 
@@ -52,7 +53,7 @@ class MatrixText extends MatrixPieces {
       var<workgroup> right: array<f16, ${layout.right}>;
       var<workgroup> values: array<f16, ${layout.values}>;
       ${layout.stage > 0 ? `var<workgroup> stage: array<f32, ${layout.stage}>;` : ''}
-      ${s.outputs ? vectorStore('out', s.outWidth, s.valueDim) : ''}
+      ${s.outputs ? `${peaksDeclared} ${vectorStore('out', s.outWidth, s.valueDim)}` : ''}
       ${f.entry(
         s.rowGroups * s.columnGroups,
         `
@@ -71,6 +72,7 @@ class MatrixText extends MatrixPieces {
         let rate = ${rateOf('head')};
         let stateBase = ((batch * uniforms.heads + head) * uniforms.segments + position.z) * ${s.keyDim * s.valueDim}u;
         ${loops.declare('s', this.ownKeys)}
+        ${s.outputs ? rangeVariables : ''}
         ${s.initial ? this.loadInitial() : ''}
         var at = first;
         ${s.outputs ? '' : aliveFrom}
@@ -109,13 +111,17 @@ class MatrixText extends MatrixPieces {
 
   private outputChunk(fetch: () => string): string {
     const { loops, f } = this;
-    const queryFactor = 'exp2(rate * f32(r + 1u - uniforms.reverse)) * uniforms.queryScale';
+    const queryFactor = 'exp2(rate * f32(r + 1u - uniforms.reverse))';
+    const peak = (tile: HeldTile) => (name: string) => tile.peak(name);
     return `
           ${this.wayOut()}
           ${this.queries.put()}
           ${this.keys.put()}
           ${this.values.put()}
+          ${joinChunk(f, { q: peak(this.queries), k: peak(this.keys), v: peak(this.values) })}
           workgroupBarrier();
+          ${chunkRange(this.s.keyDim, this.s.gain)}
+          outFactor = up;
           ${this.scores()}
           ${this.storeSlice(0)}
           workgroupBarrier();
@@ -246,7 +252,7 @@ class MatrixText extends MatrixPieces {
               (row, c) => `
               let staged = ${row} * ${this.floatStride}u + ${c};
               let placed = ${row} * ${layout.valueStride}u + ${c};
-              ${[0, 1, 2, 3].map((i) => `right[placed + ${i}u] = f16(stage[staged + ${i}u]);`).join(' ')}`,
+              ${[0, 1, 2, 3].map((i) => `right[placed + ${i}u] = f16(stage[staged + ${i}u] * down);`).join(' ')}`,
             )}
             workgroupBarrier();
             ${loops.each(
@@ -274,7 +280,7 @@ class MatrixText extends MatrixPieces {
                 let decayed${n} = stage[i * ${floats}u + j + ${n}u] * exp2(rate * f32(max(i32(i - j) - ${n}, 0))) * scale;
                 left[placed + ${n}u] = f16(select(0.0, decayed${n}, j + ${n}u <= i));`;
     return `
-          let scale = uniforms.queryScale * uniforms.keyScale;
+          let scale = uniforms.keyScale * down;
           ${this.eachQuad(
             chunk,
             chunk,
@@ -298,7 +304,7 @@ class MatrixText extends MatrixPieces {
               if (${r} < done) {
                 let place = ${r} * ${this.floatStride}u + ${c};
                 let base = batch * uniforms.outBatch + tokenAt(at - done + ${r}, length) * uniforms.outToken + head * uniforms.outHead;
-                vectorTo_out(base, columns + ${c}, vec4f(${[0, 1, 2, 3].map(at).join(', ')}));
+                vectorTo_out(base, columns + ${c}, vec4f(${[0, 1, 2, 3].map(at).join(', ')}) * outFactor);
               }`,
     );
   }

@@ -35,6 +35,8 @@ export interface MatrixLayout {
 /** Halves that rows of f16 tiles are padded by, and floats that rows of f32 tiles are: no bank conflicts. */
 export const halfPad = 8;
 export const floatPad = 4;
+/** Maxima from which the range of f16 copies is bounded. */
+const peakBytes = 32;
 
 /**
  * Workgroup memory of a kernel on fragments.
@@ -53,7 +55,17 @@ export function matrixLayout(keyDim: number, tile: MatrixTile & { valueDim?: num
   const scores = (chunk + (tile.columnGroups * tile.fragmentColumns > chunk ? 16 : 0)) * (chunk + floatPad);
   const staged = Math.max(outputs ? Math.max(scores, chunk * (columns + floatPad)) : 0, (keys / slices) * (columns + floatPad));
   const stage = direct ? 0 : staged;
-  return { keys, keyStride, valueStride, scoreStride, left, right, values, stage, bytes: (left + right + values) * 2 + stage * 4 };
+  return {
+    keys,
+    keyStride,
+    valueStride,
+    scoreStride,
+    left,
+    right,
+    values,
+    stage,
+    bytes: (left + right + values) * 2 + stage * 4 + (outputs ? peakBytes : 0),
+  };
 }
 
 /** Tiles of the two kernels on fragments. */

@@ -3,7 +3,7 @@
 // tile    `chunk` tokens x `columns` of S a workgroup; subgroups own blocks of rows and columns. S stays in f32 fragments and
 //         passes through workgroup memory once a chunk to become an f16 operand; scores are masked there, too
 // bytes   reads q, k once a column tile and v once, writes out once; without `out` reads k, v and writes one S a segment
-// limits  f16 operands; states and sums f32; a state beyond +-65504 overflows as an operand, as outputs in f16 would
+// limits  f16 operands; states and sums f32. What becomes an f16 operand again is scaled by a power of two that keeps it in range
 // source  shared with `recurrent.ts`: reverse time, roles, transposed states
 import type { Tensor } from '@heed/core';
 import { defineKernel, read, readWrite, write } from '@heed/core/~internal';
@@ -52,7 +52,7 @@ export function runMatrix({ sweep, tiles, q, k, v, out, initial, transposed = fa
   const tile = out ? tiles.outputs : tiles.states;
   const keyDim = k.dim(3);
   const valueDim = v.dim(3);
-  const values = sweepValues(sweep, { q, k, v, out }, Math.ceil(valueDim / tile.columns), transposed);
+  const values = sweepValues(sweep, { q, k, v, out }, Math.ceil(valueDim / tile.columns), transposed, true);
   kernel.run(k.device, {
     spec: {
       ...tile,
@@ -66,6 +66,7 @@ export function runMatrix({ sweep, tiles, q, k, v, out, initial, transposed = fa
       initial: initial !== undefined,
       final: state !== undefined,
       lengths: sweep.lengths !== undefined,
+      gain: out !== undefined && sweep.gain === true,
     },
     tensors: { q, k, v, decay: sweep.decay, lengths: sweep.lengths, initial, state, out },
     uniforms: values,

@@ -1,4 +1,4 @@
-import type { Device, Tensor } from '@heed/core';
+import type { Device, FloatDType, Tensor } from '@heed/core';
 import { empty } from '@heed/core/~internal';
 import { planScan, type ScanPlan, type ScanTuning, stepTile } from './plan.js';
 import { runMatrix } from './matrix.js';
@@ -24,6 +24,8 @@ export interface Scan {
   reverse?: boolean | undefined;
   queryScale?: number | undefined;
   keyScale?: number | undefined;
+  /** Outputs are multiplied by the element behind the decays (see cotangent.ts). */
+  gain?: boolean | undefined;
   plan: ScanPlan;
 }
 
@@ -77,10 +79,10 @@ export function runScan(scan: Scan, { initial, final, out }: ScanStates & { out:
  * A few tokens from a state that is updated in place: reads and writes it once, and allocates nothing but the outputs.
  * @param state contiguous f32 [batch, heads, keyDim, valueDim]
  */
-export function stepScan(scan: Omit<Scan, 'plan' | 'reverse'>, state: Tensor): Tensor {
+export function stepScan(scan: Omit<Scan, 'plan' | 'reverse'>, state: Tensor, outDType?: FloatDType): Tensor {
   const { q, k, v } = scan;
   const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
-  const out = empty(k.device, [batch, tokens, heads, v.dim(3)], v.dtype);
+  const out = empty(k.device, [batch, tokens, heads, v.dim(3)], outDType ?? (v.dtype as FloatDType));
   if (out.size === 0) return out;
   const { limits } = k.device.capabilities;
   const tile = stepTile(batch * heads, keyDim, v.dim(3), limits.maxComputeWorkgroupStorageSize, tuningFor(k.device));
@@ -117,5 +119,6 @@ function sweepOf(scan: Omit<Scan, 'q' | 'plan'> & { plan: Pick<ScanPlan, 'segmen
     reverse: scan.reverse ?? false,
     queryScale: scan.queryScale ?? 1,
     keyScale: scan.keyScale ?? 1,
+    gain: scan.gain,
   };
 }

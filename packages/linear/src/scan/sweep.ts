@@ -18,6 +18,8 @@ export interface Sweep {
   reverse: boolean;
   queryScale: number;
   keyScale: number;
+  /** `decay` has one element more, which outputs are multiplied by; only for kernels on fragments. */
+  gain?: boolean | undefined;
 }
 
 export const sweepUniforms = {
@@ -42,6 +44,7 @@ export const sweepUniforms = {
   workgroups: 'u32',
   queryScale: 'f32',
   keyScale: 'f32',
+  stateScale: 'f32',
   reverse: 'u32',
   stateRow: 'u32',
   stateColumn: 'u32',
@@ -49,15 +52,20 @@ export const sweepUniforms = {
 
 type SweepValues = { [K in keyof typeof sweepUniforms]: number };
 
-/** Run-time values of a dispatch: strides in elements, sizes, factors. */
+/**
+ * Run-time values of a dispatch: strides in elements, sizes, factors.
+ * @param halves keys are scaled in f16: a factor over 1 would leave its range and scales the state in f32 instead (`stateScale`)
+ */
 export function sweepValues(
   sweep: Sweep,
   operands: { q?: Tensor | undefined; k: Tensor; v: Tensor; out?: Tensor | undefined },
   columnTiles: number,
   transposed: boolean,
+  halves = false,
 ): SweepValues {
   const stride = (t: Tensor | undefined, axis: number): number => t?.strides[axis] ?? 0;
   const { q, k, v, out } = operands;
+  const stateScale = halves ? Math.max(1, Math.abs(sweep.keyScale)) : 1;
   return {
     qBatch: stride(q, 0),
     qToken: stride(q, 1),
@@ -79,7 +87,8 @@ export function sweepValues(
     columnTiles,
     workgroups: columnTiles * sweep.heads * sweep.segments * sweep.batch,
     queryScale: sweep.queryScale,
-    keyScale: sweep.keyScale,
+    keyScale: sweep.keyScale / stateScale,
+    stateScale,
     reverse: sweep.reverse ? 1 : 0,
     stateRow: transposed ? 1 : v.dim(3),
     stateColumn: transposed ? k.dim(3) : 1,
