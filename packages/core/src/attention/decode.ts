@@ -34,7 +34,7 @@ export const decodeRows = 16;
 /** Rows whose queries and sums fit the registers of a lane beside the keys in flight. */
 const mostRows = 8;
 /** Workgroups that fill a large GPU several times over. */
-const wantedWorkgroups = 1056;
+const wantedWorkgroups = 528;
 const leastSplitKeys = 128;
 const lanes = 128;
 const keysAStep = 4;
@@ -89,7 +89,7 @@ export function runDecode(call: AttentionCall, tensors: CallTensors, plan: Decod
     { ...bound.spec, ...tile, halves },
     { q, k, v, extras: bound.extras, parts },
     { ...bound.uniforms, tiles, splits, splitKeys },
-    [tiles * splits, kvHeads, batch],
+    [kvHeads, tiles * splits, batch],
   );
   runDecodeMerge(device, parts, splits, out, lse);
   return { out, lse };

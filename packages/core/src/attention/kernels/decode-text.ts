@@ -33,6 +33,8 @@ export type DecodeParts = DecodeTile & {
   logit(s: string, u: number): string;
   /** Condition under which this lane's row sees key `u`. */
   seen(u: number): string;
+  /** Uniform condition under which every row sees every key of the step; such steps ask `seen` of none. Default: never. */
+  whole?: string;
   /** Maximum and sum that a row of the first stream begins with; default NEG and 0. */
   start?: { top: string; total: string };
 };
@@ -82,13 +84,16 @@ export function decodeWalk(parts: DecodeParts, store: (r: number, item: string, 
       ${steps.map((u) => parts.place(u)).join('\n')}
       ${steps.map((u) => parts.fetch(u)).join('\n')}
       ${steps.map((u) => oneScore(parts, u)).join('\n')}
-      let next = max(top, ${steps.map((u) => `s${u}`).reduce((text, s) => `max(${text}, ${s})`)});
+      ${parts.whole === undefined ? '{' : `if (!(${parts.whole})) {`} ${steps.map((u) => `s${u} = select(NEG, s${u}, ${parts.seen(u)});`).join(' ')} }
+      // the reference follows the maximum only where it grew by more than 2^8: sums of weights up to that stay exact enough in f32
+      let widest = ${steps.map((u) => `s${u}`).reduce((text, s) => `max(${text}, ${s})`)};
+      let next = select(top, widest, widest > top + 8.0);
       let shrink = exp2(top - next);
       top = next;
       ${steps.map((u) => `let w${u} = select(exp2(s${u} - next), 0.0, s${u} < 0.5 * NEG);`).join(' ')}
       total = total * shrink + ${steps.map((u) => `w${u}`).join(' + ')};
       ${all.map((r) => `let shrink${r} = ${fromRow(parts, 'shrink', r)};`).join(' ')}
-      ${all.map((r) => `o${r}a *= shrink${r}; o${r}b *= shrink${r};`).join(' ')}
+      if (${all.map((r) => `shrink${r} != 1.0`).join(' || ')}) { ${all.map((r) => `o${r}a *= shrink${r}; o${r}b *= shrink${r};`).join(' ')} }
       ${steps
         .map(
           (u) => `{
@@ -131,7 +136,7 @@ function oneScore(parts: DecodeParts, u: number): string {
   const { rows, lanesAKey } = parts;
   const lines = [`let ka = ${parts.key(u, 0)}; let kb = ${parts.key(u, 1)};`];
   let names = range(rows).map((r) => `d${r}`);
-  for (const r of range(rows)) lines.push(`let d${r} = dot(q${r}a, ka) + dot(q${r}b, kb);`);
+  for (const r of range(rows)) lines.push(`let d${r} = ${dotText(`q${r}`)};`);
   let step = lanesAKey / 2;
   for (; names.length > 1; step /= 2) {
     const half = names.length / 2;
@@ -154,8 +159,16 @@ function oneScore(parts: DecodeParts, u: number): string {
       var s${u} = NEG;
       {
         ${lines.join('\n        ')}
-        s${u} = select(NEG, ${parts.logit(sum, u)}, ${parts.seen(u)});
+        s${u} = ${parts.logit(sum, u)};
       }`;
+}
+
+/** Eight products in one chain. */
+function dotText(q: string): string {
+  return ['x', 'y', 'z', 'w'].reduceRight(
+    (rest, e) => `fma(${q}a.${e}, ka.${e}, ${rest})`,
+    ['y', 'z', 'w'].reduceRight((rest, e) => `fma(${q}b.${e}, kb.${e}, ${rest})`, `${q}b.x * kb.x`),
+  );
 }
 
 /** Converts eight packed halves: the first or second vec4f of a `vec4u`. */

@@ -61,6 +61,8 @@ function decodeKernelText(spec: DecodeSpec): string {
       key: open('keys'),
       value: open('values'),
       logit,
+      // rows past the last are not stored, whatever they see; leading keys lie before low
+      whole: `step + ${(spec.lanes / lanesAKey) * spec.keysAStep}u <= end && step >= lead && i32(low + step - lead) >= lastToken - uniforms.left && i32(low + step - lead) + ${(spec.lanes / lanesAKey) * spec.keysAStep} <= firstToken + uniforms.right + 1`,
       seen: (u) => `n${u} < end && live && seen(b, head, position, place${u}, keyEnd)`,
       ...(spec.sinks && {
         start: {
@@ -81,9 +83,10 @@ function decodeKernelText(spec: DecodeSpec): string {
     }
     @compute @workgroup_size(${spec.lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32, @builtin(subgroup_invocation_id) subgroupLane: u32) {
-      let split = group.x % uniforms.splits;
-      let firstRow = group.x / uniforms.splits * ${rows}u;
-      let kvHead = group.y;
+      // the heads of a part run side by side: their rows lie behind each other
+      let kvHead = group.x;
+      let split = group.y % uniforms.splits;
+      let firstRow = group.y / uniforms.splits * ${rows}u;
       let b = group.z;
       let rowCount = uniforms.queries * uniforms.group;
       let keyEnd = keyEndOf(b);

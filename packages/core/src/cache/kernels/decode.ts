@@ -135,6 +135,10 @@ function decodeKernelText(keyCodec: KvCodec, valueCodec: KvCodec, spec: DecodeSp
         const score = softcap ? `uniforms.softcap * tanh(${s} / uniforms.softcap)` : s;
         return `(${score}${extra ? ` + bias${u}` : ''}) * ${Math.LOG2E}`;
       },
+      ...(!extra &&
+        !chosen && {
+          whole: `step + ${streams * keysAStep}u <= end && step >= lead && valid == uniforms.queries && uniforms.recent == 0u && i32(low + step - lead) >= first + i32(lastToken) - uniforms.left && i32(low + step - lead) + ${streams * keysAStep} <= first + i32(firstRow / uniforms.group) + uniforms.right + 1`,
+        }),
       seen: (u) =>
         `position != ${hiddenQuery} && position${u} <= position + uniforms.right && (position${u} < 0 || position${u} >= position - uniforms.left || u32(position${u}) < uniforms.sinkTokens)`,
     },
