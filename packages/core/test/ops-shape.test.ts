@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { RandomStream } from '../src/random/stream.js';
+import { planStridedCopy } from '../src/tensor/copy.js';
 import { type DType, scope, type Shape, tensor, type Tensor, zeros } from '../src/index.js';
 import { contiguousStrides, sizeOf, vjp } from '../src/internal.js';
 import { mul } from '../src/ops/arithmetic.js';
@@ -291,4 +292,15 @@ test('bad shapes and axes say what was given and what to do', () => {
   expect(() => broadcastTo(x, [3])).toThrow('broadcastTo: [2, 3] f32 does not broadcast to [3]');
   expect(() => pad(x, [[-1, 0]])).toThrow('slice() takes away');
   expect(() => flip(x, [0, -2])).toThrow('name one axis twice');
+});
+
+test('rows that start at multiples of four elements are copied in vectors, others one by one', () => {
+  const plan = (shape: number[], strides: number[], offset = 0) =>
+    planStridedCopy({ shape, strides, offset, size: shape.reduce((product, n) => product * n, 1) });
+  expect(plan([6, 8], [12, 1])).toEqual({ width: 4, shape: [6, 2], strides: [3, 1], items: 12 });
+  expect(plan([6, 8], [8, 1])).toEqual({ width: 4, shape: [12], strides: [1], items: 12 });
+  expect(plan([6, 8], [12, 1], 2).width).toBe(1);
+  expect(plan([6, 8], [10, 1]).width).toBe(1);
+  expect(plan([6, 7], [8, 1]).width).toBe(1);
+  expect(plan([6, 8], [1, 6]).width).toBe(1);
 });

@@ -152,7 +152,7 @@ export function crossEntropy(logits: Tensor, targets: Tensor, options: CrossEntr
     forward: () => {
       const losses = empty(device, [count]);
       const lse = empty(device, [count]);
-      const spec = rowSpec(classes, true, device.capabilities);
+      const spec = { ...rowSpec(classes, true, device.capabilities), held: 0 };
       const own = asContiguous(targets, 1);
       rowLosses.run(device, {
         spec,

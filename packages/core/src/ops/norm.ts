@@ -6,7 +6,7 @@ import { asContiguous } from '../tensor/copy.js';
 import { empty } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { axisOf, expectFloat, expectShape } from './check.js';
-import { itemSum, itemType, rowGrid, type RowSpec, rowSpec } from './row-kernels.js';
+import { holdItems, itemSum, itemType, overItems, rowGrid, type RowSpec, rowSpec } from './row-kernels.js';
 
 interface NormSpec extends RowSpec {
   /** Subtract the mean (LayerNorm). */
@@ -16,8 +16,8 @@ interface NormSpec extends RowSpec {
 }
 
 // Rows divided by their root mean square, or by their standard deviation after the mean is taken off; then weight and bias.
-// tile    256 / lanes rows a workgroup; the second pass reads the row again, mostly from cache
-// bytes   reads 2 n, writes n elements and 8 a row
+// tile    256 / lanes rows a workgroup, held in registers where a lane has up to 8 items, else read again for the second pass
+// bytes   reads n (2 n where rows are longer), writes n elements and 8 a row
 // source  Zhang, Sennrich 2019, eq. 4; Ba, Kiros, Hinton 2016, eq. 4
 const normRows = defineKernel({
   name: 'norm-rows',
@@ -31,7 +31,10 @@ const normRows = defineKernel({
   uniforms: { rows: 'u32', n: 'u32', epsilon: 'f32', inverse: 'f32' },
   tier: ({ form }: NormSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
   forms: ['baseline', 'subgroups'],
-  wgsl: ({ width, lanes, form, centre, weight, bias }) => `
+  wgsl: (spec) => {
+    const { width, lanes, form, centre, weight, bias } = spec;
+    const loads = [{ name: 'x', load: (at: string) => `load_x(start + ${at})`, past: 'first' }];
+    return `
     ${lanesWgsl(sumPairState, form, lanes, 256)}
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(form)}) {
@@ -42,26 +45,27 @@ const normRows = defineKernel({
       ${centre ? `let first = load_x(start)${width === 4 ? '.x' : ''};` : 'const first = 0.0;'}
       var sum = ${itemType(width)}(0.0);
       var squares = ${itemType(width)}(0.0);
-      for (var j = l; j < uniforms.n; j += ${lanes}u) {
-        let x = load_x(start + j) - first;
-        sum += x;
-        squares += x * x;
-      }
+      ${holdItems(spec, loads)}
+      ${overItems(spec, loads, (value) => `let apart = ${value('x')} - first; sum += apart; squares += apart * apart;`)}
       let all = reduceLanes(State(${itemSum(width, 'sum')}, ${itemSum(width, 'squares')}), lane${laneArguments(form)});
       let offset = all.a * uniforms.inverse;
       ${centre ? 'let mean = first + offset; let variance = max(0.0, all.b * uniforms.inverse - offset * offset);' : 'const mean = 0.0; let variance = all.b * uniforms.inverse;'}
       let scale = inverseSqrt(variance + uniforms.epsilon);
       if (row >= uniforms.rows) { return; }
       if (l == 0u) { store_statistics(2u * row, mean); store_statistics(2u * row + 1u, scale); }
-      for (var j = l; j < uniforms.n; j += ${lanes}u) {
-        store_out(start + j, (load_x(start + j) - mean) * scale${weight ? ' * load_weight(j)' : ''}${bias ? ' + load_bias(j)' : ''});
-      }
-    }`,
+      ${overItems(
+        spec,
+        loads,
+        (value, at) =>
+          `store_out(start + ${at}, (${value('x')} - mean) * scale${weight ? ` * load_weight(${at})` : ''}${bias ? ` + load_bias(${at})` : ''});`,
+      )}
+    }`;
+  },
 });
 
 // dx = scale (dy - xhat mean(dy xhat) [- mean(dy)]) with dy = g weight, xhat = (x - mean) scale.
 // tile    256 / lanes rows a workgroup
-// bytes   reads 4 n, writes n elements a row
+// bytes   reads 2 n (4 n where rows are longer than lanes hold), writes n elements a row
 const normBackwardRows = defineKernel({
   name: 'norm-backward-rows',
   bindings: {
@@ -74,7 +78,13 @@ const normBackwardRows = defineKernel({
   uniforms: { rows: 'u32', n: 'u32', inverse: 'f32' },
   tier: ({ form }: NormSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
   forms: ['baseline', 'subgroups'],
-  wgsl: ({ width, lanes, form, centre, weight }) => `
+  wgsl: (spec) => {
+    const { width, lanes, form, centre, weight } = spec;
+    const loads = [
+      { name: 'dy', load: (at: string) => `load_g(start + ${at})${weight ? ` * load_weight(${at})` : ''}`, past: '0.0' },
+      { name: 'unit', load: (at: string) => `(load_x(start + ${at}) - mean) * scale`, past: '0.0' },
+    ];
+    return `
     ${lanesWgsl(sumPairState, form, lanes, 256)}
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(form)}) {
@@ -86,19 +96,18 @@ const normBackwardRows = defineKernel({
       let scale = load_statistics(2u * at + 1u);
       var sum = ${itemType(width)}(0.0);
       var aligned = ${itemType(width)}(0.0);
-      for (var j = l; j < uniforms.n; j += ${lanes}u) {
-        let dy = load_g(start + j)${weight ? ' * load_weight(j)' : ''};
-        sum += dy;
-        aligned += dy * (load_x(start + j) - mean) * scale;
-      }
+      ${holdItems(spec, loads)}
+      ${overItems(spec, loads, (value) => `sum += ${value('dy')}; aligned += ${value('dy')} * ${value('unit')};`)}
       let all = reduceLanes(State(${itemSum(width, 'sum')}, ${itemSum(width, 'aligned')}), lane${laneArguments(form)});
       if (row >= uniforms.rows) { return; }
-      for (var j = l; j < uniforms.n; j += ${lanes}u) {
-        let dy = load_g(start + j)${weight ? ' * load_weight(j)' : ''};
-        let unit = (load_x(start + j) - mean) * scale;
-        store_out(start + j, scale * (dy - unit * (all.b * uniforms.inverse)${centre ? ' - all.a * uniforms.inverse' : ''}));
-      }
-    }`,
+      ${overItems(
+        spec,
+        loads,
+        (value, at) =>
+          `store_out(start + ${at}, scale * (${value('dy')} - ${value('unit')} * (all.b * uniforms.inverse)${centre ? ' - all.a * uniforms.inverse' : ''}));`,
+      )}
+    }`;
+  },
 });
 
 const rowsAPart = 128;
@@ -159,7 +168,12 @@ function normalised(
   const { device } = x;
   const inputs = [x, ...(weight ? [weight] : []), ...(bias ? [bias] : [])];
   const rows = n === 0 ? 0 : x.size / n;
-  const spec: NormSpec = { ...rowSpec(n, true, device.capabilities), centre, weight: weight !== undefined, bias: bias !== undefined };
+  const spec: NormSpec = {
+    ...rowSpec(n, true, device.capabilities, { software: device.isSoftware }),
+    centre,
+    weight: weight !== undefined,
+    bias: bias !== undefined,
+  };
   const outputs = apply<readonly Tensor[]>({
     name,
     inputs,

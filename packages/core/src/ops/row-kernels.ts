@@ -1,4 +1,5 @@
 import type { Capabilities } from '../device/capabilities.js';
+import { range } from '../kernel/modules.js';
 import { type LaneForm, laneForm, lanesFor } from '../kernel/wgsl/lanes.js';
 
 // What kernels share that work on whole rows of the last axis: 256 lanes a workgroup, `lanes` of them a row.
@@ -8,14 +9,56 @@ export interface RowSpec {
   /** Elements an item, 4 where rows start at multiples of 4. */
   width: number;
   lanes: number;
+  /** Items of a row that a lane holds in registers, so that the row is read once; 0 where rows are longer and read again. */
+  held: number;
   form: LaneForm;
 }
 
+/** Items that a lane holds at most: more would cost the GPU its occupancy, and software drivers seconds of compilation. */
+const mostHeld = { hardware: 8, software: 2 } as const;
+
 /** How rows of `n` elements are taken. Pure. */
-export function rowSpec(n: number, aligned: boolean, capabilities: Capabilities): RowSpec {
+export function rowSpec(n: number, aligned: boolean, capabilities: Capabilities, options: { software?: boolean } = {}): RowSpec {
   const width = aligned && n % 4 === 0 ? 4 : 1;
   const lanes = lanesFor(n / width);
-  return { width, lanes, form: laneForm(lanes, capabilities) };
+  const held = 2 ** Math.ceil(Math.log2(Math.max(1, n / width / lanes)));
+  const most = options.software ? mostHeld.software : mostHeld.hardware;
+  return { width, lanes, held: held <= most ? held : 0, form: laneForm(lanes, capabilities) };
+}
+
+/** What a pass over a row loads into `<name>`: its value at item `at`, and what stands for items past the row's end. */
+export interface RowLoad {
+  name: string;
+  load: (at: string) => string;
+  past: string;
+}
+
+/** Loads of held items, once, into `<name>0 ..`; nothing where rows are read in each pass. */
+export function holdItems({ width, lanes, held }: RowSpec, loads: readonly RowLoad[]): string {
+  return range(held)
+    .map(
+      (i) => `
+      let at${i} = l + ${i * lanes}u;
+      let in${i} = at${i} < uniforms.n;
+      ${loads.map(({ name, load, past }) => `var ${name}${i} = ${itemType(width)}(${past}); if (in${i}) { ${name}${i} = ${load(`at${i}`)}; }`).join('\n      ')}`,
+    )
+    .join('');
+}
+
+/** `body` for each item of the lane: `value(name)` is what a load gives, `at` its place in the row. Past items are left out. */
+export function overItems(
+  { lanes, held }: RowSpec,
+  loads: readonly RowLoad[],
+  body: (value: (name: string) => string, at: string) => string,
+): string {
+  if (held > 0)
+    return range(held)
+      .map((i) => `if (in${i}) { ${body((name) => `${name}${i}`, `at${i}`)} }`)
+      .join('\n');
+  return `for (var j = l; j < uniforms.n; j += ${lanes}u) {
+        ${loads.map(({ name, load }) => `let ${name} = ${load('j')};`).join(' ')}
+        ${body((name) => name, 'j')}
+      }`;
 }
 
 /** Workgroups for so many rows. */

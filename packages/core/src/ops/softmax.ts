@@ -6,15 +6,15 @@ import { asContiguous } from '../tensor/copy.js';
 import { empty } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { axisOf, expectFloat } from './check.js';
-import { itemSum, itemType, rowGrid, type RowSpec, rowSpec } from './row-kernels.js';
+import { holdItems, itemSum, itemType, overItems, rowGrid, type RowSpec, rowSpec } from './row-kernels.js';
 
 interface SoftmaxSpec extends RowSpec {
   log: boolean;
 }
 
 // Softmax, or its logarithm, over the last axis.
-// tile    256 / lanes rows a workgroup; two passes (maximum and sum, then write), the second one mostly from cache
-// bytes   reads 2 n, writes n elements a row
+// tile    256 / lanes rows a workgroup, held in registers where a lane has up to 8 items, else read again for the second pass
+// bytes   reads n (2 n where rows are longer), writes n elements a row
 // limits  a row whose logits are all NEG or below gives zeros (and NEG for the logarithm)
 // source  Milakov, Gimelshein 2018, algorithm 3 (online normaliser)
 const softmaxRows = defineKernel({
@@ -26,7 +26,10 @@ const softmaxRows = defineKernel({
   uniforms: { rows: 'u32', n: 'u32' },
   tier: ({ form }: SoftmaxSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
   forms: ['baseline', 'subgroups'],
-  wgsl: ({ width, lanes, form, log }) => `
+  wgsl: (spec) => {
+    const { width, lanes, form, log } = spec;
+    const loads = [{ name: 'x', load: (at: string) => `load_x(start + ${at})`, past: 'NEG' }];
+    return `
     ${lanesWgsl(softmaxState, form, lanes, 256)}
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(form)}) {
@@ -35,11 +38,17 @@ const softmaxRows = defineKernel({
       let start = min(row, uniforms.rows - 1u) * uniforms.n;
       var largest = ${itemType(width)}(NEG);
       var sum = ${itemType(width)}(0.0);
-      for (var j = l; j < uniforms.n; j += ${lanes}u) {
-        let x = load_x(start + j);
-        let next = max(largest, x);
-        sum = sum * exp(largest - next) + exp(x - next);
-        largest = next;
+      ${holdItems(spec, loads)}
+      ${
+        spec.held > 0
+          ? `${overItems(spec, loads, (value) => `largest = max(largest, ${value('x')});`)}
+      ${overItems(spec, loads, (value) => `sum += exp(${value('x')} - largest);`)}`
+          : overItems(
+              spec,
+              loads,
+              (value) =>
+                `let next = max(largest, ${value('x')}); sum = sum * exp(largest - next) + exp(${value('x')} - next); largest = next;`,
+            )
       }
       ${
         width === 4
@@ -51,15 +60,18 @@ const softmaxRows = defineKernel({
       if (row >= uniforms.rows) { return; }
       let seen = all.a > 0.5 * NEG;
       let lse = all.a + log(max(all.b, 1e-37));
-      for (var j = l; j < uniforms.n; j += ${lanes}u) {
-        ${log ? `store_out(start + j, select(${itemType(width)}(NEG), load_x(start + j) - lse, seen));` : `store_out(start + j, select(${itemType(width)}(0.0), exp(load_x(start + j) - lse), seen));`}
-      }
-    }`,
+      ${overItems(spec, loads, (value, at) =>
+        log
+          ? `store_out(start + ${at}, select(${itemType(width)}(NEG), ${value('x')} - lse, seen));`
+          : `store_out(start + ${at}, select(${itemType(width)}(0.0), exp(${value('x')} - lse), seen));`,
+      )}
+    }`;
+  },
 });
 
 // dx = p (dOut - sum(dOut p)), or with log p at hand dx = dOut - p sum(dOut).
 // tile    256 / lanes rows a workgroup
-// bytes   reads 4 n, writes n elements a row
+// bytes   reads 2 n (4 n where rows are longer than lanes hold), writes n elements a row
 const softmaxBackwardRows = defineKernel({
   name: 'softmax-backward-rows',
   bindings: {
@@ -70,7 +82,10 @@ const softmaxBackwardRows = defineKernel({
   uniforms: { rows: 'u32', n: 'u32' },
   tier: ({ form }: SoftmaxSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
   forms: ['baseline', 'subgroups'],
-  wgsl: ({ width, lanes, form, log }) => `
+  wgsl: (spec) => {
+    const { width, lanes, form, log } = spec;
+    const loads = ['g', 'p'].map((name) => ({ name, load: (at: string) => `load_${name}(start + ${at})`, past: '0.0' }));
+    return `
     ${lanesWgsl(sumState, form, lanes, 256)}
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(form)}) {
@@ -78,20 +93,25 @@ const softmaxBackwardRows = defineKernel({
       let row = workgroupIndex(group, groups) * ${256 / lanes}u + lane / ${lanes}u;
       let start = min(row, uniforms.rows - 1u) * uniforms.n;
       var sum = ${itemType(width)}(0.0);
-      for (var j = l; j < uniforms.n; j += ${lanes}u) { sum += load_g(start + j)${log ? '' : ' * load_p(start + j)'}; }
+      ${holdItems(spec, loads)}
+      ${overItems(spec, loads, (value) => `sum += ${value('g')}${log ? '' : ` * ${value('p')}`};`)}
       let all = reduceLanes(State(${itemSum(width, 'sum')}), lane${laneArguments(form)});
       if (row >= uniforms.rows) { return; }
-      for (var j = l; j < uniforms.n; j += ${lanes}u) {
-        ${log ? 'store_out(start + j, load_g(start + j) - exp(load_p(start + j)) * all.a);' : 'store_out(start + j, load_p(start + j) * (load_g(start + j) - all.a));'}
-      }
-    }`,
+      ${overItems(
+        spec,
+        loads,
+        (value, at) =>
+          `store_out(start + ${at}, ${log ? `${value('g')} - exp(${value('p')}) * all.a` : `${value('p')} * (${value('g')} - all.a)`});`,
+      )}
+    }`;
+  },
 });
 
 function rows(x: Tensor, log: boolean, run: (source: Tensor, out: Tensor, spec: SoftmaxSpec, n: number, count: number) => void): Tensor {
   const n = x.dim(-1);
   const out = empty(x.device, x.shape, x.dtype);
   if (x.size === 0) return out;
-  run(asContiguous(x), out, { ...rowSpec(n, true, x.device.capabilities), log }, n, x.size / n);
+  run(asContiguous(x), out, { ...rowSpec(n, true, x.device.capabilities, { software: x.device.isSoftware }), log }, n, x.size / n);
   return out;
 }
 

@@ -21,19 +21,21 @@ export const stridedOffset: WgslModule = {
     }`,
 };
 
+type CopySpec = { width: number };
+
 // Copies a strided tensor into row-major order.
-// tile    1 element a lane, 256 lanes
+// tile    4 neighbouring elements a lane where rows start at multiples of 4, else 1; 256 lanes
 // bytes   reads and writes one element each
 const gatherStrided = defineKernel({
   name: 'strided-copy',
-  bindings: { x: read('any'), out: write('any') },
-  uniforms: { shape: 'u32x8', strides: 'u32x8', rank: 'u32', size: 'u32' },
+  bindings: { x: read<CopySpec>('any', { width: (s) => s.width }), out: write<CopySpec>('any', { width: (s) => s.width }) },
+  uniforms: { shape: 'u32x8', strides: 'u32x8', rank: 'u32', items: 'u32' },
   modules: [stridedOffset],
-  wgsl: () => `
+  wgsl: (_: CopySpec) => `
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let i = workgroupIndex(group, groups) * 256u + lane;
-      if (i < uniforms.size) { store_out(i, load_x(stridedOffset(i, uniforms.rank, uniforms.shape, uniforms.strides))); }
+      if (i < uniforms.items) { store_out(i, load_x(stridedOffset(i, uniforms.rank, uniforms.shape, uniforms.strides))); }
     }`,
 });
 
@@ -58,15 +60,38 @@ export function mergeAxes(shape: Shape, strides: Shape): { shape: number[]; stri
   return { shape: outShape, strides: outStrides };
 }
 
+/** How a strided tensor is copied: axes merged, in items of `width` elements; pure. */
+export interface StridedCopyPlan {
+  width: 1 | 4;
+  shape: number[];
+  strides: number[];
+  items: number;
+}
+
+/** Items of 4 where the last axis runs along memory and every row starts at a multiple of 4 elements. */
+export function planStridedCopy(x: { shape: Shape; strides: Shape; offset: number; size: number }): StridedCopyPlan {
+  const { shape, strides } = mergeAxes(x.shape, x.strides);
+  const last = shape.length - 1;
+  const aligned =
+    strides[last] === 1 && (shape[last] ?? 1) % 4 === 0 && x.offset % 4 === 0 && strides.every((s, axis) => axis === last || s % 4 === 0);
+  if (!aligned) return { width: 1, shape, strides, items: x.size };
+  return {
+    width: 4,
+    shape: shape.map((n, axis) => (axis === last ? n / 4 : n)),
+    strides: strides.map((s, axis) => (axis === last ? s : s / 4)),
+    items: x.size / 4,
+  };
+}
+
 /** A row-major copy of `x` (always a new buffer). */
 export function copyContiguous(x: Tensor): Tensor {
   const out = empty(x.device, x.shape, x.dtype, x.label);
-  const merged = mergeAxes(x.shape, x.strides);
+  const { width, shape, strides, items } = planStridedCopy(x);
   gatherStrided.run(x.device, {
-    spec: {},
+    spec: { width },
     tensors: { x, out },
-    uniforms: { shape: merged.shape, strides: merged.strides, rank: merged.shape.length, size: x.size },
-    grid: [Math.ceil(x.size / 256)],
+    uniforms: { shape, strides, rank: shape.length, items },
+    grid: [Math.ceil(items / 256)],
   });
   return out;
 }
