@@ -18,6 +18,20 @@ export interface MaskArena {
   transposed: { rowsAt: number; runsAt: number };
   /** First word of each captured array of the host. */
   captureAt: Readonly<Record<string, number>>;
+  /** Visibility of the partial tiles of the forward part as bits, where asked for and not too many. */
+  bits: ArenaBits | undefined;
+}
+
+/** Where the bits of partial tiles lie: tile n has its rows from word `bitsAt` + n x rows x words on. */
+export interface ArenaBits {
+  /** A word a run: the number of a partial tile is this plus its key tile, wrapping around. */
+  tilesAt: number;
+  bitsAt: number;
+  /** Words a row. */
+  words: number;
+  tiles: number;
+  /** Row of the lists and key tile of each partial tile, until the device has made the bits. */
+  pending: Uint32Array | undefined;
 }
 
 export interface ArenaShape {
@@ -28,6 +42,8 @@ export interface ArenaShape {
   batch: number;
   tiles: TileSizes;
   transposed: boolean;
+  /** Make room for the bits of partial tiles. */
+  bits: boolean;
 }
 
 interface Kept {
@@ -45,7 +61,17 @@ export function maskArena(device: Device, mask: Mask, shape: ArenaShape | undefi
   let list = kept.get(device);
   if (!list) kept.set(device, (list = []));
   const key = shape
-    ? [shape.queries, shape.keys, shape.offset, shape.heads, shape.batch, shape.tiles.query, shape.tiles.key, shape.transposed].join()
+    ? [
+        shape.queries,
+        shape.keys,
+        shape.offset,
+        shape.heads,
+        shape.batch,
+        shape.tiles.query,
+        shape.tiles.key,
+        shape.transposed,
+        shape.bits,
+      ].join()
     : '';
   const found = list.findIndex((entry) => entry.mask === mask && entry.key === key);
   if (found >= 0) {
@@ -53,16 +79,16 @@ export function maskArena(device: Device, mask: Mask, shape: ArenaShape | undefi
     list.push(entry!);
     return entry!.arena;
   }
-  const { words, ...places } = build(mask, shape);
-  const storage = device.allocate(words.byteLength, 'attention mask');
+  const { words, extent, ...places } = build(mask, shape);
+  const storage = device.allocate(4 * extent, 'attention mask');
   device.write(storage, 0, new Uint8Array(words.buffer, words.byteOffset, words.byteLength));
-  const arena: MaskArena = { operand: { storage, dtype: 'u32', offset: 0, extent: words.length, label: 'attention mask' }, ...places };
+  const arena: MaskArena = { operand: { storage, dtype: 'u32', offset: 0, extent, label: 'attention mask' }, ...places };
   list.push({ mask, key, storage, arena });
   if (list.length > mostKept) device.pool.release(list.shift()!.storage);
   return arena;
 }
 
-function build(mask: Mask, shape: ArenaShape | undefined): Omit<MaskArena, 'operand'> & { words: Uint32Array } {
+function build(mask: Mask, shape: ArenaShape | undefined): Omit<MaskArena, 'operand'> & { words: Uint32Array; extent: number } {
   const runs = shape && tileRuns(mask, { ...shape, transposed: shape.transposed }).arena;
   const pieces: Uint32Array[] = runs ? [runs] : [];
   let length = runs?.length ?? 0;
@@ -73,6 +99,12 @@ function build(mask: Mask, shape: ArenaShape | undefined): Omit<MaskArena, 'oper
     pieces.push(new Uint32Array(source.buffer, source.byteOffset, source.length));
     length += source.length;
   }
+  const partial = shape?.bits && runs && Object.values(mask.captures).every(onHost) ? partialTiles(runs, shape) : undefined;
+  const bitTilesAt = length;
+  if (partial) {
+    pieces.push(partial.firstTiles);
+    length += partial.firstTiles.length;
+  }
   const words = new Uint32Array(Math.max(4, length));
   let at = 0;
   for (const piece of pieces) {
@@ -82,6 +114,14 @@ function build(mask: Mask, shape: ArenaShape | undefined): Omit<MaskArena, 'oper
   const [queryTiles = 0, keyTiles = 0, heads = 1, batches = 1, forwardRows = 0, backRows = 0, forwardRuns = 0, backRuns = 0] = runs ?? [];
   return {
     words,
+    extent: words.length + (partial?.words ?? 0),
+    bits: partial && {
+      tilesAt: bitTilesAt,
+      bitsAt: words.length,
+      words: partial.rowWords,
+      tiles: partial.list.length / 2,
+      pending: partial.list,
+    },
     rows: { forward: queryTiles, transposed: keyTiles },
     heads,
     batches,
@@ -89,4 +129,32 @@ function build(mask: Mask, shape: ArenaShape | undefined): Omit<MaskArena, 'oper
     transposed: { rowsAt: backRows, runsAt: backRuns },
     captureAt,
   };
+}
+
+/** Bits of partial tiles take at most this many bytes a query and stored head. */
+const mostBitBytes = 512;
+
+/** Numbers the partial tiles of the forward part; undefined where there are none, or too many for their bits. */
+export function partialTiles(
+  runs: Uint32Array,
+  { tiles, queries }: Pick<ArenaShape, 'tiles' | 'queries'>,
+): { firstTiles: Uint32Array<ArrayBuffer>; list: Uint32Array<ArrayBuffer>; rowWords: number; words: number } | undefined {
+  const [queryTiles = 0, , heads = 1, batches = 1, rowsAt = 0, , runsAt = 0] = runs;
+  const rows = queryTiles * heads * batches;
+  const runCount = runs[rowsAt + 2 * rows] ?? 0;
+  const firstTiles = new Uint32Array(runCount);
+  const rowWords = Math.ceil(tiles.key / 32);
+  const most = (mostBitBytes / 4 / tiles.query / rowWords) * queries * heads * batches;
+  const list: number[] = [];
+  for (let row = 0; row < rows; row++) {
+    const end = runs[rowsAt + 2 * row + 2] ?? 0;
+    for (let run = runs[rowsAt + 2 * row + 1] ?? 0; run < end; run++) {
+      const [first = 0, stop = 0] = [runs[runsAt + 2 * run], runs[runsAt + 2 * run + 1]];
+      firstTiles[run] = list.length / 2 - first;
+      if (list.length / 2 + stop - first > most) return undefined;
+      for (let tile = first; tile < stop; tile++) list.push(row, tile);
+    }
+  }
+  if (list.length === 0) return undefined;
+  return { firstTiles, list: Uint32Array.from(list), rowWords, words: (list.length / 2) * tiles.query * rowWords };
 }

@@ -6,6 +6,7 @@ import { type MaskArena, maskArena } from './arena.js';
 import type { AttentionCall } from './call.js';
 import { renderMask, renderScore } from './code.js';
 import { packExtras } from './extras.js';
+import { makeMaskBits } from './kernels/mask-bits.js';
 import { log2e, type ScoreSpec, type ScoreUniforms, type UniformsOf } from './kernels/common.js';
 import type { RowLoad } from './kernels/matrix-tile.js';
 import type { TileSizes } from './mask/index.js';
@@ -33,6 +34,8 @@ export interface Walk {
   transposed: boolean;
   /** Further tensors whose rows are loaded as those of q, k and v. */
   rows?: readonly Tensor[];
+  /** The kernel reads the visibility of partial tiles as bits. Default false. */
+  bits?: boolean;
 }
 
 /** Spec, run-time values and buffers that all attention kernels share. */
@@ -67,7 +70,17 @@ export function bindCall(call: AttentionCall, { q, k, v, arrays, selection }: Ca
           device,
           mask,
           listed
-            ? { queries, keys, offset: call.queryOffset ?? 0, heads, batch, tiles: walk.tiles, transposed: walk.transposed }
+            ? {
+                queries,
+                keys,
+                offset: call.queryOffset ?? 0,
+                heads,
+                batch,
+                tiles: walk.tiles,
+                transposed: walk.transposed,
+                // keys past a batch entry's length are hidden beside the mask
+                bits: (walk.bits ?? false) && options.lengths === undefined,
+              }
             : undefined,
         )
       : undefined;
@@ -76,7 +89,7 @@ export function bindCall(call: AttentionCall, { q, k, v, arrays, selection }: Ca
   const [qBatch, qRow, qHead] = itemStrides(q, item);
   const [kBatch, kRow, kHead] = itemStrides(k, item);
   const [vBatch, vRow, vHead] = itemStrides(v, item);
-  return {
+  const bound: Bound = {
     extras: extras.tensor,
     arena: chosen?.operand ?? arena?.operand,
     item,
@@ -96,6 +109,7 @@ export function bindCall(call: AttentionCall, { q, k, v, arrays, selection }: Ca
       mask: mask ? renderMask(mask, call.slots) : '',
       extras: extras.tensor !== undefined,
       arena: arena !== undefined || chosen !== undefined,
+      bits: arena?.bits?.words ?? 0,
     },
     uniforms: {
       one: 1,
@@ -138,9 +152,13 @@ export function bindCall(call: AttentionCall, { q, k, v, arrays, selection }: Ca
             ? arena.transposed
             : arena.forward
           : { rowsAt: 0, runsAt: 0 }),
+      bitTilesAt: arena?.bits?.tilesAt ?? 0,
+      bitsAt: arena?.bits?.bitsAt ?? 0,
       ...slotValues(call, at, arena),
     },
   };
+  if (arena?.bits?.pending) makeMaskBits(device, arena, walk.tiles, bound);
+  return bound;
 }
 
 function slotValues(call: AttentionCall, at: (name: string) => number, arena: MaskArena | undefined): SlotUniforms {

@@ -37,6 +37,8 @@ export type ScoreSpec = {
   extras: boolean;
   /** The `arena` buffer is bound: runs or block ids. */
   arena: boolean;
+  /** Words a row of a partial tile whose visibility lies in the arena as bits; 0: the predicate is asked pair by pair. */
+  bits: number;
 };
 
 /** Run-time values of every attention kernel that are u32. */
@@ -81,6 +83,9 @@ const words = [
   // where the list lies in the arena: counts of a selection or the row table of runs, and ids, bits or runs
   'rowsAt',
   'runsAt',
+  // bits of partial tiles: for each run the number of its tile 0, and the words
+  'bitTilesAt',
+  'bitsAt',
 ] as const;
 const offsets = ['queryOffset', 'left', 'right'] as const;
 // `scale2` is scale times log2 e
