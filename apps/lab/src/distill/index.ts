@@ -1,0 +1,2 @@
+export { type ConversionOptions, type Converted, convertToLawcat, studentConfig } from './convert.js';
+export { type BranchParams, type StageContext, type StageOptions, teacherLayers, transferAttention } from './transfer.js';
