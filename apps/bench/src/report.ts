@@ -144,7 +144,7 @@ function masks({ entries }: BenchRecord, document: Document, make: ElementMaker)
   };
   return [
     make('h2', {}, `The 14 masks, at ${figure(tokens)} tokens`),
-    make('p', { class: 'quiet' }, 'Queries down, keys across; dark tiles are full, lighter ones partly visible, blank ones skipped.'),
+    make('p', { class: 'quiet' }, 'Queries down, keys across; a tile is as dark as it is visible, and blank ones are skipped.'),
     maskGallery(document, make, tokens, caption),
   ];
 }

@@ -24,7 +24,7 @@ p { margin: .25rem 0; max-width: 50rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: left; font-weight: 400; white-space: nowrap; }
 thead th { color: var(--quiet); }
-.number { text-align: right; padding: .3rem 0 .3rem 1.1rem; }
+.number { text-align: right; }
 .missed { color: #c0504d; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(32rem, 100%), 1fr)); gap: 2rem 2.5rem; }
 .masks { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1.25rem; }
