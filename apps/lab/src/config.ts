@@ -16,6 +16,7 @@ export const MIXERS = [
   'titans-mac',
   'lawcat',
   'transnormerllm',
+  'transnormer',
 ] as const;
 export type MixerName = (typeof MIXERS)[number];
 

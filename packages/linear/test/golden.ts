@@ -1,10 +1,12 @@
 import type { GoldenMapping } from '@heed/core/testing';
+import { nalaformerGolden } from './nalaformer/golden.js';
 import { lawcatGolden } from './lawcat/golden.js';
 import { basedGolden } from './based/golden.js';
 import { lightning2Golden } from './lightning2/golden.js';
 import { lightningGolden } from './lightning/golden.js';
 import { llaGolden } from './lla/golden.js';
 import { titansGolden } from './titans/golden.js';
+import { transnormerGolden } from './transnormer/golden.js';
 import { transnormerllmGolden } from './transnormerllm/golden.js';
 
 /** Op names of the golden cases to the functions of this package. */
@@ -15,6 +17,8 @@ const mapping: GoldenMapping = {
   ...lawcatGolden,
   ...titansGolden,
   ...basedGolden,
+  ...transnormerGolden,
   ...transnormerllmGolden,
+  ...nalaformerGolden,
 };
 export default mapping;

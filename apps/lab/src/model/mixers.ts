@@ -6,6 +6,7 @@ import { lightning2Mixer } from '@heed/linear/lightning2';
 import { titansMacMixer, titansMagMixer, titansMalMixer, titansMixer } from '@heed/linear/titans';
 import { lightningMixer } from '@heed/linear/lightning';
 import { transnormerllmMixer } from '@heed/linear/transnormerllm';
+import { transnormerMixer } from '@heed/linear/transnormer';
 import { neighborhoodMixer } from '@heed/sparse-local/fna';
 import { zetaMixer } from '@heed/topk/zeta';
 import { headDimension, type LabConfig, type MixerName, MIXERS, type ModelConfig } from '../config.js';
@@ -42,6 +43,8 @@ const makers: Record<MixerName, (model: ModelConfig, layer: number, precision: P
     lawcatMixer({ ...shape(model), precision, rope: { base: model.ropeBase ?? 10_000 }, ...model.mixerOptions }) as AnyMixer,
   transnormerllm: (model, layer, precision) =>
     transnormerllmMixer({ ...shape(model), precision, layer, layers: model.layers, ...model.mixerOptions }) as AnyMixer,
+  transnormer: (model, layer, precision) =>
+    transnormerMixer({ ...shape(model), precision, layer, layers: model.layers, ...model.mixerOptions }) as AnyMixer,
   zeta: (model, _layer, precision) => zetaMixer({ ...shape(model), precision, ...model.mixerOptions }) as AnyMixer,
 };
 

@@ -1,7 +1,8 @@
-import { broadcastTo, HeedError, matmul, mul, permute, reshape, scope, type Tensor } from '@heed/core';
+import { broadcastTo, HeedError, reshape, scope, type Tensor } from '@heed/core';
 import { currentTape } from '@heed/core/~internal';
 import { isTensorDecay } from '../lightning2/options.js';
-import { checkScan, linearScan, type LinearScanOptions, linearScanWithState } from '../scan/linear-scan.js';
+import { everyToken } from '../scan/every-token.js';
+import { linearScan, type LinearScanOptions, linearScanWithState } from '../scan/linear-scan.js';
 
 /** Options of `lightning`. */
 export interface LightningOptions {
@@ -34,7 +35,7 @@ export interface LightningOptions {
  */
 export function lightning(q: Tensor, k: Tensor, v: Tensor, options: LightningOptions = {}): Tensor {
   const { causal = true, ...rest } = options;
-  if (!causal) return everyToken(q, k, v, rest);
+  if (!causal) return withoutMask(q, k, v, rest);
   return scope(() => linearScan(q, k, v, forgetting(q, rest), 'lightning'));
 }
 
@@ -57,18 +58,13 @@ function forgetting(q: Tensor, options: Omit<LightningOptions, 'causal'>): Linea
   return { ...rest, gate: broadcastTo(reshape(decay, [1, 1, decay.size]), q.shape.slice(0, 3)) };
 }
 
-/** Without a mask it is q (k^T v): two products. */
-function everyToken(q: Tensor, k: Tensor, v: Tensor, options: Omit<LightningOptions, 'causal'>): Tensor {
+/** Without a mask it is q (k^T v), and nothing has a direction. */
+function withoutMask(q: Tensor, k: Tensor, v: Tensor, options: Omit<LightningOptions, 'causal'>): Tensor {
   const { decay, initialState, lengths, scale = 1 } = options;
   if (decay || initialState || lengths)
     throw new HeedError(
       'UNSUPPORTED',
       'lightning: decay, initialState or lengths were given with causal: false; a decay has a direction, leave them out or use causal: true',
     );
-  checkScan('lightning', q, k, v, options);
-  return scope(() => {
-    const [queries, keys, values] = [q, k, v].map((x) => permute(x, [0, 2, 1, 3])) as [Tensor, Tensor, Tensor];
-    const state = mul(matmul(keys, values, { transposeA: true, outDType: 'f32' }), scale);
-    return permute(matmul(queries, state, { outDType: v.dtype === 'f16' ? 'f16' : 'f32' }), [0, 2, 1, 3]);
-  });
+  return everyToken(q, k, v, scale, 'lightning');
 }
