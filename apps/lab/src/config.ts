@@ -17,6 +17,7 @@ export const MIXERS = [
   'lawcat',
   'transnormerllm',
   'transnormer',
+  'nalaformer',
 ] as const;
 export type MixerName = (typeof MIXERS)[number];
 

@@ -7,6 +7,7 @@ import { titansMacMixer, titansMagMixer, titansMalMixer, titansMixer } from '@he
 import { lightningMixer } from '@heed/linear/lightning';
 import { transnormerllmMixer } from '@heed/linear/transnormerllm';
 import { transnormerMixer } from '@heed/linear/transnormer';
+import { nalaformerMixer } from '@heed/linear/nalaformer';
 import { neighborhoodMixer } from '@heed/sparse-local/fna';
 import { zetaMixer } from '@heed/topk/zeta';
 import { headDimension, type LabConfig, type MixerName, MIXERS, type ModelConfig } from '../config.js';
@@ -45,6 +46,7 @@ const makers: Record<MixerName, (model: ModelConfig, layer: number, precision: P
     transnormerllmMixer({ ...shape(model), precision, layer, layers: model.layers, ...model.mixerOptions }) as AnyMixer,
   transnormer: (model, layer, precision) =>
     transnormerMixer({ ...shape(model), precision, layer, layers: model.layers, ...model.mixerOptions }) as AnyMixer,
+  nalaformer: (model, _layer, precision) => nalaformerMixer({ ...shape(model), precision, ...model.mixerOptions }) as AnyMixer,
   zeta: (model, _layer, precision) => zetaMixer({ ...shape(model), precision, ...model.mixerOptions }) as AnyMixer,
 };
 

@@ -19,7 +19,7 @@ import {
   zeros,
 } from '@heed/core';
 import { initLinear, linear, type LinearParams } from '@heed/core/nn';
-import { HeldTensors } from './held.js';
+import { HeldTensors } from '../scan/held-tensors.js';
 
 /** Settings of the short gated convolution. */
 export interface BaseConvConfig {

@@ -4,7 +4,7 @@ export type { BasedOptions, BasedStates } from './options.js';
 export { type BasedState, basedStart, basedStep, type BasedStreamOptions } from './stream.js';
 export { leftOfWindowSize, slidingWindow, type SlidingWindowOptions } from './window.js';
 export { baseConv, type BaseConvConfig, baseConvMixer, type BaseConvParams } from './conv.js';
-export type { HeldTensors } from './held.js';
+export type { HeldTensors } from '../scan/held-tensors.js';
 export {
   basedKind,
   type BasedKind,

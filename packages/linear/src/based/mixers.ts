@@ -20,7 +20,7 @@ import {
 import { attentionMixer, type AttentionMixerParams, initLinear, linear, type LinearParams, projectQkv } from '@heed/core/nn';
 import { type BaseConvConfig, baseConvMixer } from './conv.js';
 import { based } from './forward.js';
-import { HeldTensors } from './held.js';
+import { HeldTensors } from '../scan/held-tensors.js';
 import { type BasedState, basedStart, basedStep } from './stream.js';
 import { slidingWindow } from './window.js';
 

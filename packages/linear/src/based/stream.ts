@@ -2,7 +2,7 @@ import { type Device, HeedError, type Tensor, zeros } from '@heed/core';
 import { apply, copyContiguous, empty } from '@heed/core/~internal';
 import { tuningFor } from '../scan/scan.js';
 import { basedForward, compressed, problemOf, sweepOf } from './passes.js';
-import { HeldTensors } from './held.js';
+import { HeldTensors } from '../scan/held-tensors.js';
 import { expandState } from './kernels/state-layout.js';
 import { runSweep } from './kernels/sweep.js';
 import { planBased, symmetricFeatures } from './layout.js';
