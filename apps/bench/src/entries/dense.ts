@@ -73,7 +73,7 @@ export const dense: Family = ({ suite, software, sizes }) => {
     const lengths = sizes ?? (suite === 'scaling' ? [256, 512, 1024, 2048] : [512, 1024]);
     return lengths.flatMap((tokens) => [
       causal(tokens, small('forward')),
-      ...(suite === 'scaling' ? [] : [causal(tokens, small('backward'))]),
+      ...(suite === 'kernels' || (suite === 'quick' && tokens <= 512) ? [causal(tokens, small('backward'))] : []),
       window(tokens, small('forward'), Math.min(128, tokens)),
       ...(suite === 'kernels' ? [full(tokens, small('forward'))] : []),
     ]);

@@ -39,7 +39,13 @@ export function drawCurves(document: Document, series: readonly Series[], value:
     marginLeft: 64,
     marginBottom: 42,
     grid: true,
-    x: { type: 'log', base: 2, label: 'tokens', tickFormat: (n: number) => count.format(n) },
+    x: {
+      type: 'log',
+      base: 2,
+      label: 'tokens',
+      ticks: [...new Set(series.flatMap(({ points }) => points.map(tokens)))],
+      tickFormat: (n: number) => count.format(n),
+    },
     y: { type: 'log', label: null, ticks: 6, tickFormat: (n: number) => figure(n) },
     marks: series.flatMap(({ name, color, dash, points }) => [
       Plot.line(points, { x: tokens, y: value, stroke: color, strokeWidth: 2.25, strokeDasharray: dash }),
