@@ -2,6 +2,7 @@ import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { RandomStream } from '../src/random/stream.js';
 import { planStridedCopy } from '../src/tensor/copy.js';
+import { planPad } from '../src/ops/pad-kernel.js';
 import { type DType, scope, type Shape, tensor, type Tensor, zeros } from '../src/index.js';
 import { contiguousStrides, sizeOf, vjp } from '../src/internal.js';
 import { mul } from '../src/ops/arithmetic.js';
@@ -294,13 +295,42 @@ test('bad shapes and axes say what was given and what to do', () => {
   expect(() => flip(x, [0, -2])).toThrow('name one axis twice');
 });
 
-test('rows that start at multiples of four elements are copied in vectors, others one by one', () => {
-  const plan = (shape: number[], strides: number[], offset = 0) =>
-    planStridedCopy({ shape, strides, offset, size: shape.reduce((product, n) => product * n, 1) });
-  expect(plan([6, 8], [12, 1])).toEqual({ width: 4, shape: [6, 2], strides: [3, 1], items: 12 });
-  expect(plan([6, 8], [8, 1])).toEqual({ width: 4, shape: [12], strides: [1], items: 12 });
-  expect(plan([6, 8], [12, 1], 2).width).toBe(1);
-  expect(plan([6, 8], [10, 1]).width).toBe(1);
-  expect(plan([6, 7], [8, 1]).width).toBe(1);
-  expect(plan([6, 8], [1, 6]).width).toBe(1);
+test('rows that start at multiples of a word are copied by it, others one by one', () => {
+  const plan = (dtype: DType, shape: number[], strides: number[], offset = 0) =>
+    planStridedCopy({ dtype, shape, strides, offset, size: shape.reduce((product, n) => product * n, 1) });
+  expect(plan('f32', [6, 8], [12, 1])).toEqual({ word: 'vec4u', per: 4, shape: [6, 2], strides: [3, 1], items: 12 });
+  expect(plan('f32', [6, 8], [8, 1])).toEqual({ word: 'vec4u', per: 4, shape: [12], strides: [1], items: 12 });
+  expect(plan('f16', [6, 8], [24, 1])).toEqual({ word: 'vec4u', per: 8, shape: [6, 1], strides: [3, 1], items: 6 });
+  expect(plan('f16', [6, 8], [12, 1])).toMatchObject({ word: 'vec2u', per: 4 });
+  expect(plan('f16', [6, 8], [9, 1])).toMatchObject({ word: '', per: 1 });
+  expect(plan('u8', [6, 8], [12, 1], 4)).toMatchObject({ word: 'u32', per: 4 });
+  expect(plan('f32', [6, 8], [12, 1], 2).word).toBe('vec2u');
+  expect(plan('f32', [6, 7], [8, 1]).word).toBe('u32');
+  expect(plan('f32', [6, 8], [1, 6])).toMatchObject({ word: '', strides: [1, 6] });
+});
+
+test('pads merge axes that nothing stands around, and go in vectors where rows and borders are multiples of four', () => {
+  const x = { shape: [3, 4, 8], strides: [32, 8, 1], offset: 0 };
+  expect(planPad(x, [[1, 0]])).toEqual({ width: 4, shape: [32], inner: [24], before: [8], strides: [1] });
+  expect(
+    planPad(x, [
+      [0, 0],
+      [2, 1],
+    ]),
+  ).toEqual({ width: 4, shape: [3, 14], inner: [3, 8], before: [0, 4], strides: [8, 1] });
+  expect(
+    planPad(x, [
+      [0, 0],
+      [0, 0],
+      [4, 4],
+    ]),
+  ).toEqual({ width: 4, shape: [12, 4], inner: [12, 2], before: [0, 1], strides: [2, 1] });
+  expect(
+    planPad(x, [
+      [0, 0],
+      [0, 0],
+      [1, 3],
+    ]).width,
+  ).toBe(1);
+  expect(planPad({ ...x, offset: 2 }, [[1, 0]]).width).toBe(1);
 });

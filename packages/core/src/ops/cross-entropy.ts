@@ -19,12 +19,12 @@ const rowLosses = defineKernel({
   uniforms: { rows: 'u32', n: 'u32', ignored: 'u32' },
   tier: ({ form }: RowSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
   forms: ['baseline', 'subgroups'],
-  wgsl: ({ width, lanes, form }) => `
-    ${lanesWgsl(softmaxState, form, lanes, 256)}
-    @compute @workgroup_size(256)
+  wgsl: ({ width, lanes, invocations, form }) => `
+    ${lanesWgsl(softmaxState, form, lanes, invocations)}
+    @compute @workgroup_size(${invocations})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(form)}) {
       let l = lane % ${lanes}u;
-      let row = workgroupIndex(group, groups) * ${256 / lanes}u + lane / ${lanes}u;
+      let row = workgroupIndex(group, groups) * ${invocations / lanes}u + lane / ${lanes}u;
       let start = min(row, uniforms.rows - 1u) * uniforms.n;
       var largest = ${itemType(width)}(NEG);
       var sum = ${itemType(width)}(0.0);
@@ -158,7 +158,7 @@ export function crossEntropy(logits: Tensor, targets: Tensor, options: CrossEntr
         spec,
         tensors: { x: asContiguous(logits), targets: own, losses, lse },
         uniforms: { rows: count, n: classes / spec.width, ignored },
-        grid: rowGrid(count, spec.lanes),
+        grid: rowGrid(count, spec),
       });
       if (perRow) return [losses, lse];
       const out = empty(device, []);

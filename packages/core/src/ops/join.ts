@@ -1,6 +1,7 @@
 import { apply } from '../autodiff/tape.js';
 import { HeedError } from '../errors.js';
-import { checkShape, empty, full } from '../tensor/create.js';
+import { checkShape, empty } from '../tensor/create.js';
+import { runPad } from './pad-kernel.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { copyInto } from './assign.js';
 import { axisOf, sameShape } from './check.js';
@@ -83,8 +84,8 @@ export function pad(x: Tensor, widths: readonly (readonly [before: number, after
     name: 'pad',
     inputs: [x],
     forward: () => {
-      const out = full(x.device, shape, value, { dtype: x.dtype });
-      copyInto(inside(out), x);
+      const out = empty(x.device, shape, x.dtype);
+      runPad(x, out, widths, value);
       return out;
     },
     backward: ([g]) => [g ? inside(g) : null],

@@ -1,6 +1,6 @@
-import { isFloat } from '../dtype.js';
+import { dtypeBytes, isFloat } from '../dtype.js';
 import { read, write } from '../kernel/bindings.js';
-import { defineKernel } from '../kernel/define.js';
+import { defineKernel, type KernelContext } from '../kernel/define.js';
 import { typedExpr } from '../kernel/expr/index.js';
 import { copyContiguous, mergeAxes } from '../tensor/copy.js';
 import { empty } from '../tensor/create.js';
@@ -11,13 +11,22 @@ import { fusedKernel } from './pointwise-kernel.js';
 
 // Layout changes without gradients, views where possible: what the ops in shape.ts and join.ts, and gradients, are made of.
 
+type TransposeSpec = {
+  /** Elements of 2 bytes go in pairs: both contiguous axes have even lengths, and all rows start at even places. */
+  pairs: boolean;
+};
+
 // Copies a permuted tensor through tiles, so that both reads and writes run along contiguous axes.
-// tile    32 x 32 elements, 256 lanes, 4.2 KB of workgroup memory (33 a row against bank conflicts)
+// tile    32 words along the rows (of x) x 64 columns, or x 32 where words are pairs of halves (64 rows); 256 lanes, 8.4 KB of
+//         workgroup memory (33 words a row against bank conflicts)
 // bytes   reads and writes each element once
 // limits  the contiguous axis of the input and that of the output differ; up to 4 further axes
 const transposeTiles = defineKernel({
   name: 'transpose-tiles',
-  bindings: { x: read('any'), out: write('any') },
+  bindings: {
+    x: read<TransposeSpec>('any', { raw: ({ pairs }) => (pairs ? 'u32' : undefined) }),
+    out: write<TransposeSpec>('any', { raw: ({ pairs }) => (pairs ? 'u32' : undefined) }),
+  },
   uniforms: {
     shape: 'u32x8',
     xStrides: 'u32x8',
@@ -29,18 +38,49 @@ const transposeTiles = defineKernel({
     columns: 'u32',
     columnStride: 'u32',
   },
-  wgsl: (_spec, { dtypes }) => {
+  wgsl: ({ pairs }: TransposeSpec, { dtypes }: KernelContext) => {
     const dtype = dtypes['x'] ?? 'f32';
-    const type = isFloat(dtype) ? 'f32' : dtype === 'i32' ? 'i32' : 'u32';
+    const type = pairs ? 'u32' : isFloat(dtype) ? 'f32' : dtype === 'i32' ? 'i32' : 'u32';
+    const tileRows = pairs ? 64 : 32;
+    // rows are contiguous in x, columns in out; a word of x holds two rows of a column, a word of out two columns of a row
+    const load = pairs
+      ? `let row = row0 / 2u + lane.x;
+        if (live && row < uniforms.rows / 2u && column < uniforms.columns) {
+          tile[(lane.y + k) * 33u + lane.x] = x[base_x() + readAt / 2u + row + column * (uniforms.columnStride / 2u)];
+        }`
+      : `let row = row0 + lane.x;
+        if (live && row < uniforms.rows && column < uniforms.columns) {
+          tile[(lane.y + k) * 33u + lane.x] = load_x(readAt + row + column * uniforms.columnStride);
+        }`;
+    const store = pairs
+      ? `for (var k = 0u; k < 32u; k += 8u) {
+        let pair = lane.y + k;
+        let row = row0 + 2u * pair;
+        let column = column0 / 2u + lane.x;
+        if (live && row < uniforms.rows && column < uniforms.columns / 2u) {
+          let left = tile[(2u * lane.x) * 33u + pair];
+          let right = tile[(2u * lane.x + 1u) * 33u + pair];
+          let at = base_out() + writeAt / 2u + row * (uniforms.rowStride / 2u) + column;
+          out[at] = (left & 0xffffu) | (right << 16u);
+          out[at + uniforms.rowStride / 2u] = (left >> 16u) | (right & 0xffff0000u);
+        }
+      }`
+      : `for (var k = 0u; k < 64u; k += 8u) {
+        let row = row0 + (lane.y + k) / 2u;
+        let column = column0 + lane.x + (lane.y & 1u) * 32u;
+        if (live && row < uniforms.rows && column < uniforms.columns) {
+          store_out(writeAt + row * uniforms.rowStride + column, tile[(column - column0) * 33u + (row - row0)]);
+        }
+      }`;
     return `
-    var<workgroup> tile: array<${type}, 1056>;
+    var<workgroup> tile: array<${type}, 2112>;
     @compute @workgroup_size(32, 8)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_id) lane: vec3u) {
-      let tileColumns = (uniforms.columns + 31u) / 32u;
-      let tileRows = (uniforms.rows + 31u) / 32u;
+      let tileColumns = (uniforms.columns + 63u) / 64u;
+      let tileRows = (uniforms.rows + ${tileRows - 1}u) / ${tileRows}u;
       let index = workgroupIndex(group, groups);
-      let column0 = (index % tileColumns) * 32u;
-      let row0 = ((index / tileColumns) % tileRows) * 32u;
+      let column0 = (index % tileColumns) * 64u;
+      let row0 = ((index / tileColumns) % tileRows) * ${tileRows}u;
       let block = index / tileColumns / tileRows;
       let live = block < uniforms.batch;
       var rest = block;
@@ -54,22 +94,12 @@ const transposeTiles = defineKernel({
         writeAt += (rest % n) * uniforms.outStrides[a][c];
         rest /= n;
       }
-      // rows are contiguous in x, columns in out
-      for (var k = 0u; k < 32u; k += 8u) {
-        let row = row0 + lane.x;
+      for (var k = 0u; k < 64u; k += 8u) {
         let column = column0 + lane.y + k;
-        if (live && row < uniforms.rows && column < uniforms.columns) {
-          tile[(lane.y + k) * 33u + lane.x] = load_x(readAt + row + column * uniforms.columnStride);
-        }
+        ${load}
       }
       workgroupBarrier();
-      for (var k = 0u; k < 32u; k += 8u) {
-        let row = row0 + lane.y + k;
-        let column = column0 + lane.x;
-        if (live && row < uniforms.rows && column < uniforms.columns) {
-          store_out(writeAt + row * uniforms.rowStride + column, tile[lane.x * 33u + lane.y + k]);
-        }
-      }
+      ${store}
     }`;
   },
 });
@@ -162,8 +192,10 @@ function transposeCopy(x: Tensor, shape: Shape, strides: Shape): Tensor {
   const batch = product(pick(merged.shape));
   const rows = merged.shape[inner] ?? 1;
   const columns = merged.shape[last] ?? 1;
+  const even = [rows, columns, x.offset, xStrides[last] ?? 1, outStrides[inner] ?? 1, ...pick(xStrides), ...pick(outStrides)];
+  const pairs = dtypeBytes(x.dtype) === 2 && even.every((n) => n % 2 === 0);
   transposeTiles.run(x.device, {
-    spec: {},
+    spec: { pairs },
     tensors: { x, out },
     uniforms: {
       shape: pick(merged.shape),
@@ -176,7 +208,7 @@ function transposeCopy(x: Tensor, shape: Shape, strides: Shape): Tensor {
       columns,
       columnStride: xStrides[last] ?? 1,
     },
-    grid: [Math.ceil(columns / 32) * Math.ceil(rows / 32) * batch],
+    grid: [Math.ceil(columns / 64) * Math.ceil(rows / (pairs ? 64 : 32)) * batch],
   });
   return out;
 }

@@ -32,14 +32,14 @@ const normRows = defineKernel({
   tier: ({ form }: NormSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
   forms: ['baseline', 'subgroups'],
   wgsl: (spec) => {
-    const { width, lanes, form, centre, weight, bias } = spec;
+    const { width, lanes, invocations, form, centre, weight, bias } = spec;
     const loads = [{ name: 'x', load: (at: string) => `load_x(start + ${at})`, past: 'first' }];
     return `
-    ${lanesWgsl(sumPairState, form, lanes, 256)}
-    @compute @workgroup_size(256)
+    ${lanesWgsl(sumPairState, form, lanes, invocations)}
+    @compute @workgroup_size(${invocations})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(form)}) {
       let l = lane % ${lanes}u;
-      let row = workgroupIndex(group, groups) * ${256 / lanes}u + lane / ${lanes}u;
+      let row = workgroupIndex(group, groups) * ${invocations / lanes}u + lane / ${lanes}u;
       let start = min(row, uniforms.rows - 1u) * uniforms.n;
       // sums about the first element of the row: a large common offset does not cancel digits
       ${centre ? `let first = load_x(start)${width === 4 ? '.x' : ''};` : 'const first = 0.0;'}
@@ -79,17 +79,17 @@ const normBackwardRows = defineKernel({
   tier: ({ form }: NormSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
   forms: ['baseline', 'subgroups'],
   wgsl: (spec) => {
-    const { width, lanes, form, centre, weight } = spec;
+    const { width, lanes, invocations, form, centre, weight } = spec;
     const loads = [
       { name: 'dy', load: (at: string) => `load_g(start + ${at})${weight ? ` * load_weight(${at})` : ''}`, past: '0.0' },
       { name: 'unit', load: (at: string) => `(load_x(start + ${at}) - mean) * scale`, past: '0.0' },
     ];
     return `
-    ${lanesWgsl(sumPairState, form, lanes, 256)}
-    @compute @workgroup_size(256)
+    ${lanesWgsl(sumPairState, form, lanes, invocations)}
+    @compute @workgroup_size(${invocations})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(form)}) {
       let l = lane % ${lanes}u;
-      let row = workgroupIndex(group, groups) * ${256 / lanes}u + lane / ${lanes}u;
+      let row = workgroupIndex(group, groups) * ${invocations / lanes}u + lane / ${lanes}u;
       let at = min(row, uniforms.rows - 1u);
       let start = at * uniforms.n;
       let mean = load_statistics(2u * at);
@@ -112,26 +112,44 @@ const normBackwardRows = defineKernel({
 
 const rowsAPart = 128;
 
+interface ColumnSpec {
+  [name: string]: string | number | boolean;
+  width: number;
+}
+
 // Gradients of weight and bias: sums down the columns, first over parts of 128 rows, then over the parts, in order.
-// tile    64 columns x 128 rows
+// tile    64 columns (of 4 elements where rows allow) x 4 slices of 128 rows
 // bytes   reads 2 n a row once, writes 8 n a part
 const columnParts = defineKernel({
   name: 'norm-column-parts',
-  bindings: { x: read('float'), g: read('float'), statistics: read('f32'), parts: write('f32') },
+  bindings: {
+    x: read<ColumnSpec>('float', { width: (s) => s.width }),
+    g: read<ColumnSpec>('float', { width: (s) => s.width }),
+    statistics: read('f32'),
+    parts: write<ColumnSpec>('f32', { width: (s) => s.width }),
+  },
   uniforms: { rows: 'u32', n: 'u32' },
-  wgsl: () => `
-    @compute @workgroup_size(64)
-    fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let column = group.x * 64u + lane;
-      if (column >= uniforms.n) { return; }
+  wgsl: ({ width }: ColumnSpec) => `
+    var<workgroup> weights: array<${itemType(width)}, 256>;
+    var<workgroup> biases: array<${itemType(width)}, 256>;
+    @compute @workgroup_size(64, 4)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) lane: vec3u, @builtin(local_invocation_index) index: u32) {
+      let column = group.x * 64u + lane.x;
       let part = group.y;
-      var dWeight = 0.0;
-      var dBias = 0.0;
-      for (var row = part * ${rowsAPart}u; row < min(uniforms.rows, (part + 1u) * ${rowsAPart}u); row++) {
-        let g = load_g(row * uniforms.n + column);
-        dWeight += g * (load_x(row * uniforms.n + column) - load_statistics(2u * row)) * load_statistics(2u * row + 1u);
-        dBias += g;
+      var dWeight = ${itemType(width)}(0.0);
+      var dBias = ${itemType(width)}(0.0);
+      if (column < uniforms.n) {
+        for (var row = part * ${rowsAPart}u + lane.y; row < min(uniforms.rows, (part + 1u) * ${rowsAPart}u); row += 4u) {
+          let g = load_g(row * uniforms.n + column);
+          dWeight += g * (load_x(row * uniforms.n + column) - load_statistics(2u * row)) * load_statistics(2u * row + 1u);
+          dBias += g;
+        }
       }
+      weights[index] = dWeight;
+      biases[index] = dBias;
+      workgroupBarrier();
+      if (lane.y > 0u || column >= uniforms.n) { return; }
+      for (var slice = index + 64u; slice < 256u; slice += 64u) { dWeight += weights[slice]; dBias += biases[slice]; }
       store_parts((2u * part) * uniforms.n + column, dWeight);
       store_parts((2u * part + 1u) * uniforms.n + column, dBias);
     }`,
@@ -184,7 +202,7 @@ function normalised(
         spec,
         tensors: { x: asContiguous(x), weight: weight && asContiguous(weight), bias: bias && asContiguous(bias), out, statistics },
         uniforms: { rows, n: n / spec.width, epsilon, inverse: 1 / n },
-        grid: rowGrid(rows, spec.lanes),
+        grid: rowGrid(rows, spec),
       });
       return [out, statistics];
     },
@@ -197,7 +215,7 @@ function normalised(
         spec,
         tensors: { x: own, g: cotangent, weight: factors && asContiguous(factors), statistics, out: dx },
         uniforms: { rows, n: n / spec.width, inverse: 1 / n },
-        grid: rowGrid(rows, spec.lanes),
+        grid: rowGrid(rows, spec),
       });
       const gradients: (Tensor | null)[] = [dx];
       if (inputs.length > 1 && needs.slice(1).some(Boolean)) {
@@ -205,10 +223,10 @@ function normalised(
         const partial = empty(device, [parts, 2, n]);
         const columns = Math.ceil(n / 64);
         columnParts.run(device, {
-          spec: {},
+          spec: { width: spec.width },
           tensors: { x: own, g: cotangent, statistics, parts: partial },
-          uniforms: { rows, n },
-          grid: [columns, parts, 1],
+          uniforms: { rows, n: n / spec.width },
+          grid: [Math.ceil(n / spec.width / 64), parts, 1],
         });
         const total = (which: number, like: Tensor): Tensor => {
           const out = empty(device, [n], like.dtype);

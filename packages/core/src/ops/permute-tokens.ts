@@ -1,31 +1,30 @@
 import { apply } from '../autodiff/tape.js';
 import { HeedError } from '../errors.js';
-import { type Operand, read, write } from '../kernel/bindings.js';
+import { type Operand, read } from '../kernel/bindings.js';
 import { constantTable } from '../kernel/constants.js';
 import { defineKernel } from '../kernel/define.js';
-import { asContiguous } from '../tensor/copy.js';
+import { asContiguous, moveBindings, type MoveSpec, moveText, moveWords } from '../tensor/copy.js';
 import { empty } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
 
 // Rows of x in another order: out[b, i, :] = x[b, order[i], :].
-// tile    4 elements a lane where rows allow, 256 lanes
+// tile    a word of up to 16 bytes a lane where rows allow, 256 lanes
 // bytes   reads and writes one element each, 4 a row of order
 const gatherTokens = defineKernel({
   name: 'permute-tokens',
   bindings: {
-    x: read('any', { width: (spec: { width: number }) => spec.width }),
-    order: read('u32'),
-    out: write('any', { width: (spec: { width: number }) => spec.width }),
+    ...moveBindings,
+    order: read<MoveSpec>('u32'),
   },
   uniforms: { items: 'u32', rowItems: 'u32', tokensOut: 'u32', tokensIn: 'u32' },
-  wgsl: (_: { width: number }) => `
+  wgsl: (spec: MoveSpec) => `
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let i = workgroupIndex(group, groups) * 256u + lane;
       if (i >= uniforms.items) { return; }
       let row = i / uniforms.rowItems;
       let source = (row / uniforms.tokensOut) * uniforms.tokensIn + load_order(row % uniforms.tokensOut);
-      store_out(i, load_x(source * uniforms.rowItems + i % uniforms.rowItems));
+      ${moveText(spec, 'i', 'source * uniforms.rowItems + i % uniforms.rowItems')}
     }`,
 });
 
@@ -97,15 +96,15 @@ export function permuteTokens(x: Tensor, tokens: TokenOrder, options: { inverse?
 function run(x: Tensor, tokens: TokenOrder, inverse: boolean): Tensor {
   const out = empty(x.device, x.shape, x.dtype);
   const row = x.shape.slice(2).reduce((product, n) => product * n, 1);
-  const width = row % 4 === 0 ? 4 : 1;
+  const { word, per } = moveWords(x.dtype, [row]);
   const order: Operand = constantTable(x.device, `${tokens.key} ${inverse ? 'inverse' : 'order'}`, () =>
     inverse ? tokens.inverse : tokens.order,
   );
-  const items = x.size / width;
+  const items = x.size / per;
   gatherTokens.run(x.device, {
-    spec: { width },
-    tensors: { x: asContiguous(x), order, out },
-    uniforms: { items, rowItems: row / width, tokensOut: x.dim(1), tokensIn: x.dim(1) },
+    spec: { word },
+    tensors: { x: asContiguous(x, per), order, out },
+    uniforms: { items, rowItems: row / per, tokensOut: x.dim(1), tokensIn: x.dim(1) },
     grid: [Math.ceil(items / 256)],
   });
   return out;

@@ -3,6 +3,7 @@ import type { DType } from '../dtype.js';
 import { read, write } from '../kernel/bindings.js';
 import { defineKernel } from '../kernel/define.js';
 import { type LaneForm, laneArguments, laneBuiltins, laneForm, type LaneScalar, lanesFor, lanesWgsl } from '../kernel/wgsl/lanes.js';
+import { range } from '../kernel/modules.js';
 import { copyContiguous, mergeAxes, stridedOffset } from '../tensor/copy.js';
 import { empty } from '../tensor/create.js';
 import { contiguousStrides, type Shape, type Tensor } from '../tensor/tensor.js';
@@ -21,6 +22,8 @@ type ReduceSpec = {
   stage: 'whole' | 'first' | 'second';
   width: number;
   lanes: number;
+  /** Loads of a lane that wait together. */
+  flight: number;
   form: LaneForm;
 };
 
@@ -87,6 +90,7 @@ const reduceRows = defineKernel({
     const text = reductionText(spec.kind, spec.type);
     const { lanes, width } = spec;
     const pair = text.parts.length === 2;
+    const indexOf = (j: string): string => (width === 4 ? `vec4u(4u * ${j}) + vec4u(0u, 1u, 2u, 3u)` : j);
     const store = isFirst(spec)
       ? `store_outA(row, all.a);${pair ? ' store_outB(row, all.b);' : ''}`
       : `store_out(row, ${finishText(spec, (literal) => literal)});`;
@@ -99,9 +103,21 @@ const reduceRows = defineKernel({
     let begin = (at % uniforms.chunks) * uniforms.chunk;
     let end = min(begin + uniforms.chunk, uniforms.n);
     var wide = identityWide();
-    for (var j = begin + l; j < end; j += ${lanes}u) {
-      wide = combineWide(wide, mapWide(load_x(start + j), ${width === 4 ? 'vec4u(4u * j) + vec4u(0u, 1u, 2u, 3u)' : 'j'}));
+    var j = begin + l;
+    ${
+      spec.flight > 1
+        ? `for (; j + ${(spec.flight - 1) * lanes}u < end; j += ${spec.flight * lanes}u) {
+      // several loads wait together
+      ${range(spec.flight)
+        .map((i) => `let x${i} = load_x(start + j + ${i * lanes}u);`)
+        .join(' ')}
+      ${range(spec.flight)
+        .map((i) => `wide = combineWide(wide, mapWide(x${i}, ${indexOf(`(j + ${i * lanes}u)`)}));`)
+        .join(' ')}
+    }`
+        : ''
     }
+    for (; j < end; j += ${lanes}u) { wide = combineWide(wide, mapWide(load_x(start + j), ${indexOf('j')})); }
     let own = narrow(wide);`;
     return `
   ${lanesWgsl(text, spec.form, lanes, 256)}
@@ -283,7 +299,17 @@ function reduceRun(kind: Reduction, source: Tensor, [start, end]: Run, options: 
     const aligned = n % 4 === 0 && x.offset % 4 === 0 && (outer === 1 || kept.strides.every((s) => s % 4 === 0));
     const width = aligned ? 4 : 1;
     const plan = planRows(outer, n / width, width);
-    const spec = { kind, finish: options.finish, type, width, lanes: plan.lanes, form: laneForm(plan.lanes, device.capabilities) } as const;
+    // software drivers compile short texts fast
+    const flight = device.isSoftware || plan.lanes < 256 ? 1 : 4;
+    const spec = {
+      kind,
+      finish: options.finish,
+      type,
+      width,
+      lanes: plan.lanes,
+      flight,
+      form: laneForm(plan.lanes, device.capabilities),
+    } as const;
     const rows = outer * plan.chunks;
     const first = { ...base, rows, n: n / width, chunk: plan.chunk, chunks: plan.chunks };
     const grid = [Math.ceil(rows / (256 / plan.lanes))];
@@ -305,7 +331,7 @@ function reduceRun(kind: Reduction, source: Tensor, [start, end]: Run, options: 
   const aligned = inner % 4 === 0 && x.offset % 4 === 0 && stride % 4 === 0 && (outer === 1 || kept.strides.every((s) => s % 4 === 0));
   const width = aligned ? 4 : 1;
   const plan = planColumns(outer, n, inner / width, width);
-  const spec = { kind, finish: options.finish, type, width, lanes: plan.lanes, form: 'memory' } as const;
+  const spec = { kind, finish: options.finish, type, width, lanes: plan.lanes, flight: 1, form: 'memory' } as const;
   const first = { ...base, outer, n, stride: stride / width, inner: inner / width, chunk: plan.chunk, chunks: plan.chunks };
   const tiles = Math.ceil(inner / width / plan.lanes);
   const grid = [tiles * plan.chunks * outer];

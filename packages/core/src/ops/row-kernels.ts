@@ -2,13 +2,15 @@ import type { Capabilities } from '../device/capabilities.js';
 import { range } from '../kernel/modules.js';
 import { type LaneForm, laneForm, lanesFor } from '../kernel/wgsl/lanes.js';
 
-// What kernels share that work on whole rows of the last axis: 256 lanes a workgroup, `lanes` of them a row.
+// What kernels share that work on whole rows of the last axis: 256 lanes a workgroup (1,024 for long rows), `lanes` of them a row.
 
 export interface RowSpec {
   [name: string]: string | number | boolean;
   /** Elements an item, 4 where rows start at multiples of 4. */
   width: number;
   lanes: number;
+  /** Lanes of a workgroup. */
+  invocations: number;
   /** Items of a row that a lane holds in registers, so that the row is read once; 0 where rows are longer and read again. */
   held: number;
   form: LaneForm;
@@ -20,10 +22,19 @@ const mostHeld = { hardware: 8, software: 2 } as const;
 /** How rows of `n` elements are taken. Pure. */
 export function rowSpec(n: number, aligned: boolean, capabilities: Capabilities, options: { software?: boolean } = {}): RowSpec {
   const width = aligned && n % 4 === 0 ? 4 : 1;
-  const lanes = lanesFor(n / width);
-  const held = 2 ** Math.ceil(Math.log2(Math.max(1, n / width / lanes)));
+  const items = n / width;
+  const { subgroups, subgroupMaxSize, limits } = capabilities;
+  // rows too long for 256 lanes to hold are held by as many as a workgroup may have
+  const wide =
+    items > 256 * mostHeld.hardware &&
+    limits.maxComputeInvocationsPerWorkgroup >= 1024 &&
+    subgroups &&
+    1024 % subgroupMaxSize === 0 &&
+    !options.software;
+  const lanes = wide ? 1024 : lanesFor(items);
+  const held = 2 ** Math.ceil(Math.log2(Math.max(1, items / lanes)));
   const most = options.software ? mostHeld.software : mostHeld.hardware;
-  return { width, lanes, held: held <= most ? held : 0, form: laneForm(lanes, capabilities) };
+  return { width, lanes, invocations: wide ? 1024 : 256, held: held <= most ? held : 0, form: laneForm(lanes, capabilities) };
 }
 
 /** What a pass over a row loads into `<name>`: its value at item `at`, and what stands for items past the row's end. */
@@ -62,8 +73,8 @@ export function overItems(
 }
 
 /** Workgroups for so many rows. */
-export function rowGrid(rows: number, lanes: number): number[] {
-  return [Math.ceil((rows * lanes) / 256)];
+export function rowGrid(rows: number, { lanes, invocations }: Pick<RowSpec, 'lanes' | 'invocations'>): number[] {
+  return [Math.ceil((rows * lanes) / invocations)];
 }
 
 /** `vec4f` or `f32`. */

@@ -27,14 +27,14 @@ const softmaxRows = defineKernel({
   tier: ({ form }: SoftmaxSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
   forms: ['baseline', 'subgroups'],
   wgsl: (spec) => {
-    const { width, lanes, form, log } = spec;
+    const { width, lanes, invocations, form, log } = spec;
     const loads = [{ name: 'x', load: (at: string) => `load_x(start + ${at})`, past: 'NEG' }];
     return `
-    ${lanesWgsl(softmaxState, form, lanes, 256)}
-    @compute @workgroup_size(256)
+    ${lanesWgsl(softmaxState, form, lanes, invocations)}
+    @compute @workgroup_size(${invocations})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(form)}) {
       let l = lane % ${lanes}u;
-      let row = workgroupIndex(group, groups) * ${256 / lanes}u + lane / ${lanes}u;
+      let row = workgroupIndex(group, groups) * ${invocations / lanes}u + lane / ${lanes}u;
       let start = min(row, uniforms.rows - 1u) * uniforms.n;
       var largest = ${itemType(width)}(NEG);
       var sum = ${itemType(width)}(0.0);
@@ -83,14 +83,14 @@ const softmaxBackwardRows = defineKernel({
   tier: ({ form }: SoftmaxSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
   forms: ['baseline', 'subgroups'],
   wgsl: (spec) => {
-    const { width, lanes, form, log } = spec;
+    const { width, lanes, invocations, form, log } = spec;
     const loads = ['g', 'p'].map((name) => ({ name, load: (at: string) => `load_${name}(start + ${at})`, past: '0.0' }));
     return `
-    ${lanesWgsl(sumState, form, lanes, 256)}
-    @compute @workgroup_size(256)
+    ${lanesWgsl(sumState, form, lanes, invocations)}
+    @compute @workgroup_size(${invocations})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(form)}) {
       let l = lane % ${lanes}u;
-      let row = workgroupIndex(group, groups) * ${256 / lanes}u + lane / ${lanes}u;
+      let row = workgroupIndex(group, groups) * ${invocations / lanes}u + lane / ${lanes}u;
       let start = min(row, uniforms.rows - 1u) * uniforms.n;
       var sum = ${itemType(width)}(0.0);
       ${holdItems(spec, loads)}
@@ -127,7 +127,7 @@ function lastAxis(name: string, x: Tensor, log: boolean): Tensor {
           spec,
           tensors: { x: source, out },
           uniforms: { rows: count, n: n / spec.width },
-          grid: rowGrid(count, spec.lanes),
+          grid: rowGrid(count, spec),
         }),
       ),
     saves: ([p]) => (p ? [p] : []),
@@ -139,7 +139,7 @@ function lastAxis(name: string, x: Tensor, log: boolean): Tensor {
             spec,
             tensors: { p: source, g: asContiguous(g), out },
             uniforms: { rows: count, n: n / spec.width },
-            grid: rowGrid(count, spec.lanes),
+            grid: rowGrid(count, spec),
           }),
         ),
       ];

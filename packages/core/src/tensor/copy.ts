@@ -1,4 +1,5 @@
-import { read, write } from '../kernel/bindings.js';
+import { type DType, dtypeBytes } from '../dtype.js';
+import { type Binding, read, write } from '../kernel/bindings.js';
 import { defineKernel } from '../kernel/define.js';
 import type { WgslModule } from '../kernel/modules.js';
 import { empty } from './create.js';
@@ -21,21 +22,40 @@ export const stridedOffset: WgslModule = {
     }`,
 };
 
-type CopySpec = { width: number };
+/** How elements are moved without looking at them: as words of up to 16 bytes, whatever their dtype, or ('') one by one. */
+export type MoveSpec = { word: '' | 'u32' | 'vec2u' | 'vec4u' };
+
+/** The widest word that divides all of these, counted in elements; and elements a word. Pure. */
+export function moveWords(dtype: DType, counts: readonly number[]): MoveSpec & { per: number } {
+  const size = dtypeBytes(dtype);
+  for (const [word, bytes] of [['vec4u', 16] as const, ['vec2u', 8] as const, ['u32', 4] as const])
+    if (counts.every((n) => (n * size) % bytes === 0)) return { word, per: bytes / size };
+  return { word: '', per: 1 };
+}
+
+const rawWord = ({ word }: MoveSpec): string | undefined => (word === '' ? undefined : word);
+/** Bindings `x` and `out` of a kernel that moves, and the statement that moves item `from` to item `to`. */
+export const moveBindings: Readonly<Record<'x' | 'out', Binding<MoveSpec>>> = {
+  x: read<MoveSpec>('any', { raw: rawWord }),
+  out: write<MoveSpec>('any', { raw: rawWord }),
+};
+export function moveText({ word }: MoveSpec, to: string, from: string): string {
+  return word === '' ? `store_out(${to}, load_x(${from}));` : `out[base_out() + ${to}] = x[base_x() + ${from}];`;
+}
 
 // Copies a strided tensor into row-major order.
-// tile    4 neighbouring elements a lane where rows start at multiples of 4, else 1; 256 lanes
+// tile    a word of up to 16 bytes a lane where rows start at multiples of it, else an element; 256 lanes
 // bytes   reads and writes one element each
 const gatherStrided = defineKernel({
   name: 'strided-copy',
-  bindings: { x: read<CopySpec>('any', { width: (s) => s.width }), out: write<CopySpec>('any', { width: (s) => s.width }) },
+  bindings: moveBindings,
   uniforms: { shape: 'u32x8', strides: 'u32x8', rank: 'u32', items: 'u32' },
   modules: [stridedOffset],
-  wgsl: (_: CopySpec) => `
+  wgsl: (spec: MoveSpec) => `
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let i = workgroupIndex(group, groups) * 256u + lane;
-      if (i < uniforms.items) { store_out(i, load_x(stridedOffset(i, uniforms.rank, uniforms.shape, uniforms.strides))); }
+      if (i < uniforms.items) { ${moveText(spec, 'i', 'stridedOffset(i, uniforms.rank, uniforms.shape, uniforms.strides)')} }
     }`,
 });
 
@@ -60,35 +80,33 @@ export function mergeAxes(shape: Shape, strides: Shape): { shape: number[]; stri
   return { shape: outShape, strides: outStrides };
 }
 
-/** How a strided tensor is copied: axes merged, in items of `width` elements; pure. */
-export interface StridedCopyPlan {
-  width: 1 | 4;
+/** How a strided tensor is copied: axes merged, in items of `per` elements; pure. */
+export interface StridedCopyPlan extends MoveSpec {
+  per: number;
   shape: number[];
   strides: number[];
   items: number;
 }
 
-/** Items of 4 where the last axis runs along memory and every row starts at a multiple of 4 elements. */
-export function planStridedCopy(x: { shape: Shape; strides: Shape; offset: number; size: number }): StridedCopyPlan {
+/** Words of several elements where the last axis runs along memory and every row starts at a multiple of them. */
+export function planStridedCopy(x: { dtype: DType; shape: Shape; strides: Shape; offset: number; size: number }): StridedCopyPlan {
   const { shape, strides } = mergeAxes(x.shape, x.strides);
   const last = shape.length - 1;
-  const aligned =
-    strides[last] === 1 && (shape[last] ?? 1) % 4 === 0 && x.offset % 4 === 0 && strides.every((s, axis) => axis === last || s % 4 === 0);
-  if (!aligned) return { width: 1, shape, strides, items: x.size };
-  return {
-    width: 4,
-    shape: shape.map((n, axis) => (axis === last ? n / 4 : n)),
-    strides: strides.map((s, axis) => (axis === last ? s : s / 4)),
-    items: x.size / 4,
-  };
+  const { word, per } =
+    strides[last] === 1
+      ? moveWords(x.dtype, [shape[last] ?? 1, x.offset, ...strides.filter((_, axis) => axis !== last)])
+      : ({ word: '', per: 1 } as const);
+  const scaled = (list: readonly number[], lastScaled: boolean): number[] =>
+    list.map((n, axis) => ((axis === last) === lastScaled ? n / per : n));
+  return { word, per, shape: scaled(shape, true), strides: scaled(strides, false), items: x.size / per };
 }
 
 /** A row-major copy of `x` (always a new buffer). */
 export function copyContiguous(x: Tensor): Tensor {
   const out = empty(x.device, x.shape, x.dtype, x.label);
-  const { width, shape, strides, items } = planStridedCopy(x);
+  const { word, shape, strides, items } = planStridedCopy(x);
   gatherStrided.run(x.device, {
-    spec: { width },
+    spec: { word },
     tensors: { x, out },
     uniforms: { shape, strides, rank: shape.length, items },
     grid: [Math.ceil(items / 256)],
