@@ -88,3 +88,13 @@ test('the linear baseline decodes what its parallel form gives', async () => {
   state.dispose();
   for (const t of tensorsIn([params, x, whole])) t.dispose();
 });
+
+test('gradient variance: one record a mixer, seeded, with the published figure beside it', async () => {
+  const settings = { width: 8, layers: 1, tokens: 16, batch: 2, steps: 6, warmup: 2 };
+  const run = (mixers: string[]) => runTask(taskNamed('gradient-variance'), { device, mixers, seeds: [1], settings, report: () => {} });
+  const record = await run(['transnormer:kind=norm', 'scaled']);
+  expect(record.summary[0]).toMatchObject({ mixer: 'transnormer:kind=norm', metric: 'relative std', published: 0.2 });
+  for (const { value } of record.results) expect(value).toBeGreaterThan(0);
+  const again = await run(['transnormer:kind=norm']);
+  expect(again.results[0]?.value).toBeCloseTo(record.results[0]?.value as number, 5);
+});
