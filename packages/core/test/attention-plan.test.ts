@@ -3,6 +3,8 @@ import { expect, test } from 'vitest';
 import { type Capabilities, type Device, openDevice, scope, zeros } from '../src/index.js';
 import { attentionColumnSums, attentionWithLse, document, mergeAttention, planAttention, scoreMod } from '../src/attention/index.js';
 import { leadingKeyTiles } from '../src/attention/plan.js';
+import { matrixBackwardBytes } from '../src/attention/kernels/matrix-backward.js';
+import { matrixForwardBytes } from '../src/attention/kernels/matrix-forward.js';
 import { tileBytes } from '../src/attention/kernels/tile.js';
 import { capture as captureOf, vjp, workgroupBytes } from '../src/internal.js';
 
@@ -82,12 +84,56 @@ test('heads with lists of their own are not packed', () => {
   expect(planAttention({ ...shape, queries: 1, kvHeads: 4, sharedList: false }, h100).forward.packed).toBe(false);
 });
 
-test('f16 operands take fragments where the device has them, up to head dimension 128', () => {
+test('f16 operands take fragments where the device has them', () => {
   const fragments = planAttention({ ...shape, halves: true }, h100).forward.fragments;
-  expect(fragments).toEqual({ subgroups: 4, rows: 64, columns: 64, fragmentColumns: 8 });
+  expect(fragments).toMatchObject({ subgroups: 4, blocks: 2, rows: 128, columns: 32, chunk: 32, barriers: false, parts: 1 });
   expect(planAttention(shape, h100).forward.fragments).toBeUndefined();
   expect(planAttention({ ...shape, halves: true }, baseline).forward.fragments).toBeUndefined();
-  expect(planAttention({ ...shape, halves: true, headDim: 160 }, h100).forward.fragments).toBeUndefined();
+});
+
+test('long sequences take taller tiles, blocks of a selection none taller than themselves', () => {
+  const long = planAttention({ ...shape, halves: true, queries: 65536, keys: 65536 }, h100).forward.fragments;
+  expect(long?.rows).toBeGreaterThan(128);
+  expect(planAttention({ ...shape, halves: true, queries: 65536, blockQueries: 64 }, h100).forward.fragments?.rows).toBe(64);
+});
+
+test('values wider than 128 are cut into parts; the backward of such heads stays on register tiles', () => {
+  const plan = planAttention({ ...shape, halves: true, headDim: 256, valueDim: 200 }, h100);
+  expect(plan.forward.fragments).toMatchObject({ parts: 2, valueColumns: 112 });
+  expect(plan.dq.fragments).toBeUndefined();
+  expect(planAttention({ ...shape, halves: true, headDim: 128, valueDim: 128 }, h100).dkv.fragments?.apart).toBe(true);
+});
+
+test('subgroups whose lanes may not run as one meet at barriers', () => {
+  const other = { ...h100, subgroupMinSize: 16 };
+  expect(planAttention({ ...shape, halves: true }, other).forward.fragments?.barriers).toBe(true);
+});
+
+test('every tile on fragments fits the workgroup memory and lanes that it was planned for', () => {
+  fc.assert(
+    fc.property(
+      fc.integer({ min: 1, max: 256 }),
+      fc.integer({ min: 1, max: 256 }),
+      fc.constantFrom(17, 64, 1000, 65536),
+      fc.constantFrom(16384, 32768, 49152),
+      fc.constantFrom(16, 32),
+      (headDim, valueDim, queries, maxComputeWorkgroupStorageSize, subgroupMinSize) => {
+        const device = { ...h100, subgroupMinSize, limits: { ...h100.limits, maxComputeWorkgroupStorageSize } };
+        const plan = planAttention({ ...shape, halves: true, headDim, valueDim, queries }, device);
+        const { barriers } = plan.forward.fragments ?? { barriers: false };
+        if (plan.forward.fragments)
+          expect(
+            matrixForwardBytes(plan.forward.fragments, { headDim, valueColumns: plan.forward.fragments.valueColumns }, true),
+          ).toBeLessThanOrEqual(maxComputeWorkgroupStorageSize);
+        for (const { fragments } of [plan.dq, plan.dkv])
+          if (fragments)
+            expect(matrixBackwardBytes({ ...fragments, barriers }, { headDim, valueDim }, true)).toBeLessThanOrEqual(
+              maxComputeWorkgroupStorageSize,
+            );
+      },
+    ),
+    { seed: 2 },
+  );
 });
 
 test('a score function keeps the backward on register tiles', () => {
@@ -154,6 +200,17 @@ test('the walk of sink tiles is cut where windows make the others short', () => 
   expect(leadingKeyTiles({ queries: 65536, keys: 65536 }, { left: 255, prefix: 65 }, 64)).toBe(2);
   expect(leadingKeyTiles({ queries: 65536, keys: 65536 }, { left: 2 ** 29, prefix: 4 }, 64)).toBe(0);
   expect(leadingKeyTiles({ queries: 1000, keys: 1000 }, { left: 15, prefix: 4 }, 64)).toBe(0);
+});
+
+test('the forms without barriers compile', async () => {
+  const device = await openDevice({ nullBackend: true, tier: 'matrix' });
+  Object.assign(device.capabilities, { subgroupMinSize: 32, subgroupMaxSize: 32 });
+  scope(() => compileAll(device));
+  await device.idle();
+  const text = [...device.pipelines.values()].find((p) => p.name === 'attention-forward' && p.tier === 'matrix')?.wgsl ?? '';
+  expect(text).toContain('subgroupAny');
+  expect(device.memory().tensors).toBe(0);
+  await device.close();
 });
 
 test.each(['baseline', 'subgroups', 'matrix'] as const)(

@@ -51,7 +51,7 @@ export function gradientOfQ(
     runMatrixBackward(
       device,
       'queries',
-      { ...bound.spec, ...fragments, load: rowLoad(bound.item), fold, vectorOut, split: false, biasGradient: false },
+      { ...bound.spec, ...fragments, load: rowLoad(bound.item), fold, vectorOut, split: false, biasGradient: false, wants: 'keys' },
       { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, grads: dq },
       {
         ...bound.uniforms,
@@ -65,7 +65,7 @@ export function gradientOfQ(
         firstTile: 0,
         storedKeys: 0,
       },
-      [count, sizes.heads, sizes.batch],
+      [sizes.heads, count, sizes.batch],
     );
     return dq;
   }

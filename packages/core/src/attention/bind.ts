@@ -8,7 +8,7 @@ import { renderMask, renderScore } from './code.js';
 import { packExtras } from './extras.js';
 import { makeMaskBits } from './kernels/mask-bits.js';
 import { log2e, type ScoreSpec, type ScoreUniforms, type UniformsOf } from './kernels/common.js';
-import type { RowLoad } from './kernels/matrix-tile.js';
+import type { RowLoad } from './kernels/matrix-memory.js';
 import type { TileSizes } from './mask/index.js';
 import { itemStrides, rowItems } from './problem.js';
 import { forwardArena, transposedArena } from './selection.js';

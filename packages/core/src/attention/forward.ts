@@ -6,7 +6,8 @@ import { runForwardKernel } from './kernels/forward.js';
 import { runMatrixForward } from './kernels/matrix-forward.js';
 import { runMergeParts } from './kernels/merge.js';
 import type { AttentionResult } from './merge.js';
-import { type AttentionPlan, type AttentionShape, type FragmentPlan, planAttention } from './plan.js';
+import { type AttentionPlan, type AttentionShape, planAttention } from './plan.js';
+import type { ForwardFragmentPlan } from './plan-fragments.js';
 
 /** The plan of a call on its device. */
 export function planCall(call: AttentionCall): AttentionPlan {
@@ -67,13 +68,18 @@ export function runForward(call: AttentionCall, tensors: CallTensors, given?: At
   return { out, lse };
 }
 
-function runOnFragments(call: AttentionCall, tensors: CallTensors, tile: FragmentPlan): AttentionResult {
+function runOnFragments(call: AttentionCall, tensors: CallTensors, tile: ForwardFragmentPlan): AttentionResult {
   const { sizes, device, scale } = call;
   const { batch, queries, heads, valueDim } = sizes;
   const { q, k, v } = tensors;
   const out = empty(device, [batch, queries, heads, valueDim], q.dtype);
   const lse = empty(device, [batch, queries, heads], 'f32');
-  const bound = bindCall(call, tensors, { width: call.halves ? 8 : 4, tiles: { query: tile.rows, key: tile.columns }, transposed: false });
+  const bound = bindCall(call, tensors, {
+    width: call.halves ? 8 : 4,
+    tiles: { query: tile.rows, key: tile.columns },
+    transposed: false,
+    bits: true,
+  });
   const { fold, hidden } = foldedScale(bound, scale);
   const tiles = queryTiles(call, tile.rows);
   runMatrixForward(
@@ -81,7 +87,7 @@ function runOnFragments(call: AttentionCall, tensors: CallTensors, tile: Fragmen
     { ...bound.spec, ...tile, load: rowLoad(bound.item), fold, vectorOut: valueDim % 4 === 0 },
     { q, k, v, arena: bound.arena, extras: bound.extras, out, lse },
     { ...bound.uniforms, tiles, hidden },
-    [tiles, heads, batch],
+    [heads, tiles * tile.parts, batch],
   );
   return { out, lse };
 }

@@ -1,8 +1,6 @@
 import type { Capabilities } from '../device/capabilities.js';
-import { fragmentLanes, fragmentShape, hasFragments } from '../kernel/fragments.js';
-import { matrixBackwardBytes } from './kernels/matrix-backward.js';
-import { matrixForwardBytes } from './kernels/matrix-forward.js';
 import { outputItems, tileBytes, type TileSpec } from './kernels/tile.js';
+import { type BackwardFragmentPlan, type ForwardFragmentPlan, planBackwardFragments, planForwardFragments } from './plan-fragments.js';
 
 /** What a plan depends on. Lengths choose between a few tiles and split counts; they never specialise a kernel. */
 export interface AttentionShape {
@@ -30,17 +28,9 @@ export interface TilePlan {
   shuffles: boolean;
 }
 
-/** A dispatch on fragments (matrix units, or their emulation). */
-export interface FragmentPlan {
-  subgroups: number;
-  rows: number;
-  columns: number;
-  fragmentColumns: number;
-}
-
 export interface ForwardPlan extends TilePlan {
   /** Present: the kernel on fragments runs, in place of the register tile. */
-  fragments: FragmentPlan | undefined;
+  fragments: ForwardFragmentPlan | undefined;
   /** Rows are (query, head of the group) pairs of a KV head: each key is loaded once a group. */
   packed: boolean;
   /** Parts of the key list, merged by a second dispatch. */
@@ -49,9 +39,9 @@ export interface ForwardPlan extends TilePlan {
 
 export interface AttentionPlan {
   forward: ForwardPlan;
-  dq: TilePlan & { fragments: FragmentPlan | undefined };
+  dq: TilePlan & { fragments: BackwardFragmentPlan | undefined };
   dkv: TilePlan & {
-    fragments: FragmentPlan | undefined;
+    fragments: BackwardFragmentPlan | undefined;
     /** Parts of the query tiles of a key tile, summed in order by a second dispatch. */
     splits: number;
   };
@@ -73,19 +63,19 @@ export function planAttention(shape: AttentionShape, capabilities: Capabilities,
   const software = options.software ?? false;
   const { headDim, valueDim } = shape;
   const widest = Math.max(headDim, valueDim);
-  const hardware = capabilities.matrix === 'hardware';
-  const fragments = shape.scoreFunction
-    ? undefined
-    : planFragments(shape, capabilities, (tile) => matrixBackwardBytes(tile, shape, hardware));
+  const backward = (owner: 'queries' | 'keys', rows: number, heads: number): BackwardFragmentPlan | undefined =>
+    shape.halves && !shape.scoreFunction
+      ? planBackwardFragments(owner, { headDim, valueDim, rows, allRows: rows * heads * shape.batch }, capabilities)
+      : undefined;
   return {
     forward: planForward(shape, capabilities, software),
     dq: {
       ...planTile(capabilities, { rows: shape.queries, contract: widest, accumulate: headDim, software }),
-      fragments,
+      fragments: backward('queries', shape.queries, shape.heads),
     },
     dkv: planDkv(shape, {
       ...planTile(capabilities, { rows: shape.keys, contract: widest, accumulate: widest, outputs: 2, software }),
-      fragments,
+      fragments: backward('keys', shape.keys, shape.kvHeads),
     }),
   };
 }
@@ -97,40 +87,17 @@ function planForward(shape: AttentionShape, capabilities: Capabilities, software
   const packed = (shape.sharedList ?? true) && queries * group <= packedRows;
   const rows = packed ? queries * group : queries;
   const plan = planTile(capabilities, { rows, contract: headDim, accumulate: valueDim, reduces: true, software });
-  const fragments = packed
-    ? undefined
-    : planFragments(shape, capabilities, (tile) => matrixForwardBytes(tile, shape, capabilities.matrix === 'hardware'));
+  const fragments =
+    packed || !shape.halves
+      ? undefined
+      : planForwardFragments({ headDim, valueDim, rows: queries, allRows: shape.queries * heads * batch }, capabilities);
   if (!packed || shape.queries > packedRows) return { ...plan, packed, splits: 1, fragments };
   const splits = Math.min(Math.ceil(wantedWorkgroups / Math.max(1, batch * kvHeads)), Math.ceil(keys / tokensASplit));
   return { ...plan, packed, splits: Math.max(1, splits), fragments };
 }
 
-const widestFragmentDim = 128;
-
-/** The largest tile on fragments that fits, where the device and the call allow fragments. */
-function planFragments(
-  shape: AttentionShape,
-  capabilities: Capabilities,
-  bytes: (tile: { subgroups: number; columns: number }) => number,
-): FragmentPlan | undefined {
-  if (!shape.halves || !hasFragments(capabilities) || Math.max(shape.headDim, shape.valueDim) > widestFragmentDim) return undefined;
-  const { maxComputeWorkgroupStorageSize: memory, maxComputeInvocationsPerWorkgroup: lanes } = capabilities.limits;
-  const hardware = capabilities.matrix === 'hardware';
-  const candidates = hardware
-    ? [64, 48, 32, 16].flatMap((columns) => [
-        { subgroups: 4, columns },
-        { subgroups: 2, columns },
-      ])
-    : [
-        { subgroups: 2, columns: 16 },
-        { subgroups: 1, columns: 16 },
-      ];
-  const tile = candidates.find((t) => t.subgroups * fragmentLanes <= lanes && bytes(t) <= memory);
-  return tile && { ...tile, rows: tile.subgroups * 16, fragmentColumns: fragmentShape(capabilities, { N: hardware ? 8 : 16 }).N };
-}
-
 /** Few key tiles under many queries (a sink block, cross attention) are cut, so that the GPU fills. */
-function planDkv(shape: AttentionShape, plan: TilePlan & { fragments: FragmentPlan | undefined }): AttentionPlan['dkv'] {
+function planDkv(shape: AttentionShape, plan: TilePlan & { fragments: BackwardFragmentPlan | undefined }): AttentionPlan['dkv'] {
   const { batch, kvHeads, keys, queries } = shape;
   const workgroups = batch * kvHeads * Math.ceil(keys / (plan.fragments ?? plan.tile).rows);
   const splits = Math.min(Math.ceil(wantedWorkgroups / 2 / Math.max(1, workgroups)), partsOfQueries(queries));

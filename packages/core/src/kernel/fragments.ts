@@ -6,7 +6,8 @@
 //              cannot see (`fragmentElements`): unrolled, a kernel of many fragments takes a software driver minutes.
 // Contract (what makes both agree): between loading a left or right fragment and its last use in `multiplyAdd` the memory
 // that it was loaded from must not change, and every lane of a subgroup runs the same fragment calls in uniform control flow.
-// Operands are f16, results f32. A result is stored to f32 arrays only; convert on the way out of workgroup memory.
+// Operands are f16, results f32. A result is stored as f32; convert on the way out of workgroup memory. On hardware an
+// array may have wider elements (vec4u, vec2u, vec4f), in workgroup memory and in bindings: offset and stride then count those.
 import type { Capabilities } from '../device/capabilities.js';
 import { HeedError } from '../errors.js';
 import { range } from './modules.js';
@@ -53,9 +54,15 @@ export class Fragments {
   readonly hardware: boolean;
   private readonly sizeControl: boolean;
   private readonly loaded: Map<string, Loaded> = new Map();
+  private readonly packed: readonly string[];
   private exchanges = false;
 
-  constructor(capabilities: Capabilities, preferred: { N?: 8 | 16 } = {}) {
+  /**
+   * @param preferred.packed names of workgroup arrays of vec4u, which hold operands and results in turn: 8 halves or 4 floats an
+   *   element, in which offsets and strides are counted. They are filled by 16-byte stores; scalar f16 stores cost more than products
+   */
+  constructor(capabilities: Capabilities, preferred: { N?: 8 | 16; packed?: readonly string[] } = {}) {
+    this.packed = preferred.packed ?? [];
     const shape = fragmentShape(capabilities, preferred);
     this.M = shape.M;
     this.N = shape.N;
@@ -66,13 +73,24 @@ export class Fragments {
 
   /**
    * The entry point. In `body`: `group`, `groups`, `lane` (in the workgroup), `subgroup` (its number), `subgroupLane`.
+   * @param options.lanesInOrder `subgroup` and `subgroupLane` are computed from `lane`, whose range the compiler knows, so that it
+   *   leaves out bounds checks; subgroups may then also run different fragment calls
    */
-  entry(subgroups: number, body: string): string {
+  entry(subgroups: number, body: string, options: { lanesInOrder?: boolean } = {}): string {
     const size = subgroups * fragmentLanes;
     const common =
       '@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32';
     if (this.hardware) {
       const attribute = this.sizeControl ? ` @subgroup_size(${fragmentLanes})` : '';
+      if (options.lanesInOrder)
+        return `
+        @diagnostic(off, subgroup_uniformity) @diagnostic(off, chromium.subgroup_matrix_uniformity)
+        @compute @workgroup_size(${size})${attribute}
+        fn main(${common}) {
+          let subgroup = lane / ${fragmentLanes}u;
+          let subgroupLane = lane % ${fragmentLanes}u;
+          ${body}
+        }`;
       return `
         @compute @workgroup_size(${size})${attribute}
         fn main(${common}, @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) subgroupLane: u32) {
@@ -82,6 +100,7 @@ export class Fragments {
     const scratch = this.exchanges ? `var<workgroup> fragmentExchange: array<f32, ${size}>;` : '';
     return `
       ${scratch}
+      ${this.packed.map(packedAccess).join('\n')}
       @compute @workgroup_size(${size})
       fn main(${common}) {
         let subgroup = lane / ${fragmentLanes}u;
@@ -103,7 +122,17 @@ export class Fragments {
 
   /** Left operand, M rows x K: element (r, k) at `array[offset + r * stride + k]`, or `[offset + k * stride + r]` for `column`. */
   loadLeft(name: string, array: string, offset: string, stride: string, layout: FragmentLayout = 'row'): string {
-    return this.load(name, array, offset, stride, layout, `subgroup_matrix_left<f16, ${this.K}, ${this.M}>`);
+    return this.load(name, array, offset, stride, layout, this.leftType);
+  }
+
+  /** Declares a left operand of zeros, which `setLeft` loads; hardware only. */
+  emptyLeft(name: string): string {
+    return `var ${name} = ${this.leftType}();`;
+  }
+
+  /** Loads a left operand that `emptyLeft` declared; hardware only. */
+  setLeft(name: string, array: string, offset: string, stride: string): string {
+    return `${name} = subgroupMatrixLoad<${this.leftType}, row_major>(&${array}, ${offset}, ${stride});`;
   }
 
   /** Right operand, K x N columns: element (k, c) at `array[offset + k * stride + c]`, or `[offset + c * stride + k]` for `column`. */
@@ -120,7 +149,7 @@ export class Fragments {
     const bt = b.layout === 'row' ? `${right}_at + k * ${right}_stride + column` : `${right}_at + column * ${right}_stride + k`;
     return this.eachElement(`
       var sum = 0.0;
-      for (var k = 0u; k < fragmentElements * ${this.K / this.perLane}u; k++) { sum += f32(${a.array}[${at}]) * f32(${b.array}[${bt}]); }
+      for (var k = 0u; k < fragmentElements * ${this.K / this.perLane}u; k++) { sum += ${this.half(a.array, at)} * ${this.half(b.array, bt)}; }
       ${accumulator}[e] += sum;`);
   }
 
@@ -133,13 +162,17 @@ export class Fragments {
   /** Writes an accumulator to an f32 array: element (r, c) to `array[offset + r * stride + c]`. */
   store(accumulator: string, array: string, offset: string, stride: string): string {
     if (this.hardware) return `subgroupMatrixStore<row_major>(&${array}, ${offset}, ${accumulator}, ${stride});`;
-    return `{ let storeAt = ${offset}; let storeStride = ${stride}; ${this.eachElement(`${array}[storeAt + row * storeStride + column] = ${accumulator}[e];`)} }`;
+    const at = 'storeAt + row * storeStride + column';
+    const store = this.packed.includes(array) ? `set_${array}(${at}, ${accumulator}[e]);` : `${array}[${at}] = ${accumulator}[e];`;
+    return `{ let storeAt = ${this.counted(array, offset, 4)}; let storeStride = ${this.counted(array, stride, 4)}; ${this.eachElement(store)} }`;
   }
 
   /** Reads an accumulator (declared before by `zero`) back from an f32 array. */
   loadResult(accumulator: string, array: string, offset: string, stride: string): string {
     if (this.hardware) return `${accumulator} = subgroupMatrixLoad<${this.resultType}, row_major>(&${array}, ${offset}, ${stride});`;
-    return `{ let loadAt = ${offset}; let loadStride = ${stride}; ${this.eachElement(`${accumulator}[e] = ${array}[loadAt + row * loadStride + column];`)} }`;
+    const at = 'loadAt + row * loadStride + column';
+    const value = this.packed.includes(array) ? `float_${array}(${at})` : `${array}[${at}]`;
+    return `{ let loadAt = ${this.counted(array, offset, 4)}; let loadStride = ${this.counted(array, stride, 4)}; ${this.eachElement(`${accumulator}[e] = ${value};`)} }`;
   }
 
   /**
@@ -150,6 +183,10 @@ export class Fragments {
     if (this.hardware) return `let ${name} = subgroupShuffleXor(${value}, ${mask}u);`;
     this.exchanges = true;
     return `workgroupBarrier(); fragmentExchange[lane] = ${value}; workgroupBarrier(); let ${name} = fragmentExchange[lane ^ ${mask}u];`;
+  }
+
+  private get leftType(): string {
+    return `subgroup_matrix_left<f16, ${this.K}, ${this.M}>`;
   }
 
   private get perLane(): number {
@@ -173,7 +210,16 @@ export class Fragments {
         'col_major',
       );
     this.loaded.set(name, { array, layout });
-    return `let ${name}_at = ${offset}; let ${name}_stride = ${stride};`;
+    return `let ${name}_at = ${this.counted(array, offset, 8)}; let ${name}_stride = ${this.counted(array, stride, 8)};`;
+  }
+
+  /** Emulation: an offset in scalars, of which `per` make an element of a packed array. */
+  private counted(array: string, offset: string, per: number): string {
+    return this.packed.includes(array) ? `(${offset}) * ${per}u` : offset;
+  }
+
+  private half(array: string, at: string): string {
+    return this.packed.includes(array) ? `half_${array}(${at})` : `f32(${array}[${at}])`;
   }
 
   private operand(name: string): Loaded {
@@ -181,6 +227,14 @@ export class Fragments {
     if (!found) throw new Error(`kernel: fragment ${name} is used before it is loaded`);
     return found;
   }
+}
+
+/** Emulation: scalars of a packed array. */
+function packedAccess(array: string): string {
+  return `
+      fn half_${array}(i: u32) -> f32 { let pair = bitcast<vec2<f16>>(${array}[i / 8u][i / 2u % 4u]); return f32(pair[i % 2u]); }
+      fn float_${array}(i: u32) -> f32 { return bitcast<f32>(${array}[i / 4u][i % 4u]); }
+      fn set_${array}(i: u32, value: f32) { ${array}[i / 4u][i % 4u] = bitcast<u32>(value); }`;
 }
 
 /** Names `prefix0_0 .. ` of a rows x columns grid of fragments, row by row. */

@@ -150,10 +150,13 @@ function dkvText(spec: DkvSpec): string {
 }
 
 /** Where a workgroup of a key-tile kernel works: `b`, `kvHead`, `split`, `keyTile`, `keyStart`, `keyStop`, `keyLimit` (rows of the tile), `kBase`, `vBase`, `keyEnd`, `queryOffset`. */
-export function keyPosition(spec: ScoreSpec & { rows: number; split: boolean }): string {
+export function keyPosition(
+  spec: ScoreSpec & { rows: number; split: boolean },
+  axes: { tile: string; head: string } = { tile: 'group.x', head: 'group.y' },
+): string {
   return `
-    ${spec.split ? 'let keyTile = uniforms.firstTile + group.x / uniforms.splits; let split = group.x % uniforms.splits;' : 'let keyTile = uniforms.firstTile + group.x;'}
-    let kvHead = group.y;
+    ${spec.split ? `let keyTile = uniforms.firstTile + ${axes.tile} / uniforms.splits; let split = ${axes.tile} % uniforms.splits;` : `let keyTile = uniforms.firstTile + ${axes.tile};`}
+    let kvHead = ${axes.head};
     let b = group.z;
     let keyEnd = keyEndOf(b);
     let queryOffset = queryOffsetOf(b);

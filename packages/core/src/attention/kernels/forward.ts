@@ -155,14 +155,18 @@ function forwardText(spec: ForwardSpec): string {
  * Where a workgroup of a query-tile kernel works: `b`, `h` (first query head), `split`, `rowStart`, `rowEnd`, `qBase`, `kBase`,
  * `vBase`, `keyEnd`, `queryOffset`, `qFirst`, `qLast`, `queryBlock`, `listHead`. Later tiles come first: they are the long ones
  * where the mask is causal.
+ * @param axes components of the workgroup's number that count query tiles and heads
  */
-export function tilePosition(spec: ScoreSpec & { rows: number; split?: boolean }): string {
+export function tilePosition(
+  spec: ScoreSpec & { rows: number; split?: boolean },
+  axes: { tile: string; head: string } = { tile: 'group.x', head: 'group.y' },
+): string {
   const { packed, rows } = spec;
   const selection = spec.list === 'ids' || spec.list === 'bits';
   const scale = packed ? ` * ${packed}u` : '';
   return `
-    ${spec.split ? 'let tileNumber = uniforms.tiles - 1u - group.x / uniforms.splits; let split = group.x % uniforms.splits;' : 'let tileNumber = uniforms.tiles - 1u - group.x;'}
-    ${packed ? `let kvHead = group.y; let h = kvHead * ${packed}u;` : 'let h = group.y; let kvHead = h / uniforms.group;'}
+    ${spec.split ? `let tileNumber = uniforms.tiles - 1u - ${axes.tile} / uniforms.splits; let split = ${axes.tile} % uniforms.splits;` : `let tileNumber = uniforms.tiles - 1u - ${axes.tile};`}
+    ${packed ? `let kvHead = ${axes.head}; let h = kvHead * ${packed}u;` : `let h = ${axes.head}; let kvHead = h / uniforms.group;`}
     let b = group.z;
     let listHead = h;
     ${

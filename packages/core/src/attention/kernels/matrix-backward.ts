@@ -1,7 +1,7 @@
 // Both backward sweeps on fragments: f16 operands, f32 sums and statistics.
 // - queries own the rows: P and dS against the keys that they see, dq = scale dS K
 // - keys own the rows: P^T and dS^T against the queries that see them, dv = P^T dOut, dk = scale dS^T q, row sums give dBias
-// tile    16 rows a subgroup, `columns` rows of the other side a step; scores go through workgroup memory twice a step
+// tile    16 x blocks rows a subgroup, `columns` rows of the other side a step; scores go through workgroup memory twice a step
 // bytes   the owned rows once, the streamed rows once a tile that they meet
 // limits  head dimensions up to 128; no score function (those run on register tiles); dS is divided by a power of two near the
 //         largest |dOut| before it is rounded to f16, so that loss scales neither overflow nor vanish
@@ -16,22 +16,20 @@ import { log2e, scoreFunctions, scoreUniforms } from './common.js';
 import { keyPosition } from './dkv.js';
 import { type BackwardTensors, type BackwardUniforms, statFunction } from './dq.js';
 import { tilePosition } from './forward.js';
-import { keyLoop, queryLoop } from './loops.js';
 import {
   eightLoader,
   halvesFunction,
-  laneColumn,
   lanePlace,
   type MatrixSpec,
-  OutputBands,
-  overRow,
+  padded,
+  Region,
+  regionBytes,
   rowBinding,
-  rowPad,
-  scorePad,
-  scoreProduct,
-  stagedStride,
-  stageRows,
-} from './matrix-tile.js';
+  Staging,
+} from './matrix-memory.js';
+import { ownedRow, Scratch, scratchBytes } from './matrix-scratch.js';
+import { hideKeys, hideQueries, ownedFragments, seenByQueries, seesKeys, steps } from './matrix-steps.js';
+import { keyWalk, queryWalk } from './matrix-walks.js';
 
 export type MatrixBackwardSpec = MatrixSpec & {
   /** The scale is positive and no bias is added: it is folded into the exponent. */
@@ -40,6 +38,8 @@ export type MatrixBackwardSpec = MatrixSpec & {
   /** For the sweep of keys. */
   split: boolean;
   biasGradient: boolean;
+  /** Gradients that the sweep of keys makes: wide heads have registers for one at a time. */
+  wants: 'both' | 'keys' | 'values';
 };
 
 const shared = {
@@ -80,7 +80,10 @@ function define(name: string, owner: 'queries' | 'keys'): BackwardKernel {
 
 const kernels = { queries: /* @__PURE__ */ define('attention-dq', 'queries'), keys: /* @__PURE__ */ define('attention-dkv', 'keys') };
 
-/** @param owner whose rows the workgroups own: queries give dq, keys give dk, dv and dBias in one buffer */
+/**
+ * Records a sweep: heads (KV heads), by tiles and parts, by batch.
+ * @param owner whose rows the workgroups own: queries give dq, keys give dk, dv and dBias in one buffer
+ */
 export function runMatrixBackward(
   device: Device,
   owner: 'queries' | 'keys',
@@ -101,72 +104,116 @@ export function runMatrixBackward(
   kernels[owner].run(device, { spec, tensors, uniforms: values, grid });
 }
 
-/** Bytes of workgroup memory of a tile. */
+/** Bytes of workgroup memory of a tile; under emulation the owned rows have regions of their own. */
 export function matrixBackwardBytes(
-  tile: { subgroups: number; columns: number },
+  tile: { subgroups: number; blocks: number; columns: number; chunk: number; barriers: boolean },
   dims: { headDim: number; valueDim: number },
   hardware: boolean,
 ): number {
-  const rows = tile.subgroups * 16;
   const { columns } = tile;
-  const staged = (rows + columns) * (stagedStride(dims.headDim) + stagedStride(dims.valueDim));
-  return 2 * staged + 4 * rows * (columns + scorePad) + 2 * rows * (columns + rowPad) + 8 * columns + (hardware ? 0 : 8 * rows);
+  const both = (rows: number): number => regionBytes('rows', rows, padded(dims.headDim)) + regionBytes('rows', rows, padded(dims.valueDim));
+  const emulated = hardware ? 0 : both(tile.subgroups * 16 * tile.blocks) + 4 * 32 * tile.subgroups;
+  return both(columns) + scratchBytes(tile) + 8 * columns + emulated;
 }
 
 function backwardText(spec: MatrixBackwardSpec, { capabilities }: KernelContext, owner: 'queries' | 'keys'): string {
-  const { headDim, valueDim, columns, rows } = spec;
+  const { headDim, valueDim, columns, rows, biasGradient } = spec;
   const f = new Fragments(capabilities, { N: spec.fragmentColumns === 16 ? 16 : 8 });
+  const t = new Scratch(f, spec);
+  const { blocks, units } = t;
   const byKeys = owner === 'keys';
-  const half = range(columns / 2);
-  const scoreSide = new OutputBands(f, spec, byKeys ? 'dk' : 'dq', headDim);
-  const valueSide = new OutputBands(f, spec, 'dv', valueDim);
-  const query = byKeys ? 'rowStart + kv' : 'rowAt';
-  const key = byKeys ? 'keyAt' : 'keyStart + kv';
-  const place = `i32(${query}) + queryOffset`;
-  const stat = (j: number): string => (byKeys ? `columnStats[${laneColumn(spec, j)}]` : 'stat');
-  const bias = spec.keyBias ? ` + keyBiasOf(b, h, ${key}) * ${log2e}` : '';
-  const first = byKeys
-    ? { binding: 'q', start: 'rowStart', end: 'rowEnd', base: 'qBase' }
-    : { binding: 'k', start: 'keyStart', end: 'keyStop', base: 'kBase' };
+  const wants = byKeys ? spec.wants : 'keys';
+  const region = (name: string, dim: number, n: number): Region => new Region(f, name, 'rows', n, padded(dim));
+  const streamedScore = region('streamedScore', headDim, columns);
+  const streamedValue = region('streamedValue', valueDim, columns);
+  const own = f.hardware ? undefined : { score: region('ownedScores', headDim, rows), value: region('ownedValues', valueDim, rows) };
+  const first = byKeys ? { binding: 'q', base: 'qBase' } : { binding: 'k', base: 'kBase' };
   const second = byKeys ? { binding: 'dOut', base: 'dOutBase' } : { binding: 'v', base: 'vBase' };
-  const streamed = { rows: columns, first: first.start, end: first.end };
-  const body = `
-    ${stageRows(spec, { ...streamed, array: 'streamedScore', binding: first.binding, dim: headDim, base: first.base })}
-    ${stageRows(spec, { ...streamed, array: 'streamedValue', binding: second.binding, dim: valueDim, base: second.base })}
-    ${byKeys ? `if (lane < ${columns}u) { columnStats[lane] = statOf((b * uniforms.queries + rowStart + lane) * uniforms.heads + h, rowStart + lane < rowEnd); }` : ''}
-    workgroupBarrier();
-    ${scoreProduct(f, spec, { left: 'ownedScore', right: 'streamedScore', dim: headDim })}
-    workgroupBarrier();
-    ${spec.fold ? '' : overRow(spec, `scores[scoreRow + kv] = scores[scoreRow + kv] * uniforms.scale2${bias};`)}
-    if (masked) { ${overRow(spec, `if (!seen(b, h, ${place}, ${key}, keyStop)) { scores[scoreRow + kv] = uniforms.hidden; }`)} }
-    ${half
-      .map((j) => {
-        const x = `scores[scoreRow + ${laneColumn(spec, j)}]${spec.fold ? ' * uniforms.scale2' : ''}`;
-        const alive = byKeys ? `${stat(j)}.x < 1e29` : 'alive';
-        return `let w${j} = select(0.0, exp2(${x} - ${stat(j)}.x), ${alive});${byKeys ? ` weights[weightRow + ${laneColumn(spec, j)}] = f16(w${j});` : ''}`;
-      })
-      .join('\n')}
-    workgroupBarrier();
-    ${byKeys ? valueSide.accumulate('streamedValue') : ''}
-    ${scoreProduct(f, spec, { left: 'ownedValue', right: 'streamedValue', dim: valueDim })}
-    workgroupBarrier();
-    ${half
-      .map((j) => {
-        const g = `w${j} * (scores[scoreRow + ${laneColumn(spec, j)}] - ${stat(j)}.y)`;
-        return `{ let g = ${g};${byKeys && spec.biasGradient ? ' dBias += g;' : ''} weights[weightRow + ${laneColumn(spec, j)}] = f16(clamp(g * unit.y, -65504.0, 65504.0)); }`;
-      })
-      .join('\n')}
-    workgroupBarrier();
-    ${scoreSide.accumulate('streamedScore')}
-    workgroupBarrier();`;
-  const main = byKeys ? mainOfKeys(spec, f, scoreSide, valueSide, body) : mainOfQueries(spec, scoreSide, body);
+  const tiles = [
+    new Staging(f, streamedScore, spec, { ...first, dim: headDim, rows: columns }),
+    new Staging(f, streamedValue, spec, { ...second, dim: valueDim, rows: columns }),
+  ];
+  const dS = byKeys ? 'dk' : 'dq';
+  const declare = (name: string): string => blocks.map((m) => units.map((u) => `var ${name}${m}_${u}: vec4f;`).join(' ')).join(' ');
+  const read = (name: string, m: number): string => units.map((u) => `${name}${m}_${u} = ${t.score(m, u)};`).join(' ');
+  const fours = (text: (e: number) => string): string => `vec4f(${range(4).map(text).join(', ')})`;
+  const compute = (chunk: number, masked: boolean): string => {
+    const column = (u: number, e: number): string => `${chunk + 8 * u + e}u + 4u * pair`;
+    const stat = (m: number, u: number, part: 'x' | 'y'): string =>
+      byKeys ? fours((e) => `columnStats[${column(u, e)}].${part}`) : `vec4f(stat${m}.${part})`;
+    const bias = (m: number, u: number): string =>
+      !spec.keyBias
+        ? ''
+        : byKeys
+          ? ` + vec4f(keyBiasOf(b, h, keyAt${m}) * ${log2e})`
+          : ` + ${fours((e) => `keyBiasOf(b, h, keyStart + ${column(u, e)})`)} * ${log2e}`;
+    const each =
+      (text: (m: number, u: number) => string) =>
+      (m: number): string =>
+        units.map((u) => text(m, u)).join('\n');
+    const logit = each((m, u) => (spec.fold ? '' : `x${m}_${u} = x${m}_${u} * uniforms.scale2${bias(m, u)};`));
+    const weigh = each((m, u) => {
+      const exponent = spec.fold ? `fma(x${m}_${u}, vec4f(uniforms.scale2), -${stat(m, u, 'x')})` : `x${m}_${u} - ${stat(m, u, 'x')}`;
+      return `x${m}_${u} = exp2(${exponent}); ${byKeys && wants !== 'keys' ? t.weight(m, u, `x${m}_${u}`) : ''}`;
+    });
+    const gradient = each(
+      (m, u) => `{ let g = x${m}_${u} * (y${m}_${u} - ${stat(m, u, 'y')});
+      ${biasGradient ? `dBias${m} += dot(g, vec4f(1.0));` : ''}
+      ${t.weight(m, u, 'clamp(g * unit.y, vec4f(-65504.0), vec4f(65504.0))')} }`,
+    );
+    const hide = (m: number): string => (byKeys ? hideQueries(spec, t, m, chunk) : hideKeys(spec, t, m, chunk));
+    const store = (m: number): string => t.storeScores(m);
+    const values = `${t.perBlock(weigh, (m) => t.loadWeights(m))} ${t.accumulate('dv', streamedValue, valueDim, chunk)}`;
+    return `{
+    ${declare('x')}
+    ${t.product(
+      own?.score ?? 'ownedScore',
+      streamedScore,
+      headDim,
+      chunk,
+      t.perBlock(store, (m) => read('x', m)),
+    )}
+    ${blocks.map(logit).join('\n')}
+    ${masked ? `if (masked) { ${blocks.map(hide).join('\n')} }` : ''}
+    ${byKeys && wants !== 'keys' ? `{ ${values} }` : blocks.map(weigh).join('\n')}
+    ${
+      wants === 'values'
+        ? ''
+        : `${declare('y')}
+    ${spec.barriers ? 'workgroupBarrier();' : ''}
+    ${t.product(
+      own?.value ?? 'ownedValue',
+      streamedValue,
+      valueDim,
+      chunk,
+      t.perBlock(store, (m) => read('y', m)),
+    )}
+    { ${t.perBlock(gradient, (m) => t.loadWeights(m))} ${t.accumulate(dS, streamedScore, headDim, chunk)} }`
+    } }`;
+  };
+  const chunks = range(columns / spec.chunk).map((c) => c * spec.chunk);
+  const body = (masked: boolean): string => chunks.map((chunk) => compute(chunk, masked)).join('\n');
+  const place = byKeys ? { first: 'keyStart', end: 'keyStop' } : { first: 'rowStart', end: 'rowEnd' };
+  const ownedOf = (name: string, kind: 'score' | 'value', through: Region, from: { binding: string; base: string; dim: number }): string =>
+    ownedFragments(f, spec, { name, through, own: own?.[kind], ...from, ...place });
+  const [scoreRows, valueRows] = byKeys
+    ? [
+        { binding: 'k', base: 'kBase', dim: headDim },
+        { binding: 'v', base: 'vBase', dim: valueDim },
+      ]
+    : [
+        { binding: 'q', base: 'qBase', dim: headDim },
+        { binding: 'dOut', base: 'dOutBase', dim: valueDim },
+      ];
+  const owned = `
+    ${ownedOf('ownedScore', 'score', streamedScore, scoreRows)}
+    ${wants === 'values' ? '' : ownedOf('ownedValue', 'value', streamedValue, valueRows)}`;
+  const main = byKeys ? mainOfKeys(spec, t, f, tiles, owned, body) : mainOfQueries(spec, t, f, tiles, owned, body);
   return `
-    var<workgroup> ownedScore: array<f16, ${rows * stagedStride(headDim)}>;
-    var<workgroup> ownedValue: array<f16, ${rows * stagedStride(valueDim)}>;
-    var<workgroup> streamedScore: array<f16, ${columns * stagedStride(headDim)}>;
-    var<workgroup> streamedValue: array<f16, ${columns * stagedStride(valueDim)}>;
-    var<workgroup> scores: array<f32, ${rows * (columns + scorePad)}>;
-    var<workgroup> weights: array<f16, ${rows * (columns + rowPad)}>;
+    ${own ? `${own.score.declare()} ${own.value.declare()}` : ''}
+    ${streamedScore.declare()}
+    ${streamedValue.declare()}
+    ${t.declare()}
     ${byKeys ? `var<workgroup> columnStats: array<vec2f, ${columns}>;` : ''}
     ${halvesFunction}
     ${eightLoader('q', headDim, spec.load)}
@@ -177,59 +224,81 @@ function backwardText(spec: MatrixBackwardSpec, { capabilities }: KernelContext,
     ${statFunction}
     // a power of two near the largest |dOut|, and its inverse, behind the statistics of all rows
     fn unitOf(batches: u32) -> vec2f { return stats[base_stats() + batches * uniforms.queries * uniforms.heads]; }
-    ${f.entry(spec.subgroups, main)}`;
+    ${f.entry(spec.subgroups, main, { lanesInOrder: true })}`;
 }
 
-function mainOfQueries(spec: MatrixBackwardSpec, dq: OutputBands, body: string): string {
-  const { headDim, valueDim, rows, columns } = spec;
-  const owned = { rows, first: 'rowStart', end: 'rowEnd' };
+type Body = (masked: boolean) => string;
+
+function mainOfQueries(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles: readonly Staging[], owned: string, body: Body): string {
+  const { headDim, columns } = spec;
+  const row = (m: number): string => `
+    let rowAt${m} = rowStart + ${ownedRow(spec, m)} + row;
+    let place${m} = i32(rowAt${m}) + queryOffset;
+    let stat${m} = statOf((b * uniforms.queries + rowAt${m}) * uniforms.heads + h, rowAt${m} < rowEnd);`;
   return `
-    ${tilePosition(spec)}
+    ${tilePosition(spec, { tile: 'group.y', head: 'group.x' })}
     let dOutBase = b * uniforms.dOutBatch + h * uniforms.dOutHead;
-    ${lanePlace(spec)}
-    let rowAt = rowStart + subgroupRow + row;
-    let stat = statOf((b * uniforms.queries + rowAt) * uniforms.heads + h, rowAt < rowEnd);
-    let alive = stat.x < 1e29;
+    ${lanePlace}
+    ${t.blocks.map(row).join('\n')}
     let unit = unitOf(groups.z);
-    ${stageRows(spec, { ...owned, array: 'ownedScore', binding: 'q', dim: headDim, base: 'qBase' })}
-    ${stageRows(spec, { ...owned, array: 'ownedValue', binding: 'dOut', dim: valueDim, base: 'dOutBase' })}
-    ${dq.declare()}
-    ${keyLoop(spec, columns, body)}
-    ${dq.store('grads', spec.vectorOut, {
-      valid: 'rowStart + n < rowEnd',
-      at: `((b * uniforms.queries + rowStart + n) * uniforms.heads + h) * ${headDim}u`,
-      factor: 'unit.x * uniforms.scale',
+    ${owned}
+    ${t.declareOutput('dq', headDim)}
+    ${steps(f, spec, keyWalk(spec, columns), tiles, { start: 'keyStart', stop: 'keyStop', sees: seesKeys(spec), compute: body })}
+    ${t.storeOutput('dq', headDim, {
+      binding: 'grads',
+      vector: spec.vectorOut,
+      valid: (m) => `rowAt${m} < rowEnd`,
+      at: (m) => `((b * uniforms.queries + rowAt${m}) * uniforms.heads + h) * ${headDim}u`,
+      limit: `${headDim}u`,
+      factor: () => 'unit.x * uniforms.scale',
     })}`;
 }
 
-function mainOfKeys(spec: MatrixBackwardSpec, f: Fragments, dk: OutputBands, dv: OutputBands, body: string): string {
-  const { headDim, valueDim, rows, columns, biasGradient } = spec;
-  const owned = { rows, first: 'keyStart', end: 'keyStop' };
+function mainOfKeys(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles: readonly Staging[], owned: string, body: Body): string {
+  const { headDim, valueDim, columns, rows, biasGradient, wants } = spec;
+  const { blocks } = t;
   const part = spec.split ? 'split * uniforms.partSize + ' : '';
-  const at = (dim: number): string => `((b * uniforms.storedKeys + keyStart + n) * uniforms.kvHeads + kvHead) * ${dim}u`;
-  const valid = 'keyStart + n < keyLimit';
+  const out = (name: string, dim: number, from: string, factor: string): string =>
+    t.storeOutput(name, dim, {
+      binding: 'grads',
+      vector: spec.vectorOut,
+      valid: (m) => `keyAt${m} < keyLimit`,
+      at: (m) => `${part}${from}((b * uniforms.storedKeys + keyAt${m}) * uniforms.kvHeads + kvHead) * ${dim}u`,
+      limit: `${dim}u`,
+      factor: () => factor,
+    });
+  const bias = (m: number): string => `
+      ${f.exchange(`dBiasThere${m}`, `dBias${m}`, 1)}
+      if (pair == 0u && keyAt${m} < keyLimit) {
+        store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.storedKeys + keyAt${m}, dBias${m} + dBiasThere${m});
+      }`;
+  const stats = f.hardware
+    ? {
+        declare: 'var nextStat = vec2f();',
+        fetch: `if (lane < ${columns}u) { nextStat = statOf((b * uniforms.queries + nextStart + lane) * uniforms.heads + h, nextStart + lane < nextStop); }`,
+        put: `if (lane < ${columns}u) { columnStats[lane] = nextStat; }`,
+      }
+    : {
+        declare: '',
+        fetch: '',
+        put: `if (lane < ${columns}u) { columnStats[lane] = statOf((b * uniforms.queries + nextStart + lane) * uniforms.heads + h, nextStart + lane < nextStop); }`,
+      };
   return `
-    ${keyPosition(spec)}
-    ${lanePlace(spec)}
-    let keyAt = keyStart + subgroupRow + row;
+    ${keyPosition(spec, { tile: 'group.y', head: 'group.x' })}
+    ${lanePlace}
+    ${blocks.map((m) => `let keyAt${m} = keyStart + ${ownedRow(spec, m)} + row;`).join(' ')}
     let unit = unitOf(groups.z);
-    ${stageRows(spec, { ...owned, array: 'ownedScore', binding: 'k', dim: headDim, base: 'kBase' })}
-    ${stageRows(spec, { ...owned, array: 'ownedValue', binding: 'v', dim: valueDim, base: 'vBase' })}
-    ${dk.declare()}
-    ${dv.declare()}
+    ${owned}
+    ${wants === 'values' ? '' : t.declareOutput('dk', headDim)}
+    ${wants === 'keys' ? '' : t.declareOutput('dv', valueDim)}
     for (var member = 0u; member < uniforms.group; member++) {
       let h = kvHead * uniforms.group + member;
       let qBase = b * uniforms.qBatch + h * uniforms.qHead;
       let dOutBase = b * uniforms.dOutBatch + h * uniforms.dOutHead;
-      ${biasGradient ? 'var dBias = 0.0;' : ''}
-      ${queryLoop(spec, columns, rows, body, spec.split)}
-      ${
-        biasGradient
-          ? `${f.exchange('dBiasThere', 'dBias', 16)}
-      if (part == 0u && keyAt < keyLimit) { store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.storedKeys + keyAt, dBias + dBiasThere); }`
-          : ''
-      }
+      ${biasGradient ? blocks.map((m) => `var dBias${m} = 0.0;`).join(' ') : ''}
+      ${steps(f, spec, queryWalk(spec, columns, rows, spec.split), tiles, { start: 'rowStart', stop: 'rowEnd', sees: seenByQueries(spec), compute: body, extra: stats })}
+      ${biasGradient ? blocks.map(bias).join('\n') : ''}
     }
-    ${dk.store('grads', spec.vectorOut, { valid, at: `${part}${at(headDim)}`, factor: 'unit.x * uniforms.scale' })}
-    ${dv.store('grads', spec.vectorOut, { valid, at: `${part}uniforms.dvAt + ${at(valueDim)}`, factor: '1.0' })}`;
+    ${wants === 'values' ? '' : out('dk', headDim, '', 'unit.x * uniforms.scale')}
+    ${wants === 'keys' ? '' : out('dv', valueDim, 'uniforms.dvAt + ', '1.0')}`;
 }

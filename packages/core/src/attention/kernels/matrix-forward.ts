@@ -1,7 +1,9 @@
 // Attention forward on fragments: f16 operands, f32 sums and statistics, lazy rescaling.
-// tile    16 query rows a subgroup, `columns` keys a step; scores go through workgroup memory, since fragments have no elements
-// bytes   q and out once; k and v once a query tile that sees them
-// limits  head dimensions up to 128 (padded to 16 in workgroup memory); f32 inputs are rounded to f16 on the way in
+// tile    16 x blocks query rows a subgroup, `columns` keys a step, `chunk` of them at a time; scores and weights pass through
+//         workgroup memory, since fragments have no elements. The next tile is loaded into registers while this one is computed
+// bytes   q and out once; k and v once a query tile that sees them (twice k where values are cut into parts)
+// limits  head dimensions up to 256 (padded to 16 in workgroup memory); f32 inputs are rounded to f16 on the way in. A weight of 0
+//         does not hide a NaN in v: a row that comes before a NaN of its own key tile is NaN too, as in other flash kernels
 // source  Dao 2023 (FlashAttention-2), algorithm 1; the output is rescaled only when a row's maximum grew by more than 2^8
 import type { Device } from '../../device/device.js';
 import { type Operand, read, write } from '../../kernel/bindings.js';
@@ -11,28 +13,28 @@ import { range } from '../../kernel/modules.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { ln2, log2e, logitText, scoreFunctions, scoreUniforms, type ScoreUniforms, type UniformsOf } from './common.js';
 import { tilePosition } from './forward.js';
-import { keyLoop } from './loops.js';
 import {
   eightLoader,
   halvesFunction,
-  laneColumn,
   lanePlace,
   type MatrixSpec,
-  OutputBands,
-  overRow,
   padded,
+  Region,
+  regionBytes,
   rowBinding,
-  rowPad,
-  scorePad,
-  scoreProduct,
-  stagedStride,
-  stageRows,
-} from './matrix-tile.js';
+  Staging,
+} from './matrix-memory.js';
+import { ownedRow, Scratch, scratchBytes } from './matrix-scratch.js';
+import { hideKeys, ownedFragments, seesKeys, steps } from './matrix-steps.js';
+import { keyWalk } from './matrix-walks.js';
 
 export type MatrixForwardSpec = MatrixSpec & {
   /** The scale is positive and nothing is added to scores: it is folded into the exponent. */
   fold: boolean;
   vectorOut: boolean;
+  /** Columns of v that a workgroup takes; `parts` workgroups share a query tile. */
+  valueColumns: number;
+  parts: number;
 };
 
 const kernel = defineKernel({
@@ -51,12 +53,14 @@ const kernel = defineKernel({
   uniforms: {
     ...scoreUniforms,
     tiles: 'u32',
+    splits: 'u32',
     /** What a hidden score is written as, so that times scale2 it is NEG. */
     hidden: 'f32',
   },
   wgsl: matrixForwardText,
 });
 
+/** Records the kernel: heads, by `tiles` query tiles a head, by batch. */
 export function runMatrixForward(
   device: Device,
   spec: MatrixForwardSpec,
@@ -64,113 +68,139 @@ export function runMatrixForward(
   uniforms: UniformsOf<ScoreUniforms> & { tiles: number; hidden: number },
   grid: readonly [number, number, number],
 ): void {
-  kernel.run(device, { spec, tensors, uniforms, grid });
+  kernel.run(device, { spec, tensors, uniforms: { ...uniforms, splits: spec.parts }, grid });
 }
 
 /** Bytes of workgroup memory of a tile; under emulation the queries have a region of their own. */
 export function matrixForwardBytes(
-  tile: { subgroups: number; columns: number },
-  dims: { headDim: number; valueDim: number },
+  tile: { subgroups: number; blocks: number; columns: number; chunk: number; barriers: boolean },
+  dims: { headDim: number; valueColumns: number },
   hardware: boolean,
 ): number {
-  const rows = tile.subgroups * 16;
   const { columns } = tile;
-  const keyRows = hardware ? Math.max(columns, rows) : columns + rows;
-  const staged = keyRows * stagedStride(dims.headDim) + columns * stagedStride(dims.valueDim);
-  return 2 * staged + 4 * rows * (columns + scorePad) + 2 * rows * (columns + rowPad) + 4 * rows + 16 + (hardware ? 0 : 4 * 2 * rows);
+  const rows = tile.subgroups * 16 * tile.blocks;
+  const staged = regionBytes('rows', columns, padded(dims.headDim)) + regionBytes('rows', columns, padded(dims.valueColumns));
+  const emulated = hardware ? 0 : regionBytes('rows', rows, padded(dims.headDim)) + 4 * 32 * tile.subgroups;
+  return staged + scratchBytes(tile) + (tile.barriers ? 16 : 0) + emulated;
 }
 
 function matrixForwardText(spec: MatrixForwardSpec, { capabilities }: KernelContext): string {
-  const { headDim, valueDim, columns, subgroups, rows } = spec;
+  const { headDim, columns, subgroups, rows, parts, valueColumns, barriers } = spec;
   const f = new Fragments(capabilities, { N: spec.fragmentColumns === 16 ? 16 : 8 });
-  const keyStride = stagedStride(headDim);
-  const half = range(columns / 2);
-  const out = new OutputBands(f, spec, 'o', valueDim);
-  // fragments of the queries stay in registers; the emulation reads them where they lie
-  const queries = f.hardware ? 'stagedKeys' : 'stagedQueries';
-  const held = f.hardware ? 'query' : undefined;
-  const logit = logitText(spec, 'score', { b: 'b', h: 'h', q: 'place', kv: '(keyStart + kv)' }, 'keyBiasOf(b, h, keyStart + kv)');
-  const staged = { rows: columns, first: 'keyStart', end: 'keyStop' };
-  const body = `
-    if (lane == 0u) { grown = vec4u(); }
-    ${stageRows(spec, { ...staged, array: 'stagedKeys', binding: 'k', dim: headDim, base: 'kBase' })}
-    ${stageRows(spec, { ...staged, array: 'stagedValues', binding: 'v', dim: valueDim, base: 'vBase' })}
-    workgroupBarrier();
-    ${scoreProduct(f, spec, { left: queries, right: 'stagedKeys', dim: headDim, ...(held !== undefined && { held }) })}
-    workgroupBarrier();
-    ${spec.fold ? '' : overRow(spec, `let score = scores[scoreRow + kv]; scores[scoreRow + kv] = ${logit};`)}
-    if (masked) { ${overRow(spec, 'if (!seen(b, h, place, keyStart + kv, keyStop)) { scores[scoreRow + kv] = uniforms.hidden; }')} }
-    ${half.map((j) => `let x${j} = scores[scoreRow + ${laneColumn(spec, j)}];`).join(' ')}
-    let topHere = ${half.reduce((text, j) => (text === '' ? `x${j}` : `max(${text}, x${j})`), '')};
-    ${f.exchange('topThere', 'topHere', 16)}
-    let top = max(topHere, topThere)${spec.fold ? ' * uniforms.scale2' : ''};
-    let next = select(highest, top, top > highest + 8.0);
-    let shrink = exp2(highest - next);
-    // every lane that writes the flag writes the same value
-    if (next != highest && highest > 0.5 * NEG) { grown.x = 1u; }
-    highest = next;
-    let reference = select(next, 0.0, next < 0.5 * NEG);
-    var added = 0.0;
-    ${half
-      .map(
-        (j) =>
-          `{ let w = exp2(${spec.fold ? `x${j} * uniforms.scale2` : `x${j}`} - reference); added += w; weights[weightRow + ${laneColumn(spec, j)}] = f16(w); }`,
-      )
+  const t = new Scratch(f, spec);
+  const { blocks, units } = t;
+  const keys = new Region(f, 'stagedKeys', 'rows', columns, padded(headDim));
+  const values = new Region(f, 'stagedValues', 'rows', columns, valueColumns);
+  const queries = f.hardware ? undefined : new Region(f, 'stagedQueries', 'rows', rows, padded(headDim));
+  const firstChunk = parts > 1 ? { firstChunk: 'firstChunk' } : {};
+  const keyTile = new Staging(f, keys, spec, { binding: 'k', base: 'kBase', dim: headDim, rows: columns });
+  const valueTile = new Staging(f, values, spec, { binding: 'v', base: 'vBase', dim: valueColumns, rows: columns, ...firstChunk });
+  const logit = (e: number, m: number): string =>
+    logitText(
+      spec,
+      `four[${e}]`,
+      { b: 'b', h: 'h', q: `place${m}`, kv: `(chunkStart + column + ${e}u)` },
+      `keyBiasOf(b, h, chunkStart + column + ${e}u)`,
+    );
+  const logits = range(4).map((e) => (m: number) => `four[${e}] = ${logit(e, m)};`);
+  const transform = (m: number): string => (spec.fold ? '' : t.overScores(m, logits.map((text) => text(m)).join(' ')));
+  const top = (m: number): string => {
+    const widest = units.map((u) => `x${m}_${u}`).reduce((a, b) => `max(${a}, ${b})`);
+    return `let widest${m} = ${widest};
+      let top${m} = max(max(widest${m}.x, widest${m}.y), max(widest${m}.z, widest${m}.w))${spec.fold ? ' * uniforms.scale2' : ''};`;
+  };
+  const grow = (m: number): string => `
+    ${f.exchange(`there${m}`, `top${m}`, 1)}
+    let whole${m} = max(top${m}, there${m});
+    let next${m} = select(highest${m}, whole${m}, whole${m} > highest${m} + 8.0);
+    let shrink${m} = exp2(highest${m} - next${m});
+    highest${m} = next${m};
+    sum${m} *= shrink${m};`;
+  const grew = blocks.map((m) => `top${m} > highest${m} + 8.0`).join(' || ');
+  const rescale = `${blocks.map(grow).join('\n')} ${t.scaleRows('o', valueColumns, (m) => `shrink${m}`)}`;
+  const weigh = (m: number): string => `
+    let reference${m} = select(highest${m}, 0.0, highest${m} < 0.5 * NEG);
+    var added${m} = vec4f();
+    ${units
+      .map((u) => {
+        const exponent = spec.fold ? `fma(x${m}_${u}, vec4f(uniforms.scale2), vec4f(-reference${m}))` : `x${m}_${u} - reference${m}`;
+        return `{ let w = exp2(${exponent}); added${m} += w; ${t.weight(m, u, 'w')} }`;
+      })
       .join('\n')}
-    sum = sum * shrink + added;
+    sum${m} += added${m}.x + added${m}.y + added${m}.z + added${m}.w;`;
+  const compute = (first: number, masked: boolean): string => `{
+    let chunkStart = keyStart + ${first}u;
+    ${blocks.map((m) => units.map((u) => `var x${m}_${u}: vec4f;`).join(' ')).join(' ')}
+    ${t.product(
+      queries ?? 'query',
+      keys,
+      headDim,
+      first,
+      t.perBlock(
+        (m) => t.storeScores(m),
+        (m) => `${transform(m)} ${units.map((u) => `x${m}_${u} = ${t.score(m, u)};`).join(' ')}`,
+      ),
+    )}
+    ${masked ? `if (masked) { ${blocks.map((m) => hideKeys(spec, t, m, first)).join('\n')} }` : ''}
+    ${blocks.map(top).join('\n')}
+    ${
+      barriers
+        ? `if (${grew}) { grown.x = 1u; }
     let mustRescale = workgroupUniformLoad(&grown).x;
-    if (mustRescale != 0u) { ${out.scaleRows((text) => overRow(spec, text), 'shrink')} }
-    ${out.accumulate('stagedValues')}
-    workgroupBarrier();`;
+    if (mustRescale != 0u) { if (lane == 0u) { grown = vec4u(); } ${rescale} }`
+        : `if (subgroupAny(${grew})) { ${rescale} }`
+    }
+    ${t.perBlock(weigh, (m) => t.loadWeights(m))}
+    ${t.accumulate('o', values, valueColumns, first)} }`;
+  const chunks = range(columns / spec.chunk).map((c) => c * spec.chunk);
+  const rowsOf = blocks.map((m) => `let rowAt${m} = rowStart + ${ownedRow(spec, m)} + row; let place${m} = i32(rowAt${m}) + queryOffset;`);
+  const start = spec.sinks
+    ? (m: number) =>
+        `var highest${m} = bitcast<f32>(extras[base_extras() + uniforms.sinksAt + h]) * ${log2e}; var sum${m} = select(0.0, 1.0, pair == 0u);`
+    : (m: number) => `var highest${m} = NEG; var sum${m} = 0.0;`;
+  const finish = (m: number): string => `
+    ${f.exchange(`sumThere${m}`, `sum${m}`, 1)}
+    let whole${m} = max(sum${m} + sumThere${m}, 1e-37);
+    let alive${m} = highest${m} > 0.5 * NEG;
+    if (pair == 0u && rowAt${m} < rowEnd${parts > 1 ? ' && split == 0u' : ''}) {
+      lse[base_lse() + (b * uniforms.queries + rowAt${m}) * uniforms.heads + h] =
+        select(0xff800000u, bitcast<u32>((highest${m} + log2(whole${m})) * ${ln2}), alive${m});
+    }`;
   const main = `
-    ${tilePosition(spec)}
-    ${lanePlace(spec)}
-    let rowAt = rowStart + subgroupRow + row;
-    let place = i32(rowAt) + queryOffset;
-    ${stageRows(spec, { array: queries, binding: 'q', dim: headDim, rows, base: 'qBase', first: 'rowStart', end: 'rowEnd' })}
-    workgroupBarrier();
-    ${
-      held
-        ? range(padded(headDim) / f.K)
-            .map((k) => f.loadLeft(`${held}${k}`, queries, `subgroupRow * ${keyStride}u + ${k * f.K}u`, `${keyStride}u`))
-            .join('\n')
-        : ''
-    }
-    workgroupBarrier();
-    ${out.declare()}
-    ${
-      spec.sinks
-        ? `var highest = bitcast<f32>(extras[base_extras() + uniforms.sinksAt + h]) * ${log2e}; var sum = select(0.0, 1.0, part == 0u);`
-        : 'var highest = NEG; var sum = 0.0;'
-    }
-    ${keyLoop(spec, columns, body)}
-    ${f.exchange('sumThere', 'sum', 16)}
-    let whole = sum + sumThere;
-    let alive = highest > 0.5 * NEG;
-    if (part == 0u) {
-      shares[subgroupRow + row] = select(0.0, 1.0 / max(whole, 1e-37), alive);
-      if (rowAt < rowEnd) {
-        lse[base_lse() + (b * uniforms.queries + rowAt) * uniforms.heads + h] =
-          select(0xff800000u, bitcast<u32>((highest + log2(max(whole, 1e-37))) * ${ln2}), alive);
-      }
-    }
-    ${out.store('out', spec.vectorOut, {
-      valid: 'rowStart + n < rowEnd',
-      at: `((b * uniforms.queries + rowStart + n) * uniforms.heads + h) * ${valueDim}u`,
-      factor: 'shares[n]',
+    ${tilePosition({ ...spec, split: parts > 1 }, { tile: 'group.y', head: 'group.x' })}
+    ${parts > 1 ? `let firstValue = split * ${valueColumns}u; let firstChunk = firstValue / 8u;` : ''}
+    ${lanePlace}
+    ${rowsOf.join('\n')}
+    ${ownedFragments(f, spec, { name: 'query', through: keys, own: queries, binding: 'q', base: 'qBase', dim: headDim, first: 'rowStart', end: 'rowEnd' })}
+    ${t.declareOutput('o', valueColumns)}
+    ${blocks.map(start).join('\n')}
+    ${barriers ? 'if (lane == 0u) { grown = vec4u(); }' : ''}
+    ${steps(f, spec, keyWalk(spec, columns), [keyTile, valueTile], {
+      start: 'keyStart',
+      stop: 'keyStop',
+      sees: seesKeys(spec),
+      compute: (masked) => chunks.map((first) => compute(first, masked)).join('\n'),
+    })}
+    ${blocks.map(finish).join('\n')}
+    ${barriers ? 'workgroupBarrier();' : ''}
+    ${t.storeOutput('o', valueColumns, {
+      binding: 'out',
+      vector: spec.vectorOut,
+      at: (m) => `((b * uniforms.queries + rowAt${m}) * uniforms.heads + h) * ${spec.valueDim}u${parts > 1 ? ' + firstValue' : ''}`,
+      limit: parts > 1 ? `(${spec.valueDim}u - firstValue)` : `${spec.valueDim}u`,
+      valid: (m) => `rowAt${m} < rowEnd`,
+      factor: (m) => `select(0.0, 1.0 / whole${m}, alive${m})`,
     })}`;
   return `
-    ${f.hardware ? '' : `var<workgroup> stagedQueries: array<f16, ${rows * keyStride}>;`}
-    var<workgroup> stagedKeys: array<f16, ${(f.hardware ? Math.max(columns, rows) : columns) * keyStride}>;
-    var<workgroup> stagedValues: array<f16, ${columns * stagedStride(valueDim)}>;
-    var<workgroup> scores: array<f32, ${rows * (columns + scorePad)}>;
-    var<workgroup> weights: array<f16, ${rows * (columns + rowPad)}>;
-    var<workgroup> shares: array<f32, ${rows}>;
-    var<workgroup> grown: vec4u;
+    ${queries?.declare() ?? ''}
+    ${keys.declare()}
+    ${values.declare()}
+    ${t.declare()}
+    ${barriers ? 'var<workgroup> grown: vec4u;' : ''}
     ${halvesFunction}
     ${eightLoader('q', headDim, spec.load)}
     ${eightLoader('k', headDim, spec.load)}
-    ${eightLoader('v', valueDim, spec.load)}
+    ${eightLoader('v', spec.valueDim, spec.load)}
     ${scoreFunctions(spec)}
-    ${f.entry(subgroups, main)}`;
+    ${f.entry(subgroups, main, { lanesInOrder: true })}`;
 }

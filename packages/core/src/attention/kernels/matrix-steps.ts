@@ -1,0 +1,162 @@
+// The steps of the attention kernels on fragments over streamed tiles, and the hiding of pairs that a tile's mask excludes.
+import type { Fragments } from '../../kernel/fragments.js';
+import { range } from '../../kernel/modules.js';
+import { bound, laneQuad, type MatrixSpec, padded, type Region, Staging } from './matrix-memory.js';
+import { ownedRow, type Scratch } from './matrix-scratch.js';
+import type { Walk } from './matrix-walks.js';
+
+/**
+ * Text that computes each tile of a walk, from `start` to `stop`; the next one is loaded into registers meanwhile. Tiles that are seen
+ * whole run a body without masking. Workgroup memory may be in use before: the text begins with a barrier.
+ */
+export function steps(
+  f: Fragments,
+  spec: MatrixSpec,
+  walk: Walk,
+  tiles: readonly Staging[],
+  names: {
+    start: string;
+    stop: string;
+    /** Whether this subgroup has anything to do with the tile. */
+    sees: string;
+    compute: (masked: boolean) => string;
+    /** Further memory that is staged. */
+    extra?: { declare: string; fetch: string; put: string };
+  },
+): string {
+  const { start, stop, sees, compute, extra } = names;
+  const fetch = `${tiles.map((tile) => tile.fetch('nextStart', 'nextStop')).join('\n')} ${extra?.fetch ?? ''}`;
+  const put = `${tiles.map((tile) => tile.put('nextStart', 'nextStop')).join('\n')} ${extra?.put ?? ''}`;
+  // one body under emulation, whose texts must stay short, and where every tile is tested pair by pair
+  const one = !f.hardware || (spec.mask !== '' && spec.list !== 'runs');
+  const body = one ? compute(true) : `if (masked) { ${compute(true)} } else { ${compute(false)} }`;
+  return `
+    ${tiles.map((tile) => tile.declare()).join(' ')} ${extra?.declare ?? ''}
+    ${walk.declare}
+    ${walk.advance}
+    ${fetch}
+    workgroupBarrier();
+    ${put}
+    workgroupBarrier();
+    while (found) {
+      let ${start} = nextStart;
+      let ${stop} = nextStop;
+      let masked = nextMasked;
+      let partialTile = nextBits;
+      ${walk.advance}
+      ${fetch}
+      ${spec.barriers ? body : `if (${sees}) { ${body} }`}
+      workgroupBarrier();
+      ${put}
+      workgroupBarrier();
+    }`;
+}
+
+/** Hides a block's scores `x<block>_<unit>` of pairs that are not seen: rows of queries against the keys from `keyStart + first` on. */
+export function hideKeys(spec: MatrixSpec, t: Scratch, block: number, chunk: number): string {
+  if (spec.bits > 0) {
+    const row = `(partialTile * ${spec.rows}u + ${ownedRow(spec, block)} + row) * ${spec.bits}u + ${chunk >> 5}u`;
+    return `{ let bits = arena[base_arena() + uniforms.bitsAt + ${row}] >> (${chunk & 31}u + 4u * pair);
+      ${t.units.map((u) => hide(block, u, bitsOf(8 * u))).join(' ')} }`;
+  }
+  const first = `(keyStart + ${chunk}u)`;
+  if (spec.mask !== '') return hideEach(spec, t, block, `seen(b, h, place${block}, ${first} + column, keyStop)`);
+  // closed form: the last and the first visible key, and the first key behind the leading ones, counted from this lane's first column
+  return `{ let zero = i32(${first} + 4u * pair);
+    let last = vec4i(min(place${block} + uniforms.right, i32(keyStop) - 1) - zero);
+    let first = vec4i(place${block} - uniforms.left - zero);
+    let leading = vec4i(i32(uniforms.prefix) - zero);
+    ${t.units.map((u) => `{ let c = ${columnsOf(u)}; ${hide(block, u, '(c <= last) & ((c >= first) | (c < leading))')} }`).join('\n')} }`;
+}
+
+/** As `hideKeys`: rows of keys against the queries from `rowStart + first` on. */
+export function hideQueries(spec: MatrixSpec, t: Scratch, block: number, chunk: number): string {
+  const first = `(rowStart + ${chunk}u)`;
+  if (spec.mask !== '') return hideEach(spec, t, block, `seen(b, h, i32(${first} + column) + queryOffset, keyAt${block}, keyStop)`);
+  return `{ let zero = i32(${first} + 4u * pair);
+    let dead = keyAt${block} >= keyStop;
+    let first = vec4i(select(i32(keyAt${block}) - uniforms.right - queryOffset - zero, 1048576, dead));
+    let reach = select(i32(keyAt${block}) + uniforms.left - queryOffset, 1073741823, keyAt${block} < uniforms.prefix);
+    let last = vec4i(min(reach, i32(rowEnd) - 1) - zero);
+    ${t.units.map((u) => `{ let c = ${columnsOf(u)}; ${hide(block, u, '(c >= first) & (c <= last)')} }`).join('\n')} }`;
+}
+
+function columnsOf(unit: number): string {
+  return `vec4i(${range(4)
+    .map((e) => 8 * unit + e)
+    .join(', ')})`;
+}
+
+function hide(block: number, unit: number, visible: string): string {
+  return `x${block}_${unit} = select(vec4f(uniforms.hidden), x${block}_${unit}, ${visible});`;
+}
+
+/** Four bits of `bits` from `shift` on, as a condition. */
+function bitsOf(shift: number): string {
+  return `(vec4u(bits >> ${shift}u) & vec4u(1u, 2u, 4u, 8u)) != vec4u()`;
+}
+
+function hideEach(spec: MatrixSpec, t: Scratch, block: number, seen: string): string {
+  const four = (unit: number): string => hide(block, unit, bitsOf(4 * unit));
+  return `{ var bits = 0u;
+    for (var e = 0u; e < ${bound(spec, t.units.length * 4)}; e++) {
+      let column = 4u * (${laneQuad('(e / 4u)')}) + e % 4u;
+      if (${seen}) { bits |= 1u << e; }
+    }
+    ${t.units.map(four).join(' ')} }`;
+}
+
+/** Whether a row of this subgroup sees a key of the tile. */
+export function seesKeys(spec: MatrixSpec): string {
+  const first = `rowStart + ${ownedRow(spec, 0)}`;
+  if (spec.list === 'runs') return `${first} < rowEnd`;
+  const place = `(i32(${first}) + queryOffset)`;
+  return `${first} < rowEnd && i32(keyStart) <= ${place} + ${16 * spec.blocks - 1} + uniforms.right && (i32(keyStart) + ${spec.columns} > ${place} - uniforms.left || keyStart < uniforms.prefix)`;
+}
+
+/** Whether a key of this subgroup is seen by a query of the tile. */
+export function seenByQueries(spec: MatrixSpec): string {
+  const first = `(keyStart + ${ownedRow(spec, 0)})`;
+  if (spec.list === 'runs') return `${first} < keyStop`;
+  return `${first} < keyStop && i32(${first}) <= i32(rowStart) + ${spec.columns - 1} + queryOffset + uniforms.right && (i32(${first}) + ${16 * spec.blocks - 1} >= i32(rowStart) + queryOffset - uniforms.left || ${first} < uniforms.prefix)`;
+}
+
+/**
+ * Fragments `<name><block>_<k>` of the rows that the workgroup owns: in registers, staged through a region of streamed rows; the
+ * emulation reads them in a region of their own. Begins and ends without a barrier.
+ */
+export function ownedFragments(
+  f: Fragments,
+  spec: MatrixSpec,
+  rows: {
+    name: string;
+    through: Region;
+    own: Region | undefined;
+    binding: string;
+    base: string;
+    dim: number;
+    first: string;
+    end: string;
+  },
+): string {
+  const { columns, blocks, subgroups } = spec;
+  const { name, through, own, first, end, dim } = rows;
+  if (own) return new Staging(f, own, spec, { ...rows, rows: spec.rows }).put(first, end);
+  const part = new Staging(f, through, spec, { ...rows, rows: columns });
+  const names = range(blocks).flatMap((m) => range(padded(dim) / f.K).map((k) => ({ m, k, name: `${name}${m}_${k}` })));
+  const blocksAPart = columns / 16;
+  const parts = range(Math.ceil((subgroups * blocks) / blocksAPart)).map((i) => {
+    const load = (m: number): string =>
+      names
+        .filter((n) => n.m === m)
+        .map((n) => f.setLeft(n.name, through.name, through.at('within', `${n.k * f.K}u`), through.rowStride))
+        .join(' ');
+    const mine = (m: number): string => `
+      if ((subgroup * ${blocks}u + ${m}u) / ${blocksAPart}u == ${i}u) {
+        let within = (subgroup * ${blocks}u + ${m}u) % ${blocksAPart}u * 16u;
+        ${load(m)} }`;
+    const start = `${first} + ${i * columns}u`;
+    return `${part.fetch(start, end)} workgroupBarrier(); ${part.put(start, end)} workgroupBarrier(); ${range(blocks).map(mine).join('\n')}`;
+  });
+  return `${names.map((n) => f.emptyLeft(n.name)).join(' ')} { ${part.declare()} ${parts.join('\n')} }`;
+}

@@ -1,0 +1,129 @@
+// Tiles of the kernels on fragments. Chosen by a sweep on an H100 (docs/benchmarks/tuning.md, attention).
+import type { Capabilities } from '../device/capabilities.js';
+import { fragmentLanes, fragmentShape, hasFragments } from '../kernel/fragments.js';
+import { padded } from './kernels/matrix-memory.js';
+import { matrixBackwardBytes } from './kernels/matrix-backward.js';
+import { matrixForwardBytes } from './kernels/matrix-forward.js';
+
+/** A dispatch on fragments (matrix units, or their emulation). */
+export interface FragmentPlan {
+  subgroups: number;
+  /** Blocks of 16 rows a subgroup. */
+  blocks: number;
+  rows: number;
+  columns: number;
+  /** Columns of scores at a time. */
+  chunk: number;
+  fragmentColumns: number;
+  /** Lanes of a subgroup meet at workgroup barriers. */
+  barriers: boolean;
+}
+
+/** A forward dispatch on fragments: wide values are cut into parts of `valueColumns`, which workgroups of their own take. */
+export interface ForwardFragmentPlan extends FragmentPlan {
+  valueColumns: number;
+  parts: number;
+}
+
+/** What a tile depends on. */
+export interface FragmentNeed {
+  headDim: number;
+  valueDim: number;
+  /** Rows that the workgroups own: of a block of a selection where there is one. */
+  rows: number;
+  /** Owned rows times heads and batch entries. */
+  allRows: number;
+}
+
+interface Tile {
+  subgroups: number;
+  blocks: number;
+  columns: number;
+  chunk: number;
+}
+
+const tile = (subgroups: number, blocks: number, columns: number, chunk = columns): Tile => ({ subgroups, blocks, columns, chunk });
+
+/** Values wider than this are cut into parts: accumulators of more columns fall out of registers. */
+const widestValues = 128;
+
+/**
+ * Lanes of a subgroup see one another's writes in program order where 32 of them always run as one: such devices take wide tiles
+ * without barriers. Others, and the emulation, meet at barriers.
+ */
+function needsBarriers({ matrix, subgroupMinSize, subgroupMaxSize }: Capabilities): boolean {
+  return matrix !== 'hardware' || subgroupMinSize !== fragmentLanes || subgroupMaxSize !== fragmentLanes;
+}
+
+function forwardTiles(need: FragmentNeed, capabilities: Capabilities): Tile[] {
+  if (capabilities.matrix !== 'hardware') return [tile(2, 1, 16), tile(1, 1, 16)];
+  if (needsBarriers(capabilities)) return [tile(8, 1, 32), tile(4, 1, 32), tile(4, 1, 16), tile(2, 1, 16), tile(1, 1, 16)];
+  const widest = Math.max(need.headDim, Math.min(need.valueDim, widestValues));
+  const tiles =
+    widest <= 64
+      ? [tile(12, 2, 64, 16), tile(4, 2, 32), tile(4, 1, 32)]
+      : widest <= 128
+        ? [...(widest > 96 ? [tile(12, 1, 32, 16)] : []), tile(4, 2, 16), tile(4, 1, 16)]
+        : [tile(8, 1, 16), tile(4, 1, 16)];
+  return [...tiles, tile(2, 1, 16), tile(1, 1, 16)];
+}
+
+/** Workgroups below which a tile leaves a large GPU idle at the end. */
+const enoughWorkgroups = 512;
+
+/** The forward tile, where device and call allow fragments. */
+export function planForwardFragments(need: FragmentNeed, capabilities: Capabilities): ForwardFragmentPlan | undefined {
+  if (!hasFragments(capabilities)) return undefined;
+  const parts = Math.ceil(padded(need.valueDim) / widestValues);
+  const valueColumns = padded(Math.ceil(need.valueDim / parts));
+  const barriers = needsBarriers(capabilities);
+  const hardware = capabilities.matrix === 'hardware';
+  const found = choose(forwardTiles(need, capabilities), need, capabilities, (t) =>
+    matrixForwardBytes({ ...t, barriers }, { headDim: need.headDim, valueColumns }, hardware),
+  );
+  return found && { ...complete(found, capabilities), valueColumns, parts };
+}
+
+/** A sweep of the backward. */
+export interface BackwardFragmentPlan extends FragmentPlan {
+  /** The sweep of keys makes dk and dv in dispatches of their own. */
+  apart: boolean;
+}
+
+/** The tile of a backward sweep; head dimensions up to 128. */
+export function planBackwardFragments(
+  owner: 'queries' | 'keys',
+  need: FragmentNeed,
+  capabilities: Capabilities,
+): BackwardFragmentPlan | undefined {
+  const widest = Math.max(need.headDim, need.valueDim);
+  if (!hasFragments(capabilities) || widest > 128) return undefined;
+  const hardware = capabilities.matrix === 'hardware';
+  const barriers = needsBarriers(capabilities);
+  const tiles = backwardTiles(owner, widest, capabilities);
+  const found = choose(tiles, need, capabilities, (t) => matrixBackwardBytes({ ...t, barriers }, need, hardware));
+  return found && { ...complete(found, capabilities), apart: owner === 'keys' && widest > 64 };
+}
+
+function backwardTiles(owner: 'queries' | 'keys', widest: number, capabilities: Capabilities): Tile[] {
+  const small = [tile(4, 1, 16), tile(2, 1, 16), tile(1, 1, 16)];
+  if (capabilities.matrix !== 'hardware') return small.slice(1);
+  if (widest <= 64) return [tile(6, 1, 16), ...small];
+  return owner === 'queries' ? [tile(12, 1, 16), tile(8, 1, 16), ...small] : [tile(8, 1, 16), ...small];
+}
+
+/** The first tile that fits the device, whose rows are not idle, and that fills the GPU; the last that fits otherwise. */
+function choose(tiles: readonly Tile[], need: FragmentNeed, capabilities: Capabilities, bytes: (t: Tile) => number): Tile | undefined {
+  const { maxComputeWorkgroupStorageSize: memory, maxComputeInvocationsPerWorkgroup: lanes } = capabilities.limits;
+  const fitting = tiles.filter((t) => t.subgroups * fragmentLanes <= lanes && bytes(t) <= memory);
+  const rows = (t: Tile): number => t.subgroups * t.blocks * 16;
+  const whole = fitting.filter((t) => rows(t) <= Math.max(16, need.rows));
+  const large = whole.find((t) => need.allRows >= enoughWorkgroups * rows(t));
+  return large ?? whole.find((t) => rows(t) <= 64) ?? whole.at(-1) ?? fitting.at(-1);
+}
+
+function complete(t: Tile, capabilities: Capabilities): FragmentPlan {
+  const hardware = capabilities.matrix === 'hardware';
+  const fragmentColumns = fragmentShape(capabilities, { N: hardware ? 8 : 16 }).N;
+  return { ...t, rows: t.subgroups * t.blocks * 16, fragmentColumns, barriers: needsBarriers(capabilities) };
+}
