@@ -82,7 +82,7 @@ export interface DeviceFigures {
   readonly toggles: readonly string[];
   /** `shipped`: robustness and validation on. */
   readonly settings: 'shipped' | 'unchecked';
-  /** Smallest step between timestamps that was seen. */
+  /** Step of the timestamps: what all differences seen are a multiple of. */
   readonly tickNs?: number;
   /** Measured in this run: what floors divide by. */
   readonly rates: { readonly copyGbps: number; readonly f16Tflops?: number; readonly f32Tflops: number; readonly from: string };

@@ -102,7 +102,7 @@ export class Stopwatch {
     return performance.now() - started;
   }
 
-  /** The smallest step between two timestamps seen in runs of nothing, in nanoseconds. */
+  /** The step of the clock: what all differences of timestamps are a multiple of, in nanoseconds. */
   async tickNs(): Promise<number> {
     const { gpu, recorder } = this.#device;
     const count = 256;
@@ -111,12 +111,10 @@ export class Stopwatch {
     recorder.flush();
     const ticks = await this.#resolve(querySet, count);
     querySet.destroy();
-    let least = Infinity;
-    for (let i = 1; i < count; i++) {
-      const step = Number((ticks[i] ?? 0n) - (ticks[i - 1] ?? 0n));
-      if (step > 0 && step < least) least = step;
-    }
-    return least;
+    const divisor = (a: bigint, b: bigint): bigint => (b === 0n ? a : divisor(b, a % b));
+    let common = 0n;
+    for (let i = 1; i < count; i++) common = divisor(common, (ticks[i] ?? 0n) - (ticks[0] ?? 0n));
+    return Number(common);
   }
 
   dispose(): void {
