@@ -28,7 +28,8 @@ export function seriesOf({ entries }: Pick<BenchRecord, 'entries'>, pass: Record
     }));
 }
 
-const count = new Intl.NumberFormat('en', { notation: 'compact' });
+/** `64k`, `1M`: thousands of 1,024. */
+const count = (n: number): string => (n >= 2 ** 20 ? `${n / 2 ** 20}M` : n >= 2 ** 10 ? `${n / 2 ** 10}k` : String(n));
 const tokens = ({ series }: RecordEntry): number => series?.tokens ?? 0;
 
 /** Time against tokens, both logarithmic: a line as steep as the diagonal costs the same a token. */
@@ -44,7 +45,7 @@ export function drawCurves(document: Document, series: readonly Series[], value:
       base: 2,
       label: 'tokens',
       ticks: [...new Set(series.flatMap(({ points }) => points.map(tokens)))],
-      tickFormat: (n: number) => count.format(n),
+      tickFormat: count,
     },
     y: { type: 'log', label: null, ticks: 6, tickFormat: (n: number) => figure(n) },
     marks: series.flatMap(({ name, color, dash, points }) => [
@@ -105,7 +106,16 @@ export function drawRatios(document: Document, entries: readonly RecordEntry[]):
         Plot.ruleX([1], { stroke: 'var(--ink)' }),
         Plot.dot(rows, { x: 'ratio', y: 'id', fill: SERIES_COLORS[2] as string, r: 5 }),
         Plot.tickX(wanted, { x: 'atLeast', y: 'id', stroke: SERIES_COLORS[7] as string, strokeWidth: 2 }),
-        Plot.text(rows, { x: 'ratio', y: 'id', text: 'text', dx: 9, textAnchor: 'start' }),
+        Plot.text(rows, {
+          x: 'ratio',
+          y: 'id',
+          text: 'text',
+          dx: 9,
+          textAnchor: 'start',
+          fill: 'var(--ink)',
+          stroke: 'var(--paper)',
+          strokeWidth: 4,
+        }),
       ],
     },
     'Ratio to the peer of each entry; upright ticks are the targets.',
