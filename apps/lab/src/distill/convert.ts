@@ -87,7 +87,7 @@ export async function convertToLawcat(teacher: LoadedModel, options: ConversionO
   const model = buildModel(config, teacher.model.options.precision);
   const { rank = 16, alpha = 32, ...rest } = options.tuning ?? {};
   const second: StageOptions = { steps: 500, batch: 16, context: 1024, learningRate: 0.0005, warmup: 50, ...rest };
-  const student = copyParams(withBranches(teacher.params, branches), device);
+  const student = copyParams(withBranches(teacher.params, branches));
   for (const t of namedTensors(branches as Params).values()) t.dispose();
   const tuningBits = await tune(model, student, { ...second, rank, alpha }, context);
   return { config, model, params: student, transferLosses, tuningBits };
@@ -101,10 +101,10 @@ function withBranches(params: LanguageModelParams, branches: readonly BranchPara
 }
 
 /** The same structure with tensors of its own. */
-function copyParams<P>(params: P, device: Device): P {
+function copyParams<P>(params: P): P {
   if (params && typeof params === 'object' && 'storage' in params) return scope(() => add(params as unknown as Tensor, 0)) as P;
-  if (Array.isArray(params)) return params.map((one: unknown) => copyParams(one, device)) as P;
-  return Object.fromEntries(Object.entries(params as object).map(([name, one]) => [name, copyParams(one as unknown, device)])) as P;
+  if (Array.isArray(params)) return params.map((one: unknown) => copyParams(one)) as P;
+  return Object.fromEntries(Object.entries(params as object).map(([name, one]) => [name, copyParams(one as unknown)])) as P;
 }
 
 interface LowRank {
