@@ -3,6 +3,7 @@ export * from './lawcat/index.js';
 export * from './lightning/index.js';
 export * from './lightning2/index.js';
 export * from './lla/index.js';
+export * from './nprf/index.js';
 export * from './nalaformer/index.js';
 export * from './titans/index.js';
 export * from './transnormer/index.js';

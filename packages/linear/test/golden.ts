@@ -5,6 +5,7 @@ import { basedGolden } from './based/golden.js';
 import { lightning2Golden } from './lightning2/golden.js';
 import { lightningGolden } from './lightning/golden.js';
 import { llaGolden } from './lla/golden.js';
+import { nprfGolden } from './nprf/golden.js';
 import { titansGolden } from './titans/golden.js';
 import { transnormerGolden } from './transnormer/golden.js';
 import { transnormerllmGolden } from './transnormerllm/golden.js';
@@ -14,6 +15,7 @@ const mapping: GoldenMapping = {
   ...lightningGolden,
   ...lightning2Golden,
   ...llaGolden,
+  ...nprfGolden,
   ...lawcatGolden,
   ...titansGolden,
   ...basedGolden,

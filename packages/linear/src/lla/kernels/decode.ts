@@ -1,6 +1,6 @@
 // One query over a cache in one pass: sums of w y y^T over keys, y = [k, v, 1], hold omega, M, s0, Sigma and N = sum w v k^T at once;
 // then rho by Cholesky and o = (s0 - (N - s0 q^T) rho) / delta.
-// tile    a span of keys a workgroup, 32 keys a step; 4 x 4 blocks of the sums in registers, the lower triangle of k k^T only
+// tile    a span of keys a workgroup, 16 keys a step; 4 x 4 blocks of the sums in registers, the lower triangle of k k^T only
 // bytes   reads k and v once; writes 64 bytes a block and span, about (D^2 / 2 + D Dv) floats
 // limits  headDim <= 64; dim^2 + 2 dim valueDim operations a key; spans join by exp(m) in a fixed order
 // source  Zuo et al. 2025 (arXiv 2510.01450), section 3, with N in place of a second pass
@@ -11,7 +11,7 @@ import * as pairs from '../../pairs/text.js';
 import { log2e } from './common.js';
 import { blocksOf, runFactor } from './sigma.js';
 
-const tokens = 32;
+const tokens = 16;
 
 /** Pairs of vectors (row, column) of y whose products are summed; k first, then v, then the one. */
 export function decodeBlocks(dim: number, valueDim: number): [number, number][] {
@@ -227,7 +227,7 @@ const finish = defineKernel({
 
 /** Spans of keys of a decode step: enough workgroups to fill a device, 64 keys or more each; pure. */
 export function decodeSpans(keys: number, rows: number): { span: number; spans: number } {
-  const wanted = Math.max(1, Math.min(Math.ceil(keys / 64), Math.ceil(512 / rows)));
+  const wanted = Math.max(1, Math.min(Math.ceil(keys / 64), Math.ceil(2048 / rows)));
   const span = Math.ceil(keys / wanted / tokens) * tokens;
   return { span, spans: Math.ceil(keys / span) };
 }

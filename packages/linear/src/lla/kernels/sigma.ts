@@ -113,7 +113,7 @@ const sigma = defineKernel({
           let mj = vector_mu(base, bj);
           // sum p (k - q)(k - q)^T = sum p k k^T - mu q^T - q mu^T - q q^T
           let at = ((own * ${rows}u + r) * ${blocks}u + block) * 4u;
-          ${each((r) => `store_out(at + ${r}u, a${n}${r} - mi.${component[r]} * qj - qi.${component[r]} * (mj + qj));`)}
+          ${each((r) => `store_out(at + ${r}u, select(vec4f(), a${n}${r} - mi.${component[r]} * qj - qi.${component[r]} * (mj + qj), visible(token) > 0u));`)}
         } }`,
       )}
     }`;
@@ -131,10 +131,10 @@ const factor = defineKernel({
     out: write<FactorSpec>('f32'),
   },
   uniforms: { workgroups: 'u32', firstTile: 'u32', tiles: 'u32', rows: 'u32', queries: 'u32', heads: 'u32', lambda: 'f32', n: 'u32' },
-  wgsl: ({ dim, tokenLambda }: FactorSpec) => `
+  wgsl: ({ dim, tokenLambda, lanes }: FactorSpec) => `
     var<workgroup> l: array<f32, ${Math.ceil(((dim + 1) * (dim + 2)) / 8) * 4}>;
     fn at(i: u32, j: u32) -> u32 { return i * (i + 1u) / 2u + j; }
-    @compute @workgroup_size(64)
+    @compute @workgroup_size(${lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let own = workgroupIndex(group, groups);
       if (own >= uniforms.workgroups) { return; }
@@ -146,7 +146,7 @@ const factor = defineKernel({
       let row = (batch * uniforms.queries + token) * uniforms.heads + head;
       let n = uniforms.n;
       let ridge = ${tokenLambda === 1 ? 'load_ridge(row)' : 'uniforms.lambda'};
-      for (var e = lane; e < n * n; e += 64u) {
+      for (var e = lane; e < n * n; e += ${lanes}u) {
         let i = e / n;
         let j = e % n;
         if (j <= i) {
@@ -154,18 +154,18 @@ const factor = defineKernel({
           l[at(i, j)] = load_sigma((own * ${blocksOf(dim)}u + block) * 16u + (i % 4u) * 4u + j % 4u) + select(0.0, ridge, i == j);
         }
       }
-      for (var i = lane; i < n; i += 64u) { l[at(n, i)] = load_rhs(row * n + i); }
+      for (var i = lane; i < n; i += ${lanes}u) { l[at(n, i)] = load_rhs(row * n + i); }
       workgroupBarrier();
       for (var c = 0u; c < n; c++) {
-        var pivot = l[at(c, c)];
-        for (var k = 0u; k < c; k++) { pivot -= l[at(c, k)] * l[at(c, k)]; }
-        let root = sqrt(max(pivot, 1e-30));
+        let root = sqrt(max(l[at(c, c)], 1e-30));
         // every lane has read the diagonal before it changes
         workgroupBarrier();
-        for (var i = c + lane; i <= n; i += 64u) {
-          var sum = l[at(i, c)];
-          for (var k = 0u; k < c; k++) { sum -= l[at(i, k)] * l[at(c, k)]; }
-          l[at(i, c)] = select(sum / root, root, i == c);
+        for (var i = c + lane; i <= n; i += ${lanes}u) { l[at(i, c)] = select(l[at(i, c)] / root, root, i == c); }
+        workgroupBarrier();
+        // a row is shared by several lanes
+        for (var i = c + 1u + lane / ${lanes / 32}u; i <= n; i += 32u) {
+          let share = l[at(i, c)];
+          for (var j = c + 1u + lane % ${lanes / 32}u; j <= min(i, n - 1u); j += ${lanes / 32}u) { l[at(i, j)] -= share * l[at(j, c)]; }
         }
         workgroupBarrier();
       }
@@ -173,7 +173,7 @@ const factor = defineKernel({
         let c = n - 1u - step;
         let x = l[at(n, c)] / l[at(c, c)];
         workgroupBarrier();
-        for (var k = lane; k < c; k += 64u) { l[at(n, k)] -= l[at(c, k)] * x; }
+        for (var k = lane; k < c; k += ${lanes}u) { l[at(n, k)] -= l[at(c, k)] * x; }
         if (lane == 0u) { store_out(row * n + c, x); }
         workgroupBarrier();
       }
@@ -182,6 +182,7 @@ const factor = defineKernel({
 
 interface FactorSpec {
   [name: string]: number;
+  lanes: number;
   dim: number;
   tokenLambda: number;
 }
@@ -232,7 +233,7 @@ export function runFactor(
   const scalar = typeof lambda === 'number';
   const { dim, ...values } = place;
   factor.run(operands.out.device, {
-    spec: { dim, tokenLambda: scalar ? 0 : 1 },
+    spec: { lanes: dim <= 16 ? 64 : 256, dim, tokenLambda: scalar ? 0 : 1 },
     tensors: { ...operands, ridge: scalar ? undefined : lambda },
     uniforms: { ...values, lambda: scalar ? lambda : 0, n: dim },
     grid: [place.workgroups],
