@@ -6,6 +6,9 @@ export interface Row {
   readonly head: number;
 }
 
+/** Beyond so many tokens three rows have to do: their references take seconds. */
+const MANY_TOKENS = 2 ** 18;
+
 /** Few rows that meet the ends, the middle and odd places, over several heads. The Python peers take the same. */
 export function sampleRows(tokens: number, heads: number): Row[] {
   const places: readonly (readonly [number, number])[] = [
@@ -17,7 +20,9 @@ export function sampleRows(tokens: number, heads: number): Row[] {
     [tokens - 2, heads - 1],
     [tokens - 1, heads >> 1],
   ];
-  const rows = places.map(([token, head]) => ({ token: Math.min(Math.max(token, 0), tokens - 1), head: Math.min(head, heads - 1) }));
+  const rows = places
+    .filter((_, i) => tokens <= MANY_TOKENS || i % 3 === 0)
+    .map(([token, head]) => ({ token: Math.min(Math.max(token, 0), tokens - 1), head: Math.min(head, heads - 1) }));
   return rows.filter((row, i) => rows.findIndex((other) => other.token === row.token && other.head === row.head) === i);
 }
 

@@ -6,6 +6,9 @@ export const ZETA_DIMS = 3;
 /** The setting that is measured: the paper's, with a range that holds the inputs. */
 export const ZETA_OPTIONS = { range: [-4, 4], topK: 32, window: 64, chunk: 256, bits: 10 } as const;
 
+/** Codes have 30 bits, and tokens fewer than these 21. */
+const MOST_TOKENS = 2 ** 21;
+
 const pointOfQ = inputAt('zetaq', 'fine');
 const pointOfK = inputAt('zetak', 'fine');
 const valueAt = inputAt('v');
@@ -26,10 +29,11 @@ function code(point: (i: number) => number, from: number): number {
 /** The `count` keys, of those before `end`, that lie around a code on the curve: key by code, then by token. Linear in tokens. */
 function around(end: number, from: (key: number) => number, own: number, count: number): number[] {
   const codes = Float64Array.from({ length: end }, (_, key) => code(pointOfK, from(key)));
-  const order = Uint32Array.from({ length: end }, (_, key) => key).sort((a, b) => (codes[a] as number) - (codes[b] as number) || a - b);
+  // code and token in one number, exact below 2^53: typed arrays sort fastest without a function
+  const order = codes.map((one, key) => one * MOST_TOKENS + key).sort();
   const place = codes.reduce((below, other) => below + (other < own ? 1 : 0), 0);
   const start = Math.min(Math.max(place - (count >> 1), 0), Math.max(0, end - count));
-  return [...order.subarray(start, start + count)];
+  return Array.from(order.subarray(start, start + count), (both) => both % MOST_TOKENS);
 }
 
 /** One row of ZETA from its definition (Zeng et al. 2025): chunks before the own one, a window on the curve, the nearest, Cauchy weights, the history mean. */
