@@ -35,7 +35,10 @@ export const mqar: Task = {
   ],
   async run(context) {
     const results: TaskResult[] = [];
-    for (const spec of context.mixers) for (const seed of context.seeds) results.push(...(await runOne(context, spec, seed)));
+    for (const seed of context.seeds) {
+      const drawn = drawAll(context.settings, seed);
+      for (const spec of context.mixers) results.push(...(await runOne(context, spec, seed, drawn)));
+    }
     return results;
   },
 };
@@ -44,23 +47,42 @@ function figures(mixer: string, values: readonly [number, number, number]): Task
   return values.map((value, i) => ({ mixer, cell: `pairs ${[4, 8, 16][i]}`, metric: 'accuracy', value, source: reference }));
 }
 
-async function runOne({ device, settings, report }: TaskContext, spec: string, seed: number): Promise<TaskResult[]> {
+/** The sequences of a seed, which every mixer sees. */
+interface Drawn {
+  cell: MqarOptions;
+  train: LabelledBatch;
+  /** By number of pairs. */
+  tests: ReadonlyMap<number, readonly LabelledBatch[]>;
+}
+
+function drawAll(settings: TaskContext['settings'], seed: number): Drawn {
+  const of = (name: string): number => numberSetting(settings, name);
+  const cell: MqarOptions = { vocabulary: of('vocabulary'), tokens: of('tokens'), pairs: of('pairs') };
+  const perBatch = Math.ceil(of('testExamples') / 4);
+  const tests = String(settings['testPairs'])
+    .split(',')
+    .map(Number)
+    .map((pairs): [number, LabelledBatch[]] => [
+      pairs,
+      [0, 1, 2, 3].map((part) => mqarBatch({ ...cell, pairs }, { seed, split: `test-${pairs}` }, part * perBatch, perBatch)),
+    ]);
+  return { cell, train: mqarBatch(cell, { seed, split: 'train' }, 0, of('examples')), tests: new Map(tests) };
+}
+
+async function runOne(
+  { device, settings, report }: TaskContext,
+  spec: string,
+  seed: number,
+  { cell, train: all, tests }: Drawn,
+): Promise<TaskResult[]> {
   const of = (name: string): number => numberSetting(settings, name);
   const [width, batch, examples, epochs, pairs] = [of('width'), of('batch'), of('examples'), of('epochs'), of('pairs')];
-  const cell: MqarOptions = { vocabulary: of('vocabulary'), tokens: of('tokens'), pairs };
   // no positions, and of based the Taylor layer alone: the convolution before it is the other half of the model
   const mixer = makeMixer(spec, { dim: width, heads: 1, layers: 2, layer: 1 }, { softmax: { rope: false }, based: { kind: 'taylor' } });
   const model = new TaskModel({ vocabulary: cell.vocabulary, dim: width, embeddingDropout: of('embeddingDropout'), seed }, [
     zoologyConv({ dim: width }),
     mixer,
   ]);
-  const tests = String(settings['testPairs']).split(',').map(Number);
-  const testBatches = tests.map((n) =>
-    [0, 1, 2, 3].map((part) =>
-      mqarBatch({ ...cell, pairs: n }, { seed, split: `test-${n}` }, part * 250, Math.ceil(of('testExamples') / 4)),
-    ),
-  );
-  const all = mqarBatch(cell, { seed, split: 'train' }, 0, examples);
   const params = model.init(device, new RandomStream(seed, 'mqar/init').stream(spec));
   const begin = performance.now();
   const stepsPerEpoch = Math.floor(examples / batch);
@@ -79,8 +101,8 @@ async function runOne({ device, settings, report }: TaskContext, spec: string, s
       },
       { steps: stepsPerEpoch * epochs, learningRate: of('learningRate'), evaluateEvery: stepsPerEpoch },
       async (step, loss) => {
-        for (const [i, n] of tests.entries()) latest.set(n, (await labelledAccuracy(model, params, testBatches[i] ?? [], device)).accuracy);
-        const own = latest.get(pairs) ?? latest.get(tests[0] ?? pairs) ?? 0;
+        for (const [n, batches] of tests) latest.set(n, (await labelledAccuracy(model, params, batches, device)).accuracy);
+        const own = latest.get(pairs) ?? [...latest.values()][0] ?? 0;
         curve.push(own);
         report(`${spec} seed ${seed} epoch ${step / stepsPerEpoch}: loss ${loss.toFixed(3)}, accuracy ${own.toFixed(4)}`);
         return own >= of('stop');
@@ -95,12 +117,12 @@ async function runOne({ device, settings, report }: TaskContext, spec: string, s
       seconds: Number(seconds.toFixed(2)),
       curve: curve.map((value) => value.toFixed(4)).join(' '),
     };
-    return tests.map((n) => ({
+    return [...latest].map(([n, value]) => ({
       mixer: spec,
       seed,
       cell: `pairs ${n}`,
       metric: 'accuracy',
-      value: latest.get(n) ?? Number.NaN,
+      value,
       chance: 1 / (cell.vocabulary - Math.floor(cell.vocabulary / 2)),
       extra,
     }));

@@ -31,17 +31,21 @@ export function mqarBatch(options: MqarOptions, random: { seed: number; split: s
   const positions = new Uint32Array(count * pairs);
   const labels = new Uint32Array(count * pairs);
   const slots = (tokens - 2 * pairs) / 2;
+  const split = new RandomStream(random.seed, `mqar/${random.split}`);
   for (let row = 0; row < count; row++) {
-    const stream = new RandomStream(random.seed, `mqar/${random.split}`).at({ step: first + row });
+    // one draw a sequence: noise, keys, values, slots, and the orders of these three
+    const draws = split.at({ step: first + row }).uniform(tokens + 5 * pairs + slots);
+    let taken = 0;
+    const next = (): number => draws[taken++] as number;
     const sequence = inputs.subarray(row * tokens, (row + 1) * tokens);
-    const keys = distinct(stream, half - 1, pairs).map((key) => key + 1);
-    const values = distinct(stream, vocabulary - half, pairs).map((value) => value + half);
-    if (randomNonQueries) sequence.set(stream.integers(tokens, vocabulary));
+    for (let t = 0; t < tokens; t++) sequence[t] = randomNonQueries ? Math.floor(next() * vocabulary) : 0;
+    const keys = distinct(next, half - 1, pairs).map((key) => key + 1);
+    const values = distinct(next, vocabulary - half, pairs).map((value) => value + half);
     for (let i = 0; i < pairs; i++) {
       sequence[2 * i] = keys[i] as number;
       sequence[2 * i + 1] = values[i] as number;
     }
-    const queries = drawSlots(stream, slots, pairs, power).map((slot, i) => ({ at: 2 * pairs + 2 * slot, i }));
+    const queries = drawSlots(next, slots, pairs, power).map((slot, i) => ({ at: 2 * pairs + 2 * slot, i }));
     queries.sort((a, b) => a.at - b.at);
     queries.forEach(({ at, i }, n) => {
       sequence[at] = keys[i] as number;
@@ -52,23 +56,31 @@ export function mqarBatch(options: MqarOptions, random: { seed: number; split: s
   return { batch: count, tokens, inputs, positions, labels };
 }
 
-/** `count` different numbers below `bound`: Floyd's sampling, then in random order. */
-function distinct(stream: RandomStream, bound: number, count: number): number[] {
+/** `count` different numbers below `bound`: Floyd's sampling, then in random order; takes 2 count draws. */
+function distinct(next: () => number, bound: number, count: number): number[] {
   const chosen = new Set<number>();
-  const draws = stream.uniform(count);
   for (let i = 0; i < count; i++) {
     const top = bound - count + i;
-    const pick = Math.floor((draws[i] as number) * (top + 1));
+    const pick = Math.floor(next() * (top + 1));
     chosen.add(chosen.has(pick) ? top : pick);
   }
-  const list = [...chosen];
-  return [...stream.permutation(count)].map((i) => list[i] as number);
+  return shuffled([...chosen], next);
 }
 
 /** Different slots, drawn one after the other by weight (slot + 1)^(power - 1): the least of exponential numbers over the weights. */
-function drawSlots(stream: RandomStream, slots: number, count: number, power: number): number[] {
-  const draws = stream.uniform(slots);
-  const times = Array.from(draws, (u, slot) => ({ slot, time: -Math.log(1 - u) / (slot + 1) ** (power - 1) }));
+function drawSlots(next: () => number, slots: number, count: number, power: number): number[] {
+  const times = Array.from({ length: slots }, (_, slot) => ({ slot, time: -Math.log(1 - next()) / (slot + 1) ** (power - 1) }));
   const first = times.sort((a, b) => a.time - b.time).slice(0, count);
-  return [...stream.permutation(count)].map((i) => (first[i] as { slot: number }).slot);
+  return shuffled(
+    first.map(({ slot }) => slot),
+    next,
+  );
+}
+
+function shuffled(list: number[], next: () => number): number[] {
+  for (let i = list.length - 1; i >= 0; i--) {
+    const j = Math.floor(next() * (i + 1));
+    [list[i], list[j]] = [list[j] as number, list[i] as number];
+  }
+  return list;
 }
