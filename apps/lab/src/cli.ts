@@ -3,6 +3,7 @@ import { join, resolve } from 'node:path';
 import { openDevice } from '@heed/core';
 import { Command, InvalidArgumentError } from 'commander';
 import { type LabConfig, readConfig } from './config.js';
+import { convertFile } from './distill/command.js';
 import { loadModel } from './model/shipped.js';
 import { describeRecord, runTask } from './tasks/record.js';
 import { taskNamed, tasks } from './tasks/registry.js';
@@ -63,6 +64,33 @@ export function labProgram(): Command {
       }
     });
   program
+    .command('convert')
+    .description('turn a softmax model into one of mixer lawcat: attention transfer, then tuning; bits a byte of both by length')
+    .argument('<weights>', 'weights of a softmax model: of a run, or of the demo')
+    .option('--out <file>', 'weights of the converted model', resolve(LAB, 'runs/lawcat-converted/weights.safetensors'))
+    .option('--transfer-steps <number>', 'steps of attention transfer', wholeNumber, 500)
+    .option('--tuning-steps <number>', 'steps of tuning', wholeNumber, 500)
+    .option('--full', 'tune every parameter in place of low-rank updates', false)
+    .option('--lengths <tokens...>', 'lengths to evaluate at', ['512', '2048', '8192'])
+    .action(async (file: string, { out, transferSteps, tuningSteps, full, lengths }: ConvertFlags) => {
+      const device = await openDevice();
+      try {
+        const { config } = await loadModel(device, file);
+        await convertFile({
+          device,
+          teacher: file,
+          out,
+          corpus: await loadCorpus(config.corpus.train),
+          heldOut: await loadHeldOut(config.corpus.book),
+          lengths: lengths.map(wholeNumber),
+          options: { transfer: { steps: transferSteps }, tuning: { steps: tuningSteps, ...(full && { rank: 0, learningRate: 0.0003 }) } },
+          report: (line) => console.log(line),
+        });
+      } finally {
+        await device.close();
+      }
+    });
+  program
     .command('task')
     .description(
       `train small models on a synthetic task and write a record: ${tasks.map(({ name, about }) => `${name} (${about})`).join('; ')}`,
@@ -93,6 +121,14 @@ export function labProgram(): Command {
       }
     });
   return program;
+}
+
+interface ConvertFlags {
+  out: string;
+  transferSteps: number;
+  tuningSteps: number;
+  full: boolean;
+  lengths: string[];
 }
 
 interface TaskFlags {
