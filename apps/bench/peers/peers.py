@@ -304,6 +304,7 @@ def fla(record):
 
         way = "backward" if backward else "forward"
         record.measure(f"lightning2/f16/d{dim}/{tokens}/{way}", "fla chunk_simple_gla", version, TOLERANCE[HALF][way], prepare)
+    fla_based(record)
 
 
 def mask_mod(name, shape, tokens):
@@ -365,6 +366,35 @@ def flex_measure(record):
         record.measure(entry_id, "FlexAttention", torch.__version__, TOLERANCE[HALF][way], prepare)
 
     return measure
+
+
+def fla_based(record):
+    import fla as package
+    from fla.ops.based import fused_chunk_based
+
+    for tokens in (16384, 65536):
+
+        def prepare():
+            q, k = (make_input(name, (1, tokens, HEADS, 16), HALF, DEVICE) for name in "qk")
+            v = make_input("v", (1, tokens, HEADS, 64), HALF, DEVICE)
+            rows = sample_rows(tokens, HEADS)
+
+            def call():
+                with torch.no_grad():
+                    return fused_chunk_based(q, k, v)
+
+            def error():
+                got = call()
+                worst = 0.0
+                for token, head in rows:
+                    s = k[0, : token + 1, head].double() @ q[0, token, head].double() / 4
+                    weights = 1 + s + s * s / 2
+                    worst = max(worst, row_error(got[0, token, head], weights @ v[0, : token + 1, head].double() / weights.sum()))
+                return worst
+
+            return call, error
+
+        record.measure(f"based/f16/f16/d64/{tokens}/forward", "fla fused_chunk_based", package.__version__, TOLERANCE[HALF]["forward"], prepare)
 
 
 def flex(record):
