@@ -1,4 +1,4 @@
-import { decayFromSlopes, lightning2Slopes, type SlopeOptions } from '../lightning2/slopes.js';
+import { decayFromSlopes, lightning2Slopes, type SlopeOptions } from '../scan/slopes.js';
 
 /**
  * Log-decay a head, [heads], <= 0, in both conventions of the paper; `decay` of `lightning`.

@@ -1,6 +1,6 @@
 import { broadcastTo, HeedError, reshape, scope, type Tensor } from '@heed/core';
 import { currentTape } from '@heed/core/~internal';
-import { isTensorDecay } from '../lightning2/options.js';
+import { isTensorDecay } from '../scan/options.js';
 import { everyToken } from '../scan/every-token.js';
 import { linearScan, type LinearScanOptions, linearScanWithState } from '../scan/linear-scan.js';
 

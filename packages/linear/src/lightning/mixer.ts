@@ -17,7 +17,7 @@ import {
 } from '@heed/core';
 import { initLinear, linear, type LinearParams } from '@heed/core/nn';
 import { activationOf, type LayerActivation } from '../layer/activation.js';
-import type { SlopeScheme } from '../lightning2/slopes.js';
+import type { SlopeScheme } from '../scan/slopes.js';
 import { lightningDecay } from './decay.js';
 import { lightning } from './forward.js';
 import { lightningStart, type LightningState, lightningStep } from './stream.js';

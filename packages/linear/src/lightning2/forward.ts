@@ -1,9 +1,8 @@
-import { type FloatDType, type Tensor, zeros } from '@heed/core';
-import { apply, asContiguous, empty } from '@heed/core/~internal';
-import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from '../scan/pieces.js';
-import { planFor, runScan } from '../scan/scan.js';
-import { lightning2Backward, type Lightning2Saved } from './backward.js';
-import { checkArguments, decayTensor, isTensorDecay, type Lightning2Options } from './options.js';
+import type { FloatDType, Tensor } from '@heed/core';
+import { apply, asContiguous } from '@heed/core/~internal';
+import { scalarForward } from '../scan/scalar.js';
+import { lightning2Backward, type Lightning2Saved } from '../scan/scalar-backward.js';
+import { checkArguments, decayTensor, isTensorDecay, type Lightning2Options } from '../scan/options.js';
 
 /**
  * Causal linear attention with one exponential decay a head (Lightning Attention-2): S_t = exp(decay) S_(t-1) + k_t v_t^T,
@@ -74,24 +73,5 @@ export function lightning2Forward(
   initial: Tensor | undefined,
   withState: boolean,
 ): { out: Tensor; final: Tensor | undefined } {
-  const { q, k, v, decay, lengths, scale, chunk } = problem;
-  const stateShape = [q.dim(0), q.dim(2), q.dim(3), v.dim(3)];
-  const out = empty(v.device, v.shape, problem.outDType ?? v.dtype);
-  if (out.size === 0) return { out, final: withState ? (initial?.alias() ?? zeros(q.device, stateShape)) : undefined };
-  const final = withState ? empty(q.device, stateShape) : undefined;
-  const spans = [q, k, v, out].map(spanOf);
-  for (const pieces of planPieces(q.dim(0), q.dim(1), spans, q.device.limits.maxStorageBufferBindingSize)) {
-    let state = initial && entriesOf(initial, pieces[0] as Piece);
-    pieces.forEach((piece, i) => {
-      const behind = i < pieces.length - 1 ? empty(q.device, [piece.batch, ...stateShape.slice(1)]) : final && entriesOf(final, piece);
-      const part = (x: Tensor): Tensor => pieceOf(x, piece);
-      const scan = { q: part(q), k: part(k), v: part(v), decay, queryScale: scale, tokensBefore: piece.tokenFirst };
-      runScan(
-        { ...scan, lengths: lengths && entriesOf(lengths, piece), plan: planFor(scan.k, scan.v, chunk) },
-        { initial: state, final: behind, out: part(out) },
-      );
-      state = behind;
-    });
-  }
-  return { out, final };
+  return scalarForward(problem, initial, { withState, outDType: problem.outDType ?? (problem.v.dtype as FloatDType) });
 }

@@ -16,7 +16,7 @@ import {
 } from '@heed/core';
 import { initLinear, linear, type LinearParams } from '@heed/core/nn';
 import { lightning2 } from './forward.js';
-import { decayFromSlopes, lightning2Slopes, type SlopeScheme } from './slopes.js';
+import { decayFromSlopes, lightning2Slopes, type SlopeScheme } from '../scan/slopes.js';
 import { type Lightning2State, lightning2Start, lightning2Step } from './stream.js';
 
 /** Settings of a layer of gated linear attention. */

@@ -13,7 +13,15 @@ import { apply, copyContiguous, holdsTensors } from '@heed/core/~internal';
 import { stepScan } from '../scan/scan.js';
 import { selectStates } from '../scan/select.js';
 import { lightning2Forward } from './forward.js';
-import { checkArguments, checkDecay, checkOutDType, checkState, decayTensor, isTensorDecay, type Lightning2Options } from './options.js';
+import {
+  checkArguments,
+  checkDecay,
+  checkOutDType,
+  checkState,
+  decayTensor,
+  isTensorDecay,
+  type Lightning2Options,
+} from '../scan/options.js';
 
 /** What a stream is started with. */
 export interface Lightning2StreamOptions {

@@ -1,7 +1,7 @@
 import { copyInto, type FloatDType, HeedError, type Tensor, zeros } from '@heed/core';
 import { apply, asContiguous } from '@heed/core/~internal';
-import { lightning2Backward } from '../lightning2/backward.js';
-import { checkArguments, decayTensor, isTensorDecay } from '../lightning2/options.js';
+import { lightning2Backward } from './scalar-backward.js';
+import { checkArguments, decayTensor, isTensorDecay } from './options.js';
 import { gatedBackward } from './gated-backward.js';
 import { gatedForward, gatedStep } from './gated.js';
 import { scalarForward } from './scalar.js';

@@ -1,7 +1,7 @@
 export { lrpeAngles, srmsNorm, transnormerllm, type TransnormerllmOptions, transnormerllmWithState } from './forward.js';
 export { lrpe } from '../layer/turns.js';
 export type { LayerActivation } from '../layer/activation.js';
-export type { SlopeScheme } from '../lightning2/slopes.js';
+export type { SlopeScheme } from '../scan/slopes.js';
 export { transnormerllmStart, TransnormerllmState, transnormerllmStep, type TransnormerllmStreamOptions } from './stream.js';
 export { transnormerllmMixer, type TransnormerllmMixerConfig, type TransnormerllmMixerParams } from './mixer.js';
 export {

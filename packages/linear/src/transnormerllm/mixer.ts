@@ -15,7 +15,7 @@ import {
 } from '@heed/core';
 import { initLinear, linear, type LinearParams } from '@heed/core/nn';
 import { activationOf, type LayerActivation } from '../layer/activation.js';
-import { decayFromSlopes, lightning2Slopes, type SlopeScheme } from '../lightning2/slopes.js';
+import { decayFromSlopes, lightning2Slopes, type SlopeScheme } from '../scan/slopes.js';
 import { lrpeAngles, srmsNorm, transnormerllm } from './forward.js';
 import { transnormerllmStart, type TransnormerllmState, transnormerllmStep } from './stream.js';
 

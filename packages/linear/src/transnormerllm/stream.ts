@@ -2,7 +2,7 @@ import { type Device, HeedError, scope, type Tensor, zeros } from '@heed/core';
 import { copyContiguous } from '@heed/core/~internal';
 import { LayerState } from '../layer/state.js';
 import { lrpe } from '../layer/turns.js';
-import { checkDecay, checkState, decayTensor, isTensorDecay } from '../lightning2/options.js';
+import { checkDecay, checkState, decayTensor, isTensorDecay } from '../scan/options.js';
 import { linearScanStep } from '../scan/linear-scan.js';
 import type { TransnormerllmOptions } from './forward.js';
 

@@ -1,8 +1,8 @@
 import { type Tensor, zeros } from '@heed/core';
 import { asContiguous, empty } from '@heed/core/~internal';
-import { halveCotangent, timesGain } from '../scan/cotangent.js';
-import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from '../scan/pieces.js';
-import { planFor, planLike, type Scan, segmentStates, sweepOutputs } from '../scan/scan.js';
+import { halveCotangent, timesGain } from './cotangent.js';
+import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from './pieces.js';
+import { planFor, planLike, type Scan, segmentStates, sweepOutputs } from './scan.js';
 
 /** What the gradients are computed from. */
 export interface Lightning2Saved {
