@@ -4,15 +4,18 @@ import { read, write } from '../../kernel/bindings.js';
 import { defineKernel, type KernelContext } from '../../kernel/define.js';
 import { fragmentGrid, fragmentLanes, Fragments } from '../../kernel/fragments.js';
 import { range, unroll } from '../../kernel/modules.js';
+import { loader, type Side, storedRows } from './matrix-loads.js';
 import { fragmentDepth, fragmentOutColumns, type Load } from './plan.js';
 import { epilogueText, loopBound, matmulUniforms, type OutSpec, placeText, type ProductCall, tileText } from './text.js';
 
 // out = activation(a b + bias) + addTo on fragments: operands f16 (f32 ones are rounded on the way in), sums f32.
-// tile    rows x columns x 32, four subgroups; operand tiles keep their stored layout, rows padded by 8 against bank
-//         conflicts; the next tile is fetched into registers before the barrier; the way out is 16 x 32 f32 a subgroup
-// bytes   reads (M K N / columns + K N M / rows), writes M N; workgroup memory up to 29.7 KiB (`fragmentBytes`)
+// tile    rows x columns x 32, four subgroups; operand tiles keep their stored layout in an array of vec4u, written by 16-byte
+//         stores, rows padded by one against bank conflicts; the next tile is fetched into registers before the barrier; on the way
+//         out 16 rows x 32 columns a subgroup pass through the same array as f32
+// bytes   reads (M K N / columns + K N M / rows), writes M N; workgroup memory up to 20 KiB (`fragmentBytes`), so that two
+//         workgroups share a multiprocessor
 // limits  any M, N, K, strides, offsets; f32 operands beyond +-65504 are clamped
-// source  gpu/prototypes matmul: 181 TFLOP/s at 4096^3 with shipped toggles on one H100
+// source  register blocking as in CUTLASS; docs/benchmarks/tuning.md has what each step gave
 export interface MatrixSpec extends OutSpec {
   rows: number;
   columns: number;
@@ -24,7 +27,6 @@ export interface MatrixSpec extends OutSpec {
   loadB: Load;
 }
 
-const pad = 8;
 const width = (load: Load): number => (load === 'vec4' ? 4 : 1);
 const raw = (load: Load): string | undefined => (load === 'half8' ? 'vec4u' : undefined);
 
@@ -47,36 +49,13 @@ export function runMatrix(device: Device, spec: MatrixSpec, call: ProductCall): 
   kernel.run(device, { spec, ...call });
 }
 
-interface Side {
-  name: 'a' | 'b';
-  free: number;
-  alongDepth: boolean;
-  load: Load;
-  first: string;
-  extent: string;
-  /** Halves between stored rows of the tile. */
-  stride: number;
-}
-
 function matrixKernelText(spec: MatrixSpec, { capabilities }: KernelContext): string {
-  const fragments = new Fragments(capabilities);
+  const fragments = new Fragments(capabilities, { packed: ['tile'] });
   const across = spec.columns / spec.subgroupColumns;
   const subgroups = (spec.rows / spec.subgroupRows) * across;
   const lanes = subgroups * fragmentLanes;
-  const side = (name: 'a' | 'b'): Side => {
-    const [free, alongDepth] = name === 'a' ? [spec.rows, !spec.transposeA] : [spec.columns, spec.transposeB];
-    return {
-      name,
-      free,
-      alongDepth,
-      load: name === 'a' ? spec.loadA : spec.loadB,
-      first: name === 'a' ? 'tile.row' : 'tile.column',
-      extent: name === 'a' ? 'uniforms.M' : 'uniforms.N',
-      stride: (alongDepth ? fragmentDepth : free) + pad,
-    };
-  };
-  const a = side('a');
-  const b = side('b');
+  const a = sideOf(spec, 'a', 0);
+  const b = sideOf(spec, 'b', storedRows(a) * a.stride);
   const loadA = loader(a, lanes, capabilities);
   const loadB = loader(b, lanes, capabilities);
   const down = spec.subgroupRows / fragments.M;
@@ -84,14 +63,14 @@ function matrixKernelText(spec: MatrixSpec, { capabilities }: KernelContext): st
   const sums = fragmentGrid('c', down, wide);
   const multiply = (k: string): string => {
     const left = (i: number): string => {
-      const row = `(rowOfSubgroup + ${i * fragments.M}u)`;
-      const at = a.alongDepth ? `${row} * ${a.stride}u + ${k}` : `${k} * ${a.stride}u + ${row}`;
-      return fragments.loadLeft(`left${i}`, 'tileA', at, `${a.stride}u`, a.alongDepth ? 'row' : 'column');
+      const row = `rowOfSubgroup + ${i * fragments.M}u`;
+      const at = a.alongDepth ? `(${row}) * ${a.stride}u + (${k}) / 8u` : `(${k}) * ${a.stride}u + (${row}) / 8u`;
+      return fragments.loadLeft(`left${i}`, 'tile', at, `${a.stride}u`, a.alongDepth ? 'row' : 'column');
     };
     const right = (j: number): string => {
-      const column = `(columnOfSubgroup + ${j * fragments.N}u)`;
-      const at = b.alongDepth ? `${column} * ${b.stride}u + ${k}` : `${k} * ${b.stride}u + ${column}`;
-      return fragments.loadRight('right', 'tileB', at, `${b.stride}u`, b.alongDepth ? 'column' : 'row');
+      const column = `columnOfSubgroup + ${j * fragments.N}u`;
+      const at = b.alongDepth ? `(${column}) * ${b.stride}u + (${k}) / 8u` : `(${k}) * ${b.stride}u + (${column}) / 8u`;
+      return fragments.loadRight('right', 'tile', `${b.at}u + ${at}`, `${b.stride}u`, b.alongDepth ? 'column' : 'row');
     };
     return `{ ${unroll(down, left)} ${unroll(wide, (j) => `{ ${right(j)} ${unroll(down, (i) => fragments.multiplyAdd(`c${i}_${j}`, `left${i}`, 'right'))} }`)} }`;
   };
@@ -99,44 +78,59 @@ function matrixKernelText(spec: MatrixSpec, { capabilities }: KernelContext): st
   const eachStep = fragments.hardware
     ? unroll(steps, (step) => multiply(`${step * fragments.K}u`))
     : `for (var step = 0u; step < ${loopBound(steps, capabilities)}; step++) ${multiply(`step * ${fragments.K}u`)}`;
+  // whole tiles along k, which all but the last one are, are fetched without a look at the end of k
+  const fetch = `
+      if (kt + ${fragmentDepth}u <= place.kEnd) { ${loadA.fetch(false)} ${loadB.fetch(false)} }
+      else if (kt < place.kEnd) { ${loadA.fetch(true)} ${loadB.fetch(true)} }`;
   const body = `
     let index = workgroupIndex(group, groups);
     if (index >= uniforms.total) { return; }
-    let tile = tileOf(index);
-    let place = placeOf(tile.rest);
+    let tileAt = tileOf(index);
+    let place = placeOf(tileAt.rest);
     let rowOfSubgroup = subgroup / ${across}u * ${spec.subgroupRows}u;
     let columnOfSubgroup = subgroup % ${across}u * ${spec.subgroupColumns}u;
     ${sums.map(({ name }) => fragments.zero(name)).join('\n')}
+    var kt = place.kBegin;
     ${loadA.places}
     ${loadB.places}
-    var kt = place.kBegin;
-    if (kt < place.kEnd) { ${loadA.fetch} ${loadB.fetch} }
+    ${fetch}
     while (kt < place.kEnd) {
       ${loadA.stage}
       ${loadB.stage}
       workgroupBarrier();
       kt += ${fragmentDepth}u;
-      if (kt < place.kEnd) { ${loadA.fetch} ${loadB.fetch} }
+      ${loadA.step} ${loadB.step}
+      ${fetch}
       ${eachStep}
       workgroupBarrier();
     }
     ${wayOut(spec, fragments, capabilities)}`;
-  const halves = (s: Side): number => (s.alongDepth ? s.free : fragmentDepth) * s.stride;
   return `
     ${placeText(spec.partial)}
     ${tileText(spec.rows, spec.columns)}
     ${epilogueText(spec)}
-    fn halves(x: vec4f) -> vec4<f16> { return vec4<f16>(clamp(x, vec4f(-65504.0), vec4f(65504.0))); }
-    fn eight(low: vec4f, high: vec4f) -> vec4u { return vec4u(bitcast<vec2u>(halves(low)), bitcast<vec2u>(halves(high))); }
-    var<workgroup> tileA: array<f16, ${halves(a)}>;
-    var<workgroup> tileB: array<f16, ${halves(b)}>;
-    var<workgroup> wayOut: array<f32, ${subgroups * fragments.M * (fragmentOutColumns + 4)}>;
-    ${fragments.entry(subgroups, body)}`;
+    fn halves(x: vec4f) -> vec2u { return bitcast<vec2u>(vec4<f16>(clamp(x, vec4f(-65504.0), vec4f(65504.0)))); }
+    var<workgroup> tile: array<vec4u, ${Math.max(b.at + storedRows(b) * b.stride, subgroups * fragments.M * (fragmentOutColumns / 4 + 1))}>;
+    ${fragments.entry(subgroups, body, { lanesInOrder: true })}`;
+}
+
+function sideOf(spec: MatrixSpec, name: 'a' | 'b', at: number): Side {
+  const [free, alongDepth] = name === 'a' ? [spec.rows, !spec.transposeA] : [spec.columns, spec.transposeB];
+  return {
+    name,
+    free,
+    alongDepth,
+    load: name === 'a' ? spec.loadA : spec.loadB,
+    first: name === 'a' ? 'tileAt.row' : 'tileAt.column',
+    extent: name === 'a' ? 'uniforms.M' : 'uniforms.N',
+    stride: (alongDepth ? fragmentDepth : free) / 8 + 1,
+    at,
+  };
 }
 
 /** Bands of 16 rows x 32 columns a subgroup go through workgroup memory, so that stores are whole rows of any dtype. */
 function wayOut(spec: MatrixSpec, fragments: Fragments, capabilities: Capabilities): string {
-  const stride = fragmentOutColumns + 4;
+  const stride = fragmentOutColumns / 4 + 1;
   const band = fragmentOutColumns / fragments.N;
   const quads = fragmentOutColumns / 4;
   const rounds = (fragments.M * quads) / fragmentLanes;
@@ -144,79 +138,21 @@ function wayOut(spec: MatrixSpec, fragments: Fragments, capabilities: Capabiliti
   return unroll(spec.subgroupRows / fragments.M, (i) =>
     unroll(spec.subgroupColumns / fragmentOutColumns, (part) => {
       const stores = range(band).map((j) =>
-        fragments.store(`c${i}_${part * band + j}`, 'wayOut', `${ownRegion} + ${j * fragments.N}u`, `${stride}u`),
+        fragments.store(`c${i}_${part * band + j}`, 'tile', `${ownRegion} + ${(j * fragments.N) / 4}u`, `${stride}u`),
       );
       return `
         ${stores.join('\n')}
         workgroupBarrier();
         for (var turn = 0u; turn < ${loopBound(rounds, capabilities)}; turn++) {
           let r = (turn * ${fragmentLanes}u + subgroupLane) / ${quads}u;
-          let c = subgroupLane % ${quads}u * 4u;
-          let row = tile.row + rowOfSubgroup + ${i * fragments.M}u + r;
-          let column = tile.column + columnOfSubgroup + ${part * fragmentOutColumns}u + c;
+          let c = subgroupLane % ${quads}u;
+          let row = tileAt.row + rowOfSubgroup + ${i * fragments.M}u + r;
+          let column = tileAt.column + columnOfSubgroup + ${part * fragmentOutColumns}u + c * 4u;
           if (row < uniforms.M) {
-            let start = ${ownRegion} + r * ${stride}u + c;
-            finishFour(place.out + row * uniforms.rowOut + column, column, vec4f(wayOut[start], wayOut[start + 1u], wayOut[start + 2u], wayOut[start + 3u]));
+            finishFour(place.out + row * uniforms.rowOut + column, column, bitcast<vec4f>(tile[${ownRegion} + r * ${stride}u + c]));
           }
         }
         workgroupBarrier();`;
     }),
   );
-}
-
-/**
- * Loads of one operand tile by all lanes: chunks of eight halves along the contiguous axis, as one vec4u each, fetched a tile
- * ahead; single elements (unaligned operands) go straight to workgroup memory.
- */
-function loader(side: Side, lanes: number, capabilities: Capabilities): { places: string; fetch: string; stage: string } {
-  const { name, free, alongDepth } = side;
-  const row = `uniforms.row${name.toUpperCase()}`;
-  const chunks = range((free * fragmentDepth) / 8 / lanes);
-  const perRow = (alongDepth ? fragmentDepth : free) / 8;
-  const prefetch = side.load !== 'scalar';
-  const tile = `tile${name.toUpperCase()}`;
-  const places = chunks.map((r) => {
-    const own = `
-      let ${name}Outer${r} = (lane + ${r * lanes}u) / ${perRow}u;
-      let ${name}Inner${r} = (lane + ${r * lanes}u) % ${perRow}u * 8u;
-      ${prefetch ? `var ${name}${r} = vec4u();` : ''}`;
-    return alongDepth
-      ? `${own} let ${name}At${r} = place.${name} + min(${side.first} + ${name}Outer${r}, ${side.extent} - 1u) * ${row};`
-      : own;
-  });
-  const fetch = chunks.map((r) => {
-    const k = `(kt + ${alongDepth ? `${name}Inner${r}` : `${name}Outer${r}`})`;
-    const inner = alongDepth ? k : `(${side.first} + ${name}Inner${r})`;
-    const end = alongDepth ? 'uniforms.K' : side.extent;
-    const start = alongDepth ? `${name}At${r}` : `place.${name} + min(${k}, uniforms.K - 1u) * ${row}`;
-    // beyond the matrix the last row or column repeats and is never stored; beyond k there must be zeros
-    const valid = (element: string): string => `${k}${alongDepth ? ` + ${element}` : ''} < place.kEnd`;
-    const to = `${name}Outer${r} * ${side.stride}u + ${name}Inner${r}`;
-    if (prefetch) return `{ let start = ${start}; ${name}${r} = ${chunkText(side, inner, end, valid)}; }`;
-    return `{
-      let start = ${start};
-      let to = ${to};
-      for (var j = 0u; j < ${loopBound(8, capabilities)}; j++) {
-        let value = select(0.0, load_${name}(start + min(${inner} + j, ${end} - 1u)), ${valid('j')});
-        ${tile}[to + j] = f16(clamp(value, -65504.0, 65504.0));
-      }
-    }`;
-  });
-  const stage = chunks.map((r) => {
-    const to = `${name}Outer${r} * ${side.stride}u + ${name}Inner${r}`;
-    const pairs = range(4).map(
-      (p) => `let p${p} = bitcast<vec2<f16>>(${name}${r}[${p}]); ${tile}[to + ${2 * p}u] = p${p}.x; ${tile}[to + ${2 * p + 1}u] = p${p}.y;`,
-    );
-    return `{ let to = ${to}; ${pairs.join(' ')} }`;
-  });
-  if (!prefetch) return { places: places.join('\n'), fetch: '', stage: fetch.join('\n') };
-  return { places: places.join('\n'), fetch: fetch.join('\n'), stage: stage.join('\n') };
-}
-
-/** Eight halves from element `start + inner` on, clamped to `end`, zero where k is not valid. */
-function chunkText(side: Side, inner: string, end: string, valid: (element: string) => string): string {
-  const { name, load } = side;
-  if (load === 'half8') return `select(vec4u(), ${name}[base_${name}() + (start + min(${inner}, ${end} - 8u)) / 8u], ${valid('0u')})`;
-  const four = (i: number): string => `select(vec4f(), load_${name}((start + min(${inner} + ${i}u, ${end} - 4u)) / 4u), ${valid(`${i}u`)})`;
-  return `eight(${four(0)}, ${four(4)})`;
 }

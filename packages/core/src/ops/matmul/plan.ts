@@ -123,18 +123,18 @@ export function planMatmul(shape: MatmulShape, precision: 'f32' | 'f16', capabil
   };
 }
 
-/** Workgroup memory of the matrix kernel: two operand tiles in f16 (either layout, rows padded by 8) and the f32 way out. */
+/**
+ * Workgroup memory of the matrix kernel: two operand tiles in f16, in either layout, rows of whole 16 bytes and padded by as many;
+ * the f32 way out takes their place.
+ */
 export function fragmentBytes(tile: FragmentTile): number {
-  const operand = (free: number): number => 2 * Math.max(free * (fragmentDepth + 8), fragmentDepth * (free + 8));
-  return operand(tile.rows) + operand(tile.columns) + fragmentOutBytes(tile);
+  const operand = (free: number): number => 16 * Math.max(free * (fragmentDepth / 8 + 1), fragmentDepth * (free / 8 + 1));
+  const subgroups = (tile.rows / tile.subgroupRows) * (tile.columns / tile.subgroupColumns);
+  return Math.max(operand(tile.rows) + operand(tile.columns), subgroups * 16 * (fragmentOutColumns + 4) * 4);
 }
 
 /** Rows of 32 columns, padded by 4, that a subgroup hands out at a time. */
 export const fragmentOutColumns = 32;
-function fragmentOutBytes(tile: FragmentTile): number {
-  const subgroups = (tile.rows / tile.subgroupRows) * (tile.columns / tile.subgroupColumns);
-  return subgroups * 16 * (fragmentOutColumns + 4) * 4;
-}
 
 function loadOf(form: OperandForm): Load {
   if (form.width === 1) return 'scalar';

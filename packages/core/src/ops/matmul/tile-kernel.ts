@@ -9,7 +9,7 @@ import { epilogueText, loopBound, matmulUniforms, type OutSpec, placeText, type 
 // tile    rows x columns x 16, one lane laneRows x laneColumns of it; the next tile is prefetched into registers
 // bytes   reads (M K N / columns + K N M / rows), writes M N elements; workgroup memory 64 x (rows + columns) <= 16 KiB
 // limits  any M, N, K, strides and offsets (loads of four where aligned); matrices x tiles x splits < 2^32
-// source  the usual register blocking; operands stay in their stored layout, k-contiguous ones in permuted, swizzled rows
+// source  the usual register blocking; tiles lie row by row of k, k-contiguous operands are transposed on the way, swizzled
 export interface TileSpec extends OutSpec {
   rows: number;
   columns: number;
@@ -106,12 +106,12 @@ function tileKernelText(spec: TileSpec, { capabilities }: KernelContext): string
         kt += ${tileDepth}u;
         if (kt < place.kEnd) { ${loadA.fetch} ${loadB.fetch} }
         for (var q = 0u; q < ${loopBound(tileDepth / 4, capabilities)}; q++) {
-          ${unroll(columnQuads, (h) => registersOfB(b, h))}
+          ${unroll(columnQuads, (h) => unroll(4, (k) => `let b_${k}_${h} = ${readTile(b, h, k)};`))}
           ${unroll(
             rowQuads,
             (g) => `{
-            ${registersOfA(a, g)}
-            ${unroll(4, (kk) => unroll(4, (j) => unroll(columnQuads, (h) => `${sum(g, j, h)} = fma(vec4f(${a.alongDepth ? `a_${j}[${kk}]` : `a_${kk}[${j}]`}), b_${kk}_${h}, ${sum(g, j, h)});`)))}
+            ${unroll(4, (k) => `let a_${k} = ${readTile(a, g, k)};`)}
+            ${unroll(4, (kk) => unroll(4, (j) => unroll(columnQuads, (h) => `${sum(g, j, h)} = fma(vec4f(a_${kk}[${j}]), b_${kk}_${h}, ${sum(g, j, h)});`)))}
           }`,
           )}
         }
@@ -147,13 +147,11 @@ function loader(
   const places = chunks.map((r) => {
     const chunk = `let ${name}Chunk${r} = lane + ${r * lanes}u;`;
     if (alongDepth) {
-      // element n of the free axis lies in row (n % 4) quads + n / 4, so that neighbouring lanes read neighbouring rows
       return `${chunk}
         let ${name}Free${r} = ${name}Chunk${r} / ${tileDepth / 4}u;
         let ${name}Depth${r} = ${name}Chunk${r} % ${tileDepth / 4}u;
         let ${name}At${r} = ${base} + min(${first} + ${name}Free${r}, ${extent} - 1u) * ${row};
-        let ${name}Row${r} = ${name}Free${r} % 4u * ${quads}u + ${name}Free${r} / 4u;
-        let ${name}To${r} = ${name}Row${r} * ${tileDepth / 4}u + (${name}Depth${r} ^ ((${name}Row${r} >> 1u) & 3u));`;
+        let ${name}To${r} = ${name}Depth${r} * ${4 * quads}u + ((${name}Free${r} / 4u) ^ (${name}Depth${r} * 2u));`;
     }
     return `${chunk}
       let ${name}Depth${r} = ${name}Chunk${r} / ${quads}u;
@@ -175,37 +173,21 @@ function loader(
       .map((j) => `load_${name}(${at} + min(${name}Free${r} + ${j}u, ${extent} - 1u))`)
       .join(', ')}), ${k} < place.kEnd)`;
   });
-  if (!vec) return { places: places.join('\n'), fetch: '', stage: unroll(chunks.length, (r) => `${tile}[${name}To${r}] = ${values[r]};`) };
+  // four neighbours along k go to four rows, so that both layouts are read alike
+  const store = (r: number, value: string): string =>
+    alongDepth
+      ? `{ let along = ${value}; ${unroll(4, (j) => `${tile}[${name}To${r} + ${j * quads}u][${name}Free${r} % 4u] = along[${j}];`, ' ')} }`
+      : `${tile}[${name}To${r}] = ${value};`;
+  if (!vec) return { places: places.join('\n'), fetch: '', stage: chunks.map((r) => store(r, values[r] as string)).join('\n') };
   return {
     places: `${places.join('\n')}\n${unroll(chunks.length, (r) => `var ${name}${r} = vec4f();`)}`,
     fetch: unroll(chunks.length, (r) => `${name}${r} = ${values[r]};`),
-    stage: unroll(chunks.length, (r) => `${tile}[${name}To${r}] = ${name}${r};`),
+    stage: chunks.map((r) => store(r, `${name}${r}`)).join('\n'),
   };
 }
 
-/** Vector `i` of four that a lane reads for free quad `quad`: along k at four elements, or along the free axis at four k. */
+/** Four rows or columns, quad `quad` of this lane's, at k `i` of the four; swizzled where they were stored along k. */
 function readTile(side: Side, quad: number, i: number): string {
-  const tile = `tile${side.name.toUpperCase()}`;
-  const quads = side.free / 4;
   const own = `${quad * side.across}u + ${side.index}`;
-  if (!side.alongDepth) return `${tile}[(q * 4u + ${i}u) * ${quads}u + ${own}]`;
-  const row = `(${i * quads}u + ${own})`;
-  return `${tile}[${row} * ${tileDepth / 4}u + (q ^ ((${row} >> 1u) & 3u))]`;
-}
-
-function registersOfA(side: Side, quad: number): string {
-  return unroll(4, (i) => `let a_${i} = ${readTile(side, quad, i)};`);
-}
-
-/** `b_<k>_<quad>`: four columns at each of four k; read across where the tile lies along k. */
-function registersOfB(side: Side, quad: number): string {
-  if (!side.alongDepth) return unroll(4, (k) => `let b_${k}_${quad} = ${readTile(side, quad, k)};`);
-  const columns = unroll(4, (j) => `let t_${j}_${quad} = ${readTile(side, quad, j)};`);
-  return `${columns}\n${unroll(
-    4,
-    (k) =>
-      `let b_${k}_${quad} = vec4f(${range(4)
-        .map((j) => `t_${j}_${quad}[${k}]`)
-        .join(', ')});`,
-  )}`;
+  return `tile${side.name.toUpperCase()}[(q * 4u + ${i}u) * ${side.free / 4}u + ${side.alongDepth ? `((${own}) ^ (q * 2u))` : own}]`;
 }
