@@ -5,6 +5,8 @@ import { z } from 'zod';
 export const MIXERS = [
   'softmax',
   'lightning2',
+  'lla',
+  'nprf',
   'neighborhood',
   'zeta',
   'linear',

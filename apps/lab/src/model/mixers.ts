@@ -3,6 +3,8 @@ import { attentionMixer } from '@heed/core/nn';
 import { basedLayerMixer } from '@heed/linear/based';
 import { lawcatMixer } from '@heed/linear/lawcat';
 import { lightning2Mixer } from '@heed/linear/lightning2';
+import { llaMixer } from '@heed/linear/lla';
+import { nprfMixer } from '@heed/linear/nprf';
 import { titansMacMixer, titansMagMixer, titansMalMixer, titansMixer } from '@heed/linear/titans';
 import { lightningMixer } from '@heed/linear/lightning';
 import { transnormerllmMixer } from '@heed/linear/transnormerllm';
@@ -47,6 +49,9 @@ const makers: Record<MixerName, (model: ModelConfig, layer: number, precision: P
   transnormer: (model, layer, precision) =>
     transnormerMixer({ ...shape(model), precision, layer, layers: model.layers, ...model.mixerOptions }) as AnyMixer,
   nalaformer: (model, _layer, precision) => nalaformerMixer({ ...shape(model), precision, ...model.mixerOptions }) as AnyMixer,
+  lla: (model, _layer, precision) =>
+    llaMixer({ ...shape(model), precision, rope: { base: model.ropeBase ?? 10_000 }, ...model.mixerOptions }) as AnyMixer,
+  nprf: (model, layer, precision) => nprfMixer({ ...shape(model), precision, seed: layer, ...model.mixerOptions }) as AnyMixer,
   zeta: (model, _layer, precision) => zetaMixer({ ...shape(model), precision, ...model.mixerOptions }) as AnyMixer,
 };
 

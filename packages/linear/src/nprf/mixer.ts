@@ -1,0 +1,142 @@
+import {
+  broadcastTo,
+  concat,
+  type Device,
+  type DType,
+  HeedError,
+  type MixContext,
+  type Params,
+  RandomStream,
+  reshape,
+  scope,
+  slice,
+  type Tensor,
+  tensor,
+  type TokenMixer,
+  zeros,
+} from '@heed/core';
+import { initLinear, linear, type LinearParams, projectQkv, truncatedNormal } from '@heed/core/nn';
+import { drawFeatures } from './features.js';
+import { nprf } from './function.js';
+import type { NprfOptions } from './options.js';
+import { type NprfState, nprfStart, nprfStep } from './stream.js';
+
+/** Settings of a causal layer; the options of `nprf` besides. */
+export interface NprfMixerConfig extends Omit<NprfOptions, 'causal' | 'lengths'> {
+  dim: number;
+  heads: number;
+  /** Each head has keys of its own: only `heads` is taken. */
+  kvHeads?: number;
+  /** Default: dim / heads. */
+  headDim?: number;
+  /** Random features m a head. Default headDim. */
+  features?: number;
+  /** Distances with a bias of their own; those from `distances - 1` on share one. Default 2048. */
+  distances?: number;
+  /** Of the random features, which are no parameters: a model is used with the seed that it was trained with. Default 0. */
+  seed?: number;
+  /** Blocks of headDim orthogonal features. Default true. */
+  orthogonal?: boolean;
+  /** `f16`: products around the operator in f16; it computes in f32. Default `f32`. */
+  precision?: 'f32' | 'f16';
+}
+
+/** Parameters of a layer. */
+export interface NprfMixerParams {
+  [name: string]: Params;
+  /** Queries, keys and values in one weight, [dim, 3 heads headDim]. */
+  qkv: LinearParams;
+  /** Relative position bias by distance, the farthest first, [heads, distances]. */
+  bias: Tensor;
+  /** [heads headDim, dim] */
+  out: LinearParams;
+}
+
+/**
+ * Kernelised attention with relative position bias as a causal token mixer: fused projection, `nprf`, projection. Positions come from
+ * the bias alone.
+ * @throws HeedError SHAPE_MISMATCH, INVALID_ARGUMENT
+ */
+export function nprfMixer(config: NprfMixerConfig): TokenMixer<NprfMixerParams, NprfState> {
+  const { dim, heads, kvHeads = heads, distances = 2048, seed = 0, orthogonal = true, precision = 'f32' } = config;
+  const { featureMap, normalize, normEps, denominatorEps, path } = config;
+  const headDim = config.headDim ?? dim / heads;
+  const { features = headDim } = config;
+  if (!Number.isInteger(headDim))
+    throw new HeedError('SHAPE_MISMATCH', `nprfMixer: dim ${dim} is no multiple of heads ${heads}; choose a divisor or give headDim`);
+  if (kvHeads !== heads)
+    throw new HeedError(
+      'INVALID_ARGUMENT',
+      `nprfMixer: kvHeads is ${kvHeads} with ${heads} heads; each head has keys of its own, leave kvHeads out`,
+    );
+  for (const [name, n] of Object.entries({ features, distances }))
+    if (!Number.isInteger(n) || n < 1)
+      throw new HeedError('INVALID_ARGUMENT', `nprfMixer: ${name} is ${n}; it must be an integer of 1 or more`);
+  const given = Object.fromEntries(
+    Object.entries({ featureMap, normalize, normEps, denominatorEps }).filter(([, value]) => value !== undefined),
+  ) as Pick<NprfOptions, 'featureMap' | 'normalize' | 'normEps' | 'denominatorEps'>;
+  const shape = { heads, kvHeads, headDim, precision };
+  const width = heads * headDim;
+  let drawn: Float32Array | undefined;
+  const randomFeatures = (device: Device): Tensor => {
+    drawn ??= drawFeatures(new RandomStream(seed, 'nprf features'), heads, features, headDim, orthogonal);
+    return tensor(device, drawn, [heads, features, headDim]);
+  };
+  /** The table for `tokens` tokens: offsets -(tokens - 1) .. 0 from the parameter, later keys (hidden) zero. */
+  const tableOf = (bias: Tensor, tokens: number): Tensor => {
+    const near = slice(bias, 1, Math.max(0, distances - tokens), distances);
+    const far = tokens > distances ? [broadcastTo(slice(bias, 1, 0, 1), [heads, tokens - distances])] : [];
+    return concat([...far, near, zeros(bias.device, [heads, tokens - 1])], 1);
+  };
+  const project = (params: NprfMixerParams, mixed: Tensor): Tensor =>
+    linear(params.out, reshape(mixed, [mixed.dim(0), mixed.dim(1), width]), { precision, outDType: 'f32' });
+  const starts = new WeakSet<NprfState>();
+
+  return {
+    name: 'nprf',
+    init(device: Device, random: RandomStream): NprfMixerParams {
+      return {
+        qkv: initLinear(device, random.stream('qkv'), { inputs: dim, outputs: 3 * width }),
+        bias: truncatedNormal(device, random.stream('bias'), [heads, distances], 0.02),
+        out: initLinear(device, random.stream('out'), { inputs: width, outputs: dim, std: 1 / Math.sqrt(width * 8) }),
+      };
+    },
+    apply(params: NprfMixerParams, x: Tensor, context: MixContext): { out: Tensor } {
+      return scope(() => {
+        const { q, k, v } = projectQkv(params.qkv, x, shape, 0);
+        if (x.dim(1) === 0) return { out: project(params, v) };
+        const mixed = nprf(q, k, v, randomFeatures(x.device), tableOf(params.bias, x.dim(1)), {
+          ...given,
+          ...(path && { path }),
+          causal: true,
+          ...(context.lengths && { lengths: context.lengths }),
+        });
+        return { out: project(params, mixed) };
+      });
+    },
+    start(device: Device, { batch, capacity }: { batch: number; capacity: number; dtype: DType }): NprfState {
+      // the bias is a parameter, which `start` is not given: the first step brings it
+      return scope(() =>
+        nprfStart(device, {
+          ...given,
+          batch,
+          heads,
+          headDim,
+          capacity,
+          features: randomFeatures(device),
+          rpeBias: zeros(device, [heads, 2 * capacity - 1]),
+        }),
+      );
+    },
+    step(params: NprfMixerParams, x: Tensor, state: NprfState, _context: MixContext): Tensor {
+      return scope(() => {
+        if (!starts.has(state)) {
+          starts.add(state);
+          state.setBias(tableOf(params.bias, state.sizes.capacity));
+        }
+        const { q, k, v } = projectQkv(params.qkv, x, shape, 0);
+        return project(params, nprfStep(q, k, v, state));
+      });
+    },
+  };
+}
