@@ -4,6 +4,7 @@ import type { AttentionCall } from './call.js';
 import { planDecodeCall, runDecode } from './decode.js';
 import { runForwardKernel } from './kernels/forward.js';
 import { runMatrixForward } from './kernels/matrix-forward.js';
+import { runShuffleForward, shuffleSizes, type ShuffleTile } from './kernels/shuffle-forward.js';
 import { runMergeParts } from './kernels/merge.js';
 import type { AttentionResult } from './merge.js';
 import { type AttentionPlan, type AttentionShape, planAttention } from './plan.js';
@@ -36,6 +37,7 @@ export function runForward(call: AttentionCall, tensors: CallTensors, given?: At
   const { sizes, device } = call;
   const { batch, queries, heads, kvHeads, valueDim } = sizes;
   if (plan.fragments) return runOnFragments(call, tensors, plan.fragments);
+  if (plan.shuffle) return runWithShuffles(call, tensors, plan.shuffle);
   const { tile, splits } = plan;
   const out = empty(device, [batch, queries, heads, valueDim], tensors.q.dtype);
   const lse = empty(device, [batch, queries, heads], 'f32');
@@ -88,6 +90,25 @@ function runOnFragments(call: AttentionCall, tensors: CallTensors, tile: Forward
     { q, k, v, arena: bound.arena, extras: bound.extras, out, lse },
     { ...bound.uniforms, tiles, hidden },
     [heads, tiles * tile.parts, batch],
+  );
+  return { out, lse };
+}
+
+function runWithShuffles(call: AttentionCall, tensors: CallTensors, tile: ShuffleTile): AttentionResult {
+  const { sizes, device } = call;
+  const { batch, queries, heads, valueDim } = sizes;
+  const { q, k, v } = tensors;
+  const out = empty(device, [batch, queries, heads, valueDim], q.dtype);
+  const lse = empty(device, [batch, queries, heads], 'f32');
+  const { rows, columns } = shuffleSizes(tile);
+  const bound = bindCall(call, tensors, { width: 4, tiles: { query: rows, key: columns }, transposed: false });
+  const tiles = queryTiles(call, rows);
+  runShuffleForward(
+    device,
+    { ...bound.spec, ...tile, rows, columns, vectorOut: valueDim % 4 === 0 },
+    { q, k, v, arena: bound.arena, extras: bound.extras, out, lse },
+    { ...bound.uniforms, tiles },
+    [heads, tiles, batch],
   );
   return { out, lse };
 }

@@ -102,7 +102,7 @@ export function planBackwardFragments(
   const barriers = needsBarriers(capabilities);
   const tiles = backwardTiles(owner, widest, capabilities);
   const found = choose(tiles, need, capabilities, (t) => matrixBackwardBytes({ ...t, barriers }, need, hardware));
-  return found && { ...complete(found, capabilities), apart: owner === 'keys' && widest > 64 };
+  return found && { ...complete(found, capabilities), apart: false };
 }
 
 function backwardTiles(owner: 'queries' | 'keys', widest: number, capabilities: Capabilities): Tile[] {

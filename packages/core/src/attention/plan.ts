@@ -1,4 +1,5 @@
 import type { Capabilities } from '../device/capabilities.js';
+import { shuffleBytes, shuffleSizes, type ShuffleTile } from './kernels/shuffle-forward.js';
 import { outputItems, tileBytes, type TileSpec } from './kernels/tile.js';
 import { type BackwardFragmentPlan, type ForwardFragmentPlan, planBackwardFragments, planForwardFragments } from './plan-fragments.js';
 
@@ -31,6 +32,8 @@ export interface TilePlan {
 export interface ForwardPlan extends TilePlan {
   /** Present: the kernel on fragments runs, in place of the register tile. */
   fragments: ForwardFragmentPlan | undefined;
+  /** Present, and no fragments: the kernel of f32 rows whose weights pass by shuffles runs. */
+  shuffle: ShuffleTile | undefined;
   /** Rows are (query, head of the group) pairs of a KV head: each key is loaded once a group. */
   packed: boolean;
   /** Parts of the key list, merged by a second dispatch. */
@@ -91,9 +94,32 @@ function planForward(shape: AttentionShape, capabilities: Capabilities, software
     packed || !shape.halves
       ? undefined
       : planForwardFragments({ headDim, valueDim, rows: queries, allRows: shape.queries * heads * batch }, capabilities);
-  if (!packed || shape.queries > packedRows) return { ...plan, packed, splits: 1, fragments };
+  const shuffle = packed || software ? undefined : planShuffle(shape, rows, capabilities);
+  if (!packed || shape.queries > packedRows) return { ...plan, packed, splits: 1, fragments, shuffle };
   const splits = Math.min(Math.ceil(wantedWorkgroups / Math.max(1, batch * kvHeads)), Math.ceil(keys / tokensASplit));
-  return { ...plan, packed, splits: Math.max(1, splits), fragments };
+  return { ...plan, packed, splits: Math.max(1, splits), fragments, shuffle };
+}
+
+/** Tiles of the kernel with shuffles, by a sweep (docs/benchmarks/tuning.md, attention). */
+const shuffleTiles: readonly ShuffleTile[] = [
+  { lanes: 256, rowsALane: 4, keysALane: 4 },
+  { lanes: 128, rowsALane: 4, keysALane: 2 },
+  { lanes: 64, rowsALane: 4, keysALane: 2 },
+];
+
+/** Where subgroups hold the lanes of a row, and rows of a tile are not idle. */
+function planShuffle(
+  { headDim, valueDim }: AttentionShape,
+  rows: number,
+  { subgroups, subgroupMinSize, limits }: Capabilities,
+): ShuffleTile | undefined {
+  if (!subgroups || subgroupMinSize < 8 || Math.max(headDim, valueDim) > 128) return undefined;
+  const fitting = shuffleTiles.filter(
+    (t) =>
+      t.lanes <= limits.maxComputeInvocationsPerWorkgroup &&
+      shuffleBytes(t, { headDim, valueDim }) <= limits.maxComputeWorkgroupStorageSize,
+  );
+  return fitting.find((t) => shuffleSizes(t).rows <= rows);
 }
 
 /** Few key tiles under many queries (a sink block, cross attention) are cut, so that the GPU fills. */
