@@ -1,5 +1,6 @@
 import { type Capabilities, HeedError } from '@heed/core';
 import type { ZetaSettings } from './options.js';
+import { distanceQuads } from './kernels/attend.js';
 import { columnsOf } from './kernels/values.js';
 import { runCounts } from './kernels/window.js';
 
@@ -61,12 +62,12 @@ export function planZeta(
   const memory = Math.min(capabilities.limits.maxComputeWorkgroupStorageSize, 32 * 1024) - 256;
   // 8 queries: smaller workgroups wait less at their barriers (H100: 2.8 ms against 3.5 with 16, 4.6 with eight values a lane)
   const tileOf = (bytes: number): number => [8, 4, 2, 1].find((tile) => tile * bytes + 16 <= memory) ?? 0;
-  const kept = topK + localWindow;
-  const forwardTile = tileOf(8 * (window + kept));
+  const queryBytes = 16 * distanceQuads(window) + 4 * window + 8 * (topK + 1 + localWindow);
+  const forwardTile = tileOf(queryBytes);
   if (forwardTile === 0)
     throw new HeedError(
       'LIMIT_EXCEEDED',
-      `zeta: window ${window}, topK ${topK} and localWindow ${localWindow} need ${8 * (window + kept)} bytes of workgroup memory a query, this device has ${memory}; use smaller ones`,
+      `zeta: window ${window}, topK ${topK} and localWindow ${localWindow} need ${queryBytes} bytes of workgroup memory a query, this device has ${memory}; use smaller ones`,
     );
   const lanesOf = (items: number): number => Math.max(32, Math.min(256, 2 ** Math.ceil(Math.log2(items))));
   const bytesPerRow = tokens * (curves * levels * 8 + window * 4 + 32 + columnsOf(valueDim));

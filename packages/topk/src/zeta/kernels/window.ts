@@ -1,4 +1,4 @@
-import { defineKernel, read, write } from '@heed/core/~internal';
+import { defineKernel, range, read, write } from '@heed/core/~internal';
 import type { Tensor } from '@heed/core';
 import { codeModule, curveUniforms, type CurveRange, curveValues } from './codes.js';
 import type { Runs } from './runs.js';
@@ -40,9 +40,6 @@ const searchWindows = defineKernel({
   modules: ({ keyDim }: WindowSpec) => [codeModule(keyDim)],
   wgsl: ({ runs }: WindowSpec) => `
     const NONE = 0xffffffffu;
-    var<workgroup> places: array<u32, ${runs * 64}>;
-    var<workgroup> heads: array<u32, ${runs * 64}>;
-    var<workgroup> tokens: array<u32, ${runs * 64}>;
     var<workgroup> lower: array<u32, ${runs * 32}>;
     @compute @workgroup_size(64)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -96,58 +93,58 @@ const searchWindows = defineKernel({
         count = last - before;
         for (var rest = last - first; rest < uniforms.window; rest++) { store_windows(out + (count + rest - (last - first)) * 32u, NONE); }
       }
-      // the next pair of each run in this lane's direction; bit i of alive: run i has one
+      // the next pair of each run in this lane's direction: codes are turned around on the way down, so that the least is next, and
+      // of equal ones the first: runs hold later tokens one after the other, and the walk down begins with the last
       var alive = 0u;
-      start = 0u;
-      i = 0u;
-      for (var bits = blocks; bits != 0u; i++) {
-        let level = firstLeadingBit(bits);
-        bits ^= 1u << level;
-        let length = min(uniforms.block << level, uniforms.keys - start);
-        let low = lower[i * 32u + (lane & 31u)];
+      var rest = blocks;
+      ${range(runs)
+        .map(
+          (n) =>
+            `
+      var key${n} = NONE; var token${n} = 0u; var place${n} = 0u; var edge${n} = 0u;
+      if (rest != 0u) {
+        let level = select(firstLeadingBit(rest), firstTrailingBit(rest), down);
+        rest ^= 1u << level;
+        let behind = blocks >> (level + 1u);
+        let origin = (behind << (level + 1u)) * uniforms.block;
+        let length = min(uniforms.block << level, uniforms.keys - origin);
+        let low = lower[countOneBits(behind) * 32u + (lane & 31u)];
         if ((down && low > 0u) || (!down && length > low)) {
-          let place = base + level * uniforms.capacity + start + select(low, low - 1u, down);
-          let pair = pairs[place];
-          alive |= 1u << i;
-          places[i * 64u + lane] = place;
-          heads[i * 64u + lane] = pair.x;
-          tokens[i * 64u + lane] = pair.y;
+          let first = base + level * uniforms.capacity + origin;
+          place${n} = first + select(low, low - 1u, down);
+          edge${n} = first + select(length - 1u, 0u, down);
+          let pair = pairs[place${n}];
+          key${n} = select(pair.x, ~pair.x, down);
+          token${n} = pair.y;
+          alive |= ${2 ** n}u;
         }
-        start += length;
-      }
+      }`,
+        )
+        .join('')}
       for (var taken = 0u; taken < count; taken++) {
-        var best = NONE;
-        var bestCode = 0u;
-        for (var rest = alive; rest != 0u; rest &= rest - 1u) {
-          i = firstTrailingBit(rest);
-          let head = heads[i * 64u + lane];
-          // later runs hold later tokens: of equal codes the walk down meets them first, the walk up last
-          if (best == NONE || (down && head >= bestCode) || (!down && bestCode > head)) {
-            best = i;
-            bestCode = head;
-          }
-        }
-        store_windows(out + taken * 32u, tokens[best * 64u + lane]);
-        // where the chosen run ends in this direction: behind as many set bits
-        var bits = blocks;
-        start = 0u;
-        for (i = 0u; i < best; i++) {
-          let level = firstLeadingBit(bits);
-          bits ^= 1u << level;
-          start += uniforms.block << level;
-        }
-        let level = firstLeadingBit(bits);
-        let edge = base + level * uniforms.capacity + start + select(min(uniforms.block << level, uniforms.keys - start) - 1u, 0u, down);
-        let place = places[best * 64u + lane];
+        // a live key may equal that of exhausted runs
+        var best = firstTrailingBit(alive);
+        var bestKey = NONE;
+        ${range(runs)
+          .map((n) => `if (key${n} < bestKey) { bestKey = key${n}; best = ${n}u; }`)
+          .join('\n')}
+        var token = 0u; var place = 0u; var edge = 0u;
+        ${range(runs)
+          .map((n) => `if (best == ${n}u) { token = token${n}; place = place${n}; edge = edge${n}; }`)
+          .join('\n')}
+        store_windows(out + taken * 32u, token);
+        var key = NONE;
         if (place == edge) {
-          alive ^= 1u << best;
+          alive &= ~(1u << best);
         } else {
-          let next = select(place + 1u, place - 1u, down);
-          let pair = pairs[next];
-          places[best * 64u + lane] = next;
-          heads[best * 64u + lane] = pair.x;
-          tokens[best * 64u + lane] = pair.y;
+          place = select(place + 1u, place - 1u, down);
+          let pair = pairs[place];
+          key = select(pair.x, ~pair.x, down);
+          token = pair.y;
         }
+        ${range(runs)
+          .map((n) => `if (best == ${n}u) { key${n} = key; token${n} = token; place${n} = place; }`)
+          .join('\n')}
       }
     }`,
 });
