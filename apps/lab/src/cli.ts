@@ -5,6 +5,7 @@ import { Command, InvalidArgumentError } from 'commander';
 import { type LabConfig, readConfig } from './config.js';
 import { convertFile } from './distill/command.js';
 import { loadModel } from './model/shipped.js';
+import { statePlot } from './tasks/plot.js';
 import { describeRecord, runTask } from './tasks/record.js';
 import { taskNamed, tasks } from './tasks/registry.js';
 import { BOOK_FILE, CORPUS_FOLDER, DATASETS_FOLDER, LAB } from './paths.js';
@@ -115,6 +116,8 @@ export function labProgram(): Command {
         const folder = join(out, `task-${name}`);
         await mkdir(folder, { recursive: true });
         await writeFile(join(folder, 'record.json'), `${JSON.stringify(record, null, 2)}\n`);
+        const cell = [...record.results].reverse().find(({ extra }) => typeof extra?.['stateBytes'] === 'number')?.cell;
+        if (cell !== undefined) await writeFile(join(folder, 'state.svg'), statePlot(record.results, cell));
         console.log(describeRecord(record));
       } finally {
         await device.close();

@@ -2,6 +2,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Device, openDevice, RandomStream } from '@heed/core';
 import { makeMixer } from '../src/model/mixers.js';
 import { mqarBatch } from '../src/tasks/mqar.js';
+import { statePlot } from '../src/tasks/plot.js';
 import { describeRecord, runTask } from '../src/tasks/record.js';
 import { taskNamed } from '../src/tasks/registry.js';
 
@@ -58,6 +59,8 @@ test('a run gives a record with every cell, and training lowers the loss', async
   expect(record.results[0]?.extra?.['stateBytes']).toBe(16 * 17 * 4);
   expect(record.summary[0]).toMatchObject({ mixer: 'linear', seeds: 1, chance: 1 / 16 });
   expect(describeRecord(record)).toMatch(/linear +pairs 1 +accuracy/);
+  expect(statePlot(record.results, 'pairs 2')).toMatch(/<svg[\s\S]*linear width 16: [\d.]+ at 1,088 bytes/);
+  expect(() => statePlot(record.results, 'pairs 9')).toThrow(/no result of cell "pairs 9"/);
 });
 
 test('a mixer is named with options, and what it does not have is refused', () => {
