@@ -33,14 +33,13 @@ export function featureText(featureDim: number): string {
     const noFeature = 0xffffffffu;
     fn featureRow(x: vec4f, y: vec4f, r: u32, pair: u32) -> vec4f {
       let row = pair & 0xffffu;
-      var features = x[r] * y;
+      let own = dot(select(vec4f(), x, vec4u(0u, 1u, 2u, 3u) == vec4u(r)), vec4f(1.0));
+      var features = own * y;
       if (row == pair >> 16u) {
-        switch r {
-          case 0u: { features.x *= ${half}; }
-          case 1u: { features = vec4f(x.x, features.y * ${half}, features.zw); }
-          case 2u: { features = vec4f(x.y, x.z, features.z * ${half}, features.w); }
-          default: { features = vec4f(x.w, select(0.0, 1.0, row == 0u), 0.0, features.w * ${half}); }
-        }
+        let column = vec4u(0u, 1u, 2u, 3u);
+        let last = vec4f(x.w, select(0.0, 1.0, row == 0u), 0.0, 0.0);
+        let linear = select(select(last, vec4f(x.y, x.z, 0.0, 0.0), r == 2u), vec4f(x.x, 0.0, 0.0, 0.0), r == 1u);
+        features = select(select(features, features * ${half}, column == vec4u(r)), linear, column < vec4u(r));
       }
       return features;
     }
