@@ -2,6 +2,7 @@ import { apply } from '../autodiff/tape.js';
 import { HeedError } from '../errors.js';
 import { read, write } from '../kernel/bindings.js';
 import { defineKernel } from '../kernel/define.js';
+import { range } from '../kernel/modules.js';
 import { laneArguments, laneBuiltins, lanesWgsl, softmaxState } from '../kernel/wgsl/lanes.js';
 import { asContiguous } from '../tensor/copy.js';
 import { empty } from '../tensor/create.js';
@@ -9,17 +10,32 @@ import type { Tensor } from '../tensor/tensor.js';
 import { expectDType, expectFloat, expectShape } from './check.js';
 import { itemType, rowGrid, type RowSpec, rowSpec } from './row-kernels.js';
 
+interface LossSpec extends RowSpec {
+  /** Loads of a lane that wait together. */
+  flight: number;
+}
+
+/** Joins loaded items to `largest` and `sum`. */
+function joinItems(loads: readonly string[]): string {
+  const names = loads.map((_, i) => `x${i}`);
+  return `
+        ${loads.map((load, i) => `let x${i} = ${load};`).join(' ')}
+        let next = ${names.reduce((text, x) => `max(${text}, ${x})`, 'largest')};
+        sum = sum * exp(largest - next) + ${names.map((x) => `exp(${x} - next)`).join(' + ')};
+        largest = next;`;
+}
+
 // Loss of each row, and its logsumexp, which is all that the way back needs.
 // tile    256 / lanes rows a workgroup
 // bytes   reads n elements and 4, writes 8 a row
 // source  Milakov, Gimelshein 2018, algorithm 3 (online normaliser)
 const rowLosses = defineKernel({
   name: 'cross-entropy-rows',
-  bindings: { x: read<RowSpec>('float', { width: (s) => s.width }), targets: read('u32'), losses: write('f32'), lse: write('f32') },
+  bindings: { x: read<LossSpec>('float', { width: (s) => s.width }), targets: read('u32'), losses: write('f32'), lse: write('f32') },
   uniforms: { rows: 'u32', n: 'u32', ignored: 'u32' },
-  tier: ({ form }: RowSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
+  tier: ({ form }: LossSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
   forms: ['baseline', 'subgroups'],
-  wgsl: ({ width, lanes, invocations, form }) => `
+  wgsl: ({ width, lanes, invocations, form, flight }) => `
     ${lanesWgsl(softmaxState, form, lanes, invocations)}
     @compute @workgroup_size(${invocations})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(form)}) {
@@ -28,12 +44,9 @@ const rowLosses = defineKernel({
       let start = min(row, uniforms.rows - 1u) * uniforms.n;
       var largest = ${itemType(width)}(NEG);
       var sum = ${itemType(width)}(0.0);
-      for (var j = l; j < uniforms.n; j += ${lanes}u) {
-        let x = load_x(start + j);
-        let next = max(largest, x);
-        sum = sum * exp(largest - next) + exp(x - next);
-        largest = next;
-      }
+      var j = l;
+      ${flight > 1 ? `for (; j + ${(flight - 1) * lanes}u < uniforms.n; j += ${flight * lanes}u) { ${joinItems(range(flight).map((i) => `load_x(start + j + ${i * lanes}u)`))} }` : ''}
+      for (; j < uniforms.n; j += ${lanes}u) { ${joinItems(['load_x(start + j)'])} }
       ${
         width === 4
           ? `let top = max(max(largest.x, largest.y), max(largest.z, largest.w));
@@ -152,11 +165,13 @@ export function crossEntropy(logits: Tensor, targets: Tensor, options: CrossEntr
     forward: () => {
       const losses = empty(device, [count]);
       const lse = empty(device, [count]);
-      const spec = { ...rowSpec(classes, true, device.capabilities), held: 0 };
-      const own = asContiguous(targets, 1);
+      const own = rowSpec(classes, true, device.capabilities, { once: true });
+      // long rows: several loads of a lane wait together; software drivers compile short texts fast
+      const spec = { ...own, flight: own.lanes === 256 && !device.isSoftware ? 4 : 1 };
+      const classOf = asContiguous(targets, 1);
       rowLosses.run(device, {
         spec,
-        tensors: { x: asContiguous(logits), targets: own, losses, lse },
+        tensors: { x: asContiguous(logits), targets: classOf, losses, lse },
         uniforms: { rows: count, n: classes / spec.width, ignored },
         grid: rowGrid(count, spec),
       });
@@ -165,7 +180,7 @@ export function crossEntropy(logits: Tensor, targets: Tensor, options: CrossEntr
       const weight = empty(device, [1]);
       meanLoss.run(device, {
         spec: {},
-        tensors: { losses, targets: own, out, weight },
+        tensors: { losses, targets: classOf, out, weight },
         uniforms: { rows: count, ignored, mean: reduction === 'mean' ? 1 : 0 },
         grid: [1],
       });

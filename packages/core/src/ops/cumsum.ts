@@ -125,13 +125,17 @@ const scanRows = defineKernel({
   },
 });
 
-// Running sums along an axis that is not the last: a lane a column, row after row.
-// tile    256 columns
+// Running sums along an axis that is not the last: a lane a column (or four), four rows in flight.
+// tile    256 columns of `width` elements
 // bytes   reads and writes each element once; chunked columns are read twice
 // limits  up to 8 outer axes of any strides, columns contiguous
 const scanColumns = defineKernel({
   name: 'cumsum-columns',
-  bindings: scanBindings,
+  bindings: {
+    x: read<ScanSpec>('any', { width: (s) => s.width }),
+    starts: read<ScanSpec>('any', { width: (s) => s.width, when: (s) => s.carry }),
+    out: write<ScanSpec>('any', { width: (s) => s.width }),
+  },
   uniforms: {
     shape: 'u32x8',
     strides: 'u32x8',
@@ -147,7 +151,13 @@ const scanColumns = defineKernel({
   },
   modules: [stridedOffset],
   wgsl: (spec: ScanSpec) => {
-    const { type } = spec;
+    const { type, width, lanes: flight } = spec;
+    const item = width === 4 ? `vec4<${type}>` : type;
+    const at = (j: string): string => `select(${j}, uniforms.n - 1u - (${j}), uniforms.reverse == 1u)`;
+    const add = (j: string, v: string): string => `
+        ${spec.writes === 'sums' ? `store_out((block * uniforms.n + ${at(j)}) * uniforms.inner + column, select(sum + ${v}, sum, uniforms.exclusive == 1u));` : ''}
+        sum += ${v};`;
+    const load = (j: string): string => `load_x(start + (${at(j)}) * uniforms.stride)`;
     return `
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -157,16 +167,20 @@ const scanColumns = defineKernel({
       let column = index % uniforms.inner;
       let part = (index / uniforms.inner) % uniforms.chunks;
       let block = index / uniforms.inner / uniforms.chunks;
-      let start = stridedOffset(block, uniforms.rank, uniforms.shape, uniforms.strides) + column;
+      let start = stridedOffset(block, uniforms.rank, uniforms.shape, uniforms.strides)${width === 4 ? ' / 4u' : ''} + column;
       let end = min((part + 1u) * uniforms.chunk, uniforms.n);
-      var sum = ${zeroOf[type]};
+      var sum = ${item}(${zeroOf[type]});
       ${spec.carry ? 'sum = load_starts(index);' : ''}
-      for (var j = part * uniforms.chunk; j < end; j++) {
-        let at = select(j, uniforms.n - 1u - j, uniforms.reverse == 1u);
-        let v = load_x(start + at * uniforms.stride);
-        ${spec.writes === 'sums' ? 'store_out((block * uniforms.n + at) * uniforms.inner + column, select(sum + v, sum, uniforms.exclusive == 1u));' : ''}
-        sum += v;
+      var j = part * uniforms.chunk;
+      ${
+        flight > 1
+          ? `for (; j + ${flight - 1}u < end; j += ${flight}u) {
+        ${unroll(flight, (i) => `let v${i} = ${load(`j + ${i}u`)};`)}
+        ${unroll(flight, (i) => add(`j + ${i}u`, `v${i}`))}
+      }`
+          : ''
       }
+      for (; j < end; j++) { let v = ${load('j')}; ${add('j', 'v')} }
       ${spec.writes === 'totals' ? 'store_out(index, sum);' : ''}
     }`;
   },
@@ -250,12 +264,18 @@ function runRows(x: Tensor, axis: number, out: Tensor, type: LaneScalar, options
 function runColumns(x: Tensor, axis: number, out: Tensor, type: LaneScalar, options: Required<CumsumOptions>): void {
   const n = x.dim(axis);
   const outer = mergeAxes(x.shape.slice(0, axis), x.strides.slice(0, axis));
-  const inner = product(x.shape, axis + 1);
+  const elements = product(x.shape, axis + 1);
   const blocks = product(x.shape, 0, axis);
-  const plan = planScan(n, blocks * inner, 1 << 17, 32);
-  const spec: ScanSpec = { type, writes: 'sums', carry: false, width: 1, lanes: 1, form: 'memory' };
+  const step = x.strides[axis] ?? 1;
+  const aligned =
+    elements % 4 === 0 && x.offset % 4 === 0 && (n === 1 || step % 4 === 0) && (blocks === 1 || outer.strides.every((s) => s % 4 === 0));
+  const width = aligned && !x.device.isSoftware ? 4 : 1;
+  const inner = elements / width;
+  const plan = planScan(n, blocks * inner, 1 << 16, 32);
+  // `lanes` are the rows in flight; software drivers compile short texts fast
+  const spec: ScanSpec = { type, writes: 'sums', carry: false, width, lanes: x.device.isSoftware ? 1 : 4, form: 'memory' };
   const columns = blocks * plan.chunks * inner;
-  const stride = x.strides[axis] ?? 1;
+  const stride = Math.floor(step / width);
   const uniforms = {
     shape: outer.shape,
     strides: outer.strides,
@@ -270,7 +290,7 @@ function runColumns(x: Tensor, axis: number, out: Tensor, type: LaneScalar, opti
   const grid = [Math.ceil(columns / 256)];
   let starts: Tensor | undefined;
   if (plan.chunks > 1) {
-    const totals = empty(x.device, [blocks, plan.chunks, inner], type);
+    const totals = empty(x.device, [blocks, plan.chunks, elements], type);
     scanColumns.run(x.device, { spec: { ...spec, writes: 'totals' }, tensors: { x, out: totals }, uniforms, grid });
     starts = scanned(totals, 1, { reverse: false, exclusive: true });
   }

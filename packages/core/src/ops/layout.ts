@@ -17,8 +17,8 @@ type TransposeSpec = {
 };
 
 // Copies a permuted tensor through tiles, so that both reads and writes run along contiguous axes.
-// tile    32 words along the rows (of x) x 64 columns, or x 32 where words are pairs of halves (64 rows); 256 lanes, 8.4 KB of
-//         workgroup memory (33 words a row against bank conflicts)
+// tile    32 words along the rows (of x) x 32 columns; words are elements, or pairs of halves; 256 lanes, 4.2 KB of workgroup memory
+//         (33 words a row against bank conflicts). Tiles of 64 columns left room for too few workgroups: 1.6 TB/s against 2.0
 // bytes   reads and writes each element once
 // limits  the contiguous axis of the input and that of the output differ; up to 4 further axes
 const transposeTiles = defineKernel({
@@ -53,33 +53,35 @@ const transposeTiles = defineKernel({
           tile[(lane.y + k) * 33u + lane.x] = load_x(readAt + row + column * uniforms.columnStride);
         }`;
     const store = pairs
-      ? `for (var k = 0u; k < 32u; k += 8u) {
-        let pair = lane.y + k;
+      ? `for (var k = 0u; k < 32u; k += 16u) {
+        // half of the lanes go along the 16 words of a row of out
+        let pair = 2u * lane.y + lane.x / 16u + k;
+        let word = lane.x % 16u;
         let row = row0 + 2u * pair;
-        let column = column0 / 2u + lane.x;
+        let column = column0 / 2u + word;
         if (live && row < uniforms.rows && column < uniforms.columns / 2u) {
-          let left = tile[(2u * lane.x) * 33u + pair];
-          let right = tile[(2u * lane.x + 1u) * 33u + pair];
+          let left = tile[(2u * word) * 33u + pair];
+          let right = tile[(2u * word + 1u) * 33u + pair];
           let at = base_out() + writeAt / 2u + row * (uniforms.rowStride / 2u) + column;
           out[at] = (left & 0xffffu) | (right << 16u);
           out[at + uniforms.rowStride / 2u] = (left >> 16u) | (right & 0xffff0000u);
         }
       }`
-      : `for (var k = 0u; k < 64u; k += 8u) {
-        let row = row0 + (lane.y + k) / 2u;
-        let column = column0 + lane.x + (lane.y & 1u) * 32u;
+      : `for (var k = 0u; k < 32u; k += 8u) {
+        let row = row0 + lane.y + k;
+        let column = column0 + lane.x;
         if (live && row < uniforms.rows && column < uniforms.columns) {
-          store_out(writeAt + row * uniforms.rowStride + column, tile[(column - column0) * 33u + (row - row0)]);
+          store_out(writeAt + row * uniforms.rowStride + column, tile[lane.x * 33u + lane.y + k]);
         }
       }`;
     return `
-    var<workgroup> tile: array<${type}, 2112>;
+    var<workgroup> tile: array<${type}, 1056>;
     @compute @workgroup_size(32, 8)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_id) lane: vec3u) {
-      let tileColumns = (uniforms.columns + 63u) / 64u;
+      let tileColumns = (uniforms.columns + 31u) / 32u;
       let tileRows = (uniforms.rows + ${tileRows - 1}u) / ${tileRows}u;
       let index = workgroupIndex(group, groups);
-      let column0 = (index % tileColumns) * 64u;
+      let column0 = (index % tileColumns) * 32u;
       let row0 = ((index / tileColumns) % tileRows) * ${tileRows}u;
       let block = index / tileColumns / tileRows;
       let live = block < uniforms.batch;
@@ -94,7 +96,7 @@ const transposeTiles = defineKernel({
         writeAt += (rest % n) * uniforms.outStrides[a][c];
         rest /= n;
       }
-      for (var k = 0u; k < 64u; k += 8u) {
+      for (var k = 0u; k < 32u; k += 8u) {
         let column = column0 + lane.y + k;
         ${load}
       }
@@ -208,7 +210,7 @@ function transposeCopy(x: Tensor, shape: Shape, strides: Shape): Tensor {
       columns,
       columnStride: xStrides[last] ?? 1,
     },
-    grid: [Math.ceil(columns / 64) * Math.ceil(rows / (pairs ? 64 : 32)) * batch],
+    grid: [Math.ceil(columns / 32) * Math.ceil(rows / (pairs ? 64 : 32)) * batch],
   });
   return out;
 }

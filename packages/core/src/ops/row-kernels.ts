@@ -20,12 +20,18 @@ export interface RowSpec {
 const mostHeld = { hardware: 8, software: 2 } as const;
 
 /** How rows of `n` elements are taken. Pure. */
-export function rowSpec(n: number, aligned: boolean, capabilities: Capabilities, options: { software?: boolean } = {}): RowSpec {
+export function rowSpec(
+  n: number,
+  aligned: boolean,
+  capabilities: Capabilities,
+  options: { software?: boolean; /** Rows are read once anyway: they need not be held. Default false. */ once?: boolean } = {},
+): RowSpec {
   const width = aligned && n % 4 === 0 ? 4 : 1;
   const items = n / width;
   const { subgroups, subgroupMaxSize, limits } = capabilities;
   // rows too long for 256 lanes to hold are held by as many as a workgroup may have
   const wide =
+    !options.once &&
     items > 256 * mostHeld.hardware &&
     limits.maxComputeInvocationsPerWorkgroup >= 1024 &&
     subgroups &&
@@ -34,7 +40,13 @@ export function rowSpec(n: number, aligned: boolean, capabilities: Capabilities,
   const lanes = wide ? 1024 : lanesFor(items);
   const held = 2 ** Math.ceil(Math.log2(Math.max(1, items / lanes)));
   const most = options.software ? mostHeld.software : mostHeld.hardware;
-  return { width, lanes, invocations: wide ? 1024 : 256, held: held <= most ? held : 0, form: laneForm(lanes, capabilities) };
+  return {
+    width,
+    lanes,
+    invocations: wide ? 1024 : 256,
+    held: !options.once && held <= most ? held : 0,
+    form: laneForm(lanes, capabilities),
+  };
 }
 
 /** What a pass over a row loads into `<name>`: its value at item `at`, and what stands for items past the row's end. */
