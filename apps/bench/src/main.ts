@@ -4,7 +4,7 @@ import { HeedError, withDevice } from '@heed/core';
 import { startProgress } from '@heed/lab/progress';
 import type { Suite } from './entry.js';
 import { type BenchOptions, parseOptions, type SuiteName } from './options.js';
-import { type Bounds, renderPage } from './page.js';
+import { type Bounds, renderPage, type TrainingRecord } from './page.js';
 import { type BenchRecord, joinRecords, mergePeers, type PeerRecord, recordName, SCHEMA } from './record.js';
 import { runPeers } from './peers.js';
 import { runSuites } from './session.js';
@@ -74,10 +74,11 @@ async function main(args: readonly string[]): Promise<void> {
 async function writeDocs(folder: string, name: string, json: string): Promise<void> {
   await write(join(folder, name), json);
   const names = (await readdir(folder)).filter((file) => file.endsWith('.json'));
-  const found = (await Promise.all(names.map((file) => readJson(join(folder, file))))) as Partial<BenchRecord>[];
+  const found = (await Promise.all(names.map((file) => readJson(join(folder, file))))) as (BenchRecord | TrainingRecord | Bounds)[];
   const bounds = names.includes('bounds.json') ? ((await readJson(join(folder, 'bounds.json'))) as Bounds) : {};
   const records = found.filter((one): one is BenchRecord => one.schema === SCHEMA);
-  await write(join(folder, 'kernels.md'), renderPage(records, bounds));
+  const training = found.filter((one): one is TrainingRecord => one.schema === 'heed-training-1');
+  await write(join(folder, 'kernels.md'), renderPage(records, bounds, training));
 }
 
 async function write(path: string, text: string): Promise<void> {

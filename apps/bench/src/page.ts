@@ -6,8 +6,16 @@ import { describeDevice, figure, percent } from './terminal.js';
 /** A sentence an id of a target: what bounds it, and which attempts gave what. Kept by hand, in `docs/benchmarks/bounds.json`. */
 export type Bounds = Readonly<Record<string, string>>;
 
+/** What a record of training (`heed-training-1`) tells about its steps. */
+export interface TrainingRecord {
+  readonly schema: 'heed-training-1';
+  readonly date: string;
+  readonly device: { readonly name: string };
+  readonly entries: readonly { readonly id: string; readonly stepWallMs: number; readonly stepGpuMs: number }[];
+}
+
 /** The page of docs: the newest record of each device, as markdown. */
-export function renderPage(records: readonly BenchRecord[], bounds: Bounds = {}): string {
+export function renderPage(records: readonly BenchRecord[], bounds: Bounds = {}, training: readonly TrainingRecord[] = []): string {
   const newest = newestOf(records);
   const lines = [
     '# Kernels',
@@ -18,7 +26,10 @@ export function renderPage(records: readonly BenchRecord[], bounds: Bounds = {})
     'second of warm-up. Peers run on the same machine on the same numbers and are timed alike. Each time stands with the error of sampled rows',
     'against float64; a time without a right result is not printed. A ratio is the peer’s median over ours: above 1 we are faster.',
     '',
-    ...newest.flatMap((record) => sectionOf(record, bounds)),
+    ...newest.flatMap((record) => [
+      ...sectionOf(record, bounds),
+      ...trainingOf(training.filter(({ device }) => device.name === record.device.name)),
+    ]),
   ];
   return `${lines.join('\n').trimEnd()}\n`;
 }
@@ -96,6 +107,24 @@ function targetsOf(record: BenchRecord, bounds: Bounds): string[] {
     ...(missed.length === 0
       ? []
       : ['What bounds the misses:', '', ...missed.map(({ id }) => `- \`${id}\`: ${bounds[id] ?? 'not yet accounted for.'}`), '']),
+  ];
+}
+
+/** How busy training steps keep the GPU: the sum of its kernels over the wall time of a step. */
+function trainingOf(records: readonly TrainingRecord[]): string[] {
+  const newest = [...records].sort((a, b) => a.date.localeCompare(b.date)).at(-1);
+  if (!newest) return [];
+  const rows = newest.entries.map(({ id, stepWallMs, stepGpuMs }) => {
+    const busy = Math.min(1, stepGpuMs / stepWallMs);
+    return [id, figure(stepWallMs), figure(stepGpuMs), percent(busy), busy >= 0.85 ? 'holds' : 'missed'];
+  });
+  return [
+    '### Training steps',
+    '',
+    'The GPU is to be busy at least 85 % of a step; see [training](training.md).',
+    '',
+    ...table(['model', 'wall ms', 'GPU ms', 'busy', ''], rows, [1, 2, 3]),
+    '',
   ];
 }
 
