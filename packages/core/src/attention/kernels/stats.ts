@@ -5,34 +5,52 @@ import { empty } from '../../tensor/create.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { log2e } from './common.js';
 
-type StatsSpec = { valueDim: number; dOut: boolean; dLse: boolean };
+type StatsSpec = { valueDim: number; dOut: boolean; dLse: boolean; width: 1 | 4 };
+
+/** Elements that the rows of contiguous tensors are loaded by. */
+function rowWidth(dim: number, tensors: readonly (Tensor | undefined)[]): 1 | 4 {
+  return dim % 4 === 0 && tensors.every((t) => !t || t.offset % 4 === 0) ? 4 : 1;
+}
 
 // What the backward needs of each query row: logsumexp in base 2, and delta = sum_d out dOut - dLse.
-// tile    one row a lane, 64 lanes
+// tile    eight lanes a row, 32 rows a workgroup
 // bytes   reads out and dOut once, writes 8 a row
 // limits  a row that sees nothing gets the logsumexp 1e30, so that exp2(score - it) is 0 wherever it is recomputed
 // source  Dao et al. 2022 (FlashAttention), appendix B.2; dLse enters because d lse / d score = P
 const stats = defineKernel({
   name: 'attention-stats',
   bindings: {
-    out: read<StatsSpec>('float'),
+    out: read<StatsSpec>('float', { width: (s) => s.width }),
     lse: read<StatsSpec>('f32', { raw: 'u32' }),
-    dOut: read<StatsSpec>('float', { when: (s) => s.dOut }),
+    dOut: read<StatsSpec>('float', { width: (s) => s.width, when: (s) => s.dOut }),
     dLse: read<StatsSpec>('f32', { when: (s) => s.dLse }),
     stats: write<StatsSpec>('f32', { raw: 'vec2f' }),
   },
   uniforms: { rows: 'u32' },
-  wgsl: ({ valueDim, dOut, dLse }: StatsSpec) => `
-    @compute @workgroup_size(64)
+  wgsl: ({ valueDim, dOut, dLse, width }: StatsSpec) => {
+    const items = valueDim / width;
+    const pair = `load_out(row * ${items}u + d)`;
+    const other = `load_dOut(row * ${items}u + d)`;
+    return `
+    var<workgroup> partial: array<f32, 256>;
+    @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let row = workgroupIndex(group, groups) * 64u + lane;
-      if (row >= uniforms.rows) { return; }
+      let row = workgroupIndex(group, groups) * 32u + lane / 8u;
+      let part = lane % 8u;
+      var sum = 0.0;
+      ${dOut ? `if (row < uniforms.rows) { for (var d = part; d < ${items}u; d += 8u) { sum += ${width === 4 ? `dot(${pair}, ${other})` : `${pair} * ${other}`}; } }` : ''}
+      partial[lane] = sum;
+      for (var half = 4u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if (part < half) { partial[lane] += partial[lane + half]; }
+      }
+      if (part > 0u || row >= uniforms.rows) { return; }
       let bits = lse[base_lse() + row];
-      var delta = ${dLse ? '-load_dLse(row)' : '0.0'};
-      ${dOut ? `for (var d = 0u; d < ${valueDim}u; d++) { delta += load_out(row * ${valueDim}u + d) * load_dOut(row * ${valueDim}u + d); }` : ''}
+      let delta = partial[lane]${dLse ? ' - load_dLse(row)' : ''};
       let dead = bits == 0xff800000u;
       stats[base_stats() + row] = select(vec2f(bitcast<f32>(bits) * ${log2e}, delta), vec2f(1e30, 0.0), dead);
-    }`,
+    }`;
+  },
 });
 
 /** `stats` f32 [rows, 2] from contiguous tensors; absent cotangents count as zero. */
@@ -41,30 +59,34 @@ export function runStats(
   tensors: { out: Tensor; lse: Tensor; dOut: Tensor | undefined; dLse: Tensor | undefined; stats: Tensor },
 ): void {
   const { out, lse, dOut, dLse } = tensors;
+  const valueDim = out.dim(-1);
   stats.run(device, {
-    spec: { valueDim: out.dim(-1), dOut: dOut !== undefined, dLse: dLse !== undefined },
+    spec: { valueDim, dOut: dOut !== undefined, dLse: dLse !== undefined, width: rowWidth(valueDim, [out, dOut]) },
     tensors,
     uniforms: { rows: lse.size },
-    grid: [Math.ceil(lse.size / 64)],
+    grid: [Math.ceil(lse.size / 32)],
   });
 }
 
-type UnitSpec = { last: boolean };
+type UnitSpec = { last: boolean; width: 1 | 4 };
 
 // A power of two near the largest |dOut|, and its inverse, behind the row statistics: what keeps dS in the range of f16.
 // tile    256 lanes a workgroup; each writes its largest value, and a second dispatch of one workgroup ends it
 // bytes   reads dOut once
 const unit = defineKernel({
   name: 'attention-unit',
-  bindings: { x: read<UnitSpec>('float'), out: write<UnitSpec>('f32', { raw: (s) => (s.last ? 'vec2f' : 'f32') }) },
-  uniforms: { size: 'u32', at: 'u32' },
-  wgsl: ({ last }: UnitSpec) => `
+  bindings: {
+    x: read<UnitSpec>('float', { width: (s) => s.width }),
+    out: write<UnitSpec>('f32', { raw: (s) => (s.last ? 'vec2f' : 'f32') }),
+  },
+  uniforms: { items: 'u32', at: 'u32' },
+  wgsl: ({ last, width }: UnitSpec) => `
     var<workgroup> partial: array<f32, 256>;
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      var top = 0.0;
-      for (var i = group.x * 256u + lane; i < uniforms.size; i += groups.x * 256u) { top = max(top, abs(load_x(i))); }
-      partial[lane] = top;
+      var top = ${width === 4 ? 'vec4f()' : '0.0'};
+      for (var i = group.x * 256u + lane; i < uniforms.items; i += groups.x * 256u) { top = max(top, abs(load_x(i))); }
+      partial[lane] = ${width === 4 ? 'max(max(top.x, top.y), max(top.z, top.w))' : 'top'};
       for (var half = 128u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if (lane < half) { partial[lane] = max(partial[lane], partial[lane + half]); }
@@ -82,10 +104,17 @@ const unit = defineKernel({
 
 /** Writes the unit behind the statistics of `rows` rows. */
 export function runUnit(device: Device, dOut: Tensor, stats: Tensor, rows: number): void {
-  const workgroups = Math.max(1, Math.min(256, Math.ceil(dOut.size / 4096)));
+  const width = rowWidth(dOut.dim(-1), [dOut]);
+  const items = dOut.size / width;
+  const workgroups = Math.max(1, Math.min(1024, Math.ceil(items / 1024)));
   const tops = empty(device, [workgroups], 'f32');
-  unit.run(device, { spec: { last: false }, tensors: { x: dOut, out: tops }, uniforms: { size: dOut.size, at: 0 }, grid: [workgroups] });
-  unit.run(device, { spec: { last: true }, tensors: { x: tops, out: stats }, uniforms: { size: workgroups, at: rows }, grid: [1] });
+  unit.run(device, { spec: { last: false, width }, tensors: { x: dOut, out: tops }, uniforms: { items, at: 0 }, grid: [workgroups] });
+  unit.run(device, {
+    spec: { last: true, width: 1 },
+    tensors: { x: tops, out: stats },
+    uniforms: { items: workgroups, at: rows },
+    grid: [1],
+  });
 }
 
 // Gradient of the learned sink logits: dSink_h = - sum over rows of exp(sink_h - lse) delta.
