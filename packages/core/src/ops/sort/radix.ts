@@ -1,8 +1,10 @@
 import { read, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import { unroll } from '../../kernel/modules.js';
+import { laneBuiltins } from '../../kernel/wgsl/lanes.js';
 import { empty } from '../../tensor/create.js';
 import type { Tensor } from '../../tensor/tensor.js';
+import { scanned } from '../cumsum.js';
 import { type KeyKind, keyOf, orderedKeyModule } from './keys.js';
 
 // Least-significant-digit radix sort of key-value rows, 4-bit digits, stable. Per digit three dispatches: counts a tile,
@@ -49,43 +51,16 @@ const countDigits = defineKernel({
     }`,
 });
 
-// Exclusive scan of each row of counts, one workgroup a row.
-const scanCounts = defineKernel({
-  name: 'sort-scan',
-  bindings: { counts: read('u32'), offsets: write('u32') },
-  uniforms: { n: 'u32' },
-  wgsl: () => `
-    var<workgroup> sums: array<u32, 256>;
-    @compute @workgroup_size(256)
-    fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-      var before = 0u;
-      for (var start = 0u; start < uniforms.n; start += 1024u) {
-        let first = start + lane * 4u;
-        ${unroll(4, (e) => `var c${e} = 0u; if (first + ${e}u < uniforms.n) { c${e} = load_counts(group.x * uniforms.n + first + ${e}u); }`)}
-        let own = c0 + c1 + c2 + c3;
-        sums[lane] = own;
-        workgroupBarrier();
-        for (var step = 1u; step < 256u; step <<= 1u) {
-          var left = 0u;
-          if (lane >= step) { left = sums[lane - step]; }
-          workgroupBarrier();
-          sums[lane] += left;
-          workgroupBarrier();
-        }
-        var at = before + sums[lane] - own;
-        ${unroll(4, (e) => `if (first + ${e}u < uniforms.n) { store_offsets(group.x * uniforms.n + first + ${e}u, at); } at += c${e};`)}
-        before += sums[255];
-        workgroupBarrier();
-      }
-    }`,
-});
+type ScatterSpec = { bySubgroup: boolean };
 
 const scatter = defineKernel({
   name: 'sort-scatter',
   bindings: { keys: read('u32'), values: read('u32'), offsets: read('u32'), outKeys: write('u32'), outValues: write('u32') },
   uniforms: { n: 'u32', tiles: 'u32', shift: 'u32', digitMask: 'u32' },
+  tier: ({ bySubgroup }: ScatterSpec) => (bySubgroup ? 'subgroups' : 'baseline'),
+  forms: ['baseline', 'subgroups'],
   // sixteen 16-bit counters in eight words: digit d in word d / 2, half d % 2; a tile has 1024 elements, so no counter overflows
-  wgsl: () => `
+  wgsl: ({ bySubgroup }: ScatterSpec) => `
     var<workgroup> low: array<vec4u, 256>;
     var<workgroup> high: array<vec4u, 256>;
     fn counter(a: vec4u, b: vec4u, digit: u32) -> u32 {
@@ -98,7 +73,7 @@ const scatter = defineKernel({
       return select(vec4u(0u), vec4u(value), vec4<bool>(vec4u(word) == select(vec4u(0u, 1u, 2u, 3u), vec4u(4u, 5u, 6u, 7u), upper)));
     }
     @compute @workgroup_size(256)
-    fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(bySubgroup ? 'subgroups' : 'memory')}) {
       let base = group.y * uniforms.n;
       let first = group.x * ${tileLength}u + lane * 4u;
       var a = vec4u(0u); var b = vec4u(0u);
@@ -113,7 +88,14 @@ const scatter = defineKernel({
           a += one(digit${e}, false); b += one(digit${e}, true);
         }`,
       )}
-      let ownA = a; let ownB = b;
+      ${
+        bySubgroup
+          ? `let beforeA = subgroupExclusiveAdd(a); let beforeB = subgroupExclusiveAdd(b);
+      if (subgroupLane == subgroupSize - 1u) { low[lane / subgroupSize] = beforeA + a; high[lane / subgroupSize] = beforeB + b; }
+      workgroupBarrier();
+      a = beforeA; b = beforeB;
+      for (var s = 0u; s < lane / subgroupSize; s++) { a += low[s]; b += high[s]; }`
+          : `let ownA = a; let ownB = b;
       low[lane] = a; high[lane] = b;
       workgroupBarrier();
       for (var step = 1u; step < 256u; step <<= 1u) {
@@ -123,7 +105,8 @@ const scatter = defineKernel({
         low[lane] += leftA; high[lane] += leftB;
         workgroupBarrier();
       }
-      a = low[lane] - ownA; b = high[lane] - ownB;
+      a = low[lane] - ownA; b = high[lane] - ownB;`
+      }
       ${unroll(
         4,
         (e) => `
@@ -162,7 +145,6 @@ export function radixSort(keys: Tensor, values: Tensor, bits: number): { keys: T
   const [rows, n] = [keys.dim(0), keys.dim(1)];
   const tiles = Math.max(1, Math.ceil(n / tileLength));
   const counts = empty(device, [rows, digits * tiles], 'u32');
-  const offsets = empty(device, [rows, digits * tiles], 'u32');
   let from = { keys, values };
   let to = { keys: empty(device, [rows, n], 'u32'), values: empty(device, [rows, n], 'u32') };
   let spare = bits > 4 ? { keys: empty(device, [rows, n], 'u32'), values: empty(device, [rows, n], 'u32') } : to;
@@ -174,13 +156,14 @@ export function radixSort(keys: Tensor, values: Tensor, bits: number): { keys: T
       uniforms: { n, tiles, shift, digitMask },
       grid: [tiles, rows, 1],
     });
-    scanCounts.run(device, { spec: {}, tensors: { counts, offsets }, uniforms: { n: digits * tiles }, grid: [rows] });
+    const offsets = scanned(counts, 1, { reverse: false, exclusive: true });
     scatter.run(device, {
-      spec: {},
+      spec: { bySubgroup: device.capabilities.subgroups },
       tensors: { keys: from.keys, values: from.values, offsets, outKeys: to.keys, outValues: to.values },
       uniforms: { n, tiles, shift, digitMask },
       grid: [tiles, rows, 1],
     });
+    offsets.dispose();
     const written = to;
     to = from.keys === keys ? spare : from;
     spare = to;
