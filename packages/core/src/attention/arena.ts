@@ -55,6 +55,8 @@ interface Kept {
 
 const kept = new WeakMap<Device, Kept[]>();
 const mostKept = 32;
+/** Bytes of all that are kept, unless the newest alone needs more. */
+const mostKeptBytes = 256 * 2 ** 20;
 
 /** @param shape undefined: only the captured arrays (the host does not know where the queries stand) */
 export function maskArena(device: Device, mask: Mask, shape: ArenaShape | undefined): MaskArena {
@@ -84,7 +86,12 @@ export function maskArena(device: Device, mask: Mask, shape: ArenaShape | undefi
   device.write(storage, 0, new Uint8Array(words.buffer, words.byteOffset, words.byteLength));
   const arena: MaskArena = { operand: { storage, dtype: 'u32', offset: 0, extent, label: 'attention mask' }, ...places };
   list.push({ mask, key, storage, arena });
-  if (list.length > mostKept) device.pool.release(list.shift()!.storage);
+  let bytes = list.reduce((sum, entry) => sum + entry.storage.bytes, 0);
+  while (list.length > mostKept || (bytes > mostKeptBytes && list.length > 1)) {
+    const [oldest] = list.splice(0, 1);
+    bytes -= oldest!.storage.bytes;
+    device.pool.release(oldest!.storage);
+  }
   return arena;
 }
 

@@ -1,0 +1,65 @@
+// Bits of the partial tiles of a mask: what kernels read in place of the predicate.
+import { expect, test } from 'vitest';
+import { maskArena, partialTiles } from '../src/attention/arena.js';
+import { bindCall } from '../src/attention/bind.js';
+import { prepareCall } from '../src/attention/call.js';
+import { causalDocument, documentIds, globalSlidingWindow, type Mask, readRow, tileRuns } from '../src/attention/mask/index.js';
+import { openDevice, scope, zeros } from '../src/index.js';
+
+const tiles = { query: 8, key: 16 };
+
+test('partial tiles are numbered row by row, and too many of them get no bits', () => {
+  const runs = tileRuns(globalSlidingWindow(5), { queries: 50, keys: 50, heads: 1, batch: 1, tiles }).arena;
+  const { firstTiles, list, rowWords, words } = partialTiles(runs, { tiles, queries: 50 })!;
+  expect(rowWords).toBe(1);
+  expect(words).toBe((list.length / 2) * 8);
+  let next = 0;
+  let run = 0;
+  for (let row = 0; row < 7; row++) {
+    const own = readRow(runs, 'forward', 0, 0, row);
+    run += own.filter(([, , kind]) => kind === 'full').length;
+    for (const [first, end] of own.filter(([, , kind]) => kind === 'partial')) {
+      for (let tile = first; tile < end; tile++, next++) {
+        expect((firstTiles[run]! + tile) >>> 0).toBe(next);
+        expect([list[2 * next], list[2 * next + 1]]).toEqual([row, tile]);
+      }
+      run++;
+    }
+  }
+  expect(next).toBe(list.length / 2);
+  expect(partialTiles(runs, { tiles, queries: 1 })).toBeUndefined();
+});
+
+test.each<[string, Mask, number]>([
+  ['documents', causalDocument(documentIds([13, 1, 20, 16])), 50],
+  ['a window beside global rows and columns', globalSlidingWindow(5), 47],
+])('the device finds the pairs that the host finds: %s', async (_, mask, tokens) => {
+  const device = await openDevice({ tier: 'baseline' });
+  const q = zeros(device, [1, tokens, 1, 8]);
+  scope(() => {
+    const call = prepareCall('test', q, q, q, { mask });
+    const bound = bindCall(call, { q, k: q, v: q, arrays: [], selection: [] }, { width: 4, tiles, transposed: false, bits: true });
+    expect(bound.spec.bits).toBe(1);
+  });
+  const shape = { queries: tokens, keys: tokens, offset: 0, heads: 1, batch: 1, tiles, transposed: false, bits: true };
+  const arena = maskArena(device, mask, shape);
+  expect(arena.bits!.pending).toBeUndefined();
+  const bytes = await device.readBytes(arena.operand.storage, 0, 4 * arena.operand.extent);
+  const words = new Uint32Array(bytes.buffer, 0, arena.operand.extent);
+  const { list } = partialTiles(tileRuns(mask, shape).arena, shape)!;
+  expect(list.length).toBeGreaterThan(4);
+  for (let n = 0; n < list.length / 2; n++) {
+    const [row = 0, tile = 0] = [list[2 * n], list[2 * n + 1]];
+    for (let i = 0; i < tiles.query; i++) {
+      let expected = 0;
+      for (let j = 0; j < tiles.key; j++) {
+        const [at, key] = [row * tiles.query + i, tile * tiles.key + j];
+        if (at < tokens && key < tokens && mask.visible(0, 0, at, key)) expected |= 1 << j;
+      }
+      expect(words[arena.bits!.bitsAt + n * tiles.query + i]).toBe(expected >>> 0);
+    }
+  }
+  q.dispose();
+  expect(device.memory().tensors).toBe(0);
+  await device.close();
+});
