@@ -1,4 +1,4 @@
-import { pointwise, scope, type Tensor } from '@heed/core';
+import { pointwise, reshape, scope, type Tensor } from '@heed/core';
 import { lawcat } from '@heed/linear/lawcat';
 import { titans } from '@heed/linear/titans';
 import type { Entry, Family, Opened } from '../entry.js';
@@ -176,7 +176,10 @@ function titansEntry(setting: Setting): Entry {
       const small = (name: string, sizes: readonly number[], factor: number): Tensor =>
         scope(() => scaled(input(device, name, sizes), factor));
       const [queries, keys, values] = [small('q', shape, KEY_SCALE), small('k', shape, KEY_SCALE), input(device, 'v', shape)];
-      const [left, right] = [small('w1', [heads, DIM, HIDDEN], W1_SCALE), small('w2', [heads, HIDDEN, DIM], W2_SCALE)];
+      // inputs are made a batch entry at a time
+      const matrices = (name: string, inputs: number, outputs: number, factor: number): Tensor =>
+        scope(() => reshape(scaled(input(device, name, [1, heads * inputs, outputs]), factor), [heads, inputs, outputs]));
+      const [left, right] = [matrices('w1', DIM, HIDDEN, W1_SCALE), matrices('w2', HIDDEN, DIM, W2_SCALE)];
       const constant = (sizes: readonly number[], value: number): Tensor => scope(() => constantLike(input(device, 'q', sizes), value));
       const [learningRate, momentum, forget] = [
         constant([1, tokens, heads], RATE),
