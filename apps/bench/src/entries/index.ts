@@ -7,13 +7,14 @@ import { lightning2Family } from './lightning2.js';
 import { linear } from './linear.js';
 import { maskFamily } from './masks.js';
 import { matmulFamily } from './matmul.js';
+import { memories } from './memories.js';
 import { memoryFamily } from './memory.js';
 import { training } from './training.js';
 import { zetaFamily } from './zeta.js';
 
 /** All families; a technique adds its own line. `device` for those whose figures depend on a plan. */
 function families(device: Pick<Device, 'capabilities' | 'isSoftware'>): readonly Family[] {
-  return [memoryFamily, training, matmulFamily, dense, decoding, lightning2Family, linear, fna2d, zetaFamily, maskFamily(device)];
+  return [memoryFamily, training, matmulFamily, dense, decoding, lightning2Family, linear, memories, fna2d, zetaFamily, maskFamily(device)];
 }
 
 /** The entries of a suite. */
