@@ -104,7 +104,7 @@ function entryGradient({ a, b, w, g }: { a: Tensor; b: Tensor; w: Tensor; g: Ten
   const { device } = a;
   const { heads, path } = problem;
   if (a.size === 0 || b.size === 0) return zeros(device, [heads, table]);
-  if (path === 'direct') return diagonalSums({ a, g, b: turned(b), w: turned(w) }, problem, heads, table);
+  if (path === 'direct') return diagonalSums({ a, g, b, w }, problem, heads, table);
   const plan = planTransform(spanOf(problem, a.dim(1)), spanOf(problem, b.dim(1)));
   const [turnedA, turnedB, turnedW, turnedG] = [turned(a), turned(b), turned(w), turned(g)];
   const slabs = slabsOf(a.dim(0), a.dim(2), w.dim(2), plan, device.limits.maxStorageBufferBindingSize);

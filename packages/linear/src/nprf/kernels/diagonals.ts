@@ -1,22 +1,41 @@
-// Gradient of the Toeplitz entries: dc_r = sum over pairs at offset r of (a_i . b_j)(g_i . w_j).
-// tile    64 offsets a workgroup, one a lane; queries pass by one after the other, and neighbouring lanes meet neighbouring keys
-// bytes   reads a and g once a tile of offsets, b and w once a pair (from L1); writes 4 bytes an offset, split and entry
-// limits  f32; 2 (features + width) operations and as many loads a pair; splits are added in order
+// Gradient of the Toeplitz entries: dc_o = sum over pairs at offset o of (a_i . b_j)(g_i . w_j).
+// tile    64 offsets stay, 16 positions of queries pass by with the 79 positions of keys that they meet; 4 x 4 pairs a lane
+// bytes   reads a, g once and b, w five times a tile of offsets (from L2); writes 4 bytes an offset, split and entry
+// limits  f32; 2 (features + width) operations a pair; splits are added in order
 // source  Luo et al. 2021 (arXiv 2106.12566), section 3: the derivative of sum_j c_(j-i) (a_i . b_j) w_j by c
 import { sum, type Tensor } from '@heed/core';
-import { defineKernel, empty, read, write } from '@heed/core/~internal';
-import type { Positions } from '../positions.js';
+import { defineKernel, empty, range, read, unroll, write } from '@heed/core/~internal';
+import { type Positions, spanOf } from '../positions.js';
 
 const offsets = 64;
+const rows = 16;
+const chunk = 32;
+const stride = chunk / 4 + 1;
+const lanes = (rows / 4) * (offsets / 4);
+
+interface DiagonalSpec {
+  [name: string]: number;
+  featureItems: number;
+  widthItems: number;
+  fixed: number;
+}
 
 const kernel = defineKernel({
   name: 'nprf-diagonals',
-  bindings: { a: read('f32'), b: read('f32'), g: read('f32'), w: read('f32'), out: write('f32') },
+  bindings: {
+    a: read<DiagonalSpec>('f32', { width: (s) => s.featureItems }),
+    b: read<DiagonalSpec>('f32', { width: (s) => s.featureItems }),
+    g: read<DiagonalSpec>('f32', { width: (s) => s.widthItems }),
+    w: read<DiagonalSpec>('f32', { width: (s) => s.widthItems }),
+    out: write<DiagonalSpec>('f32'),
+  },
   uniforms: {
     workgroups: 'u32',
     tiles: 'u32',
     splits: 'u32',
     span: 'u32',
+    positions: 'u32',
+    keyPositions: 'u32',
     queries: 'u32',
     keys: 'u32',
     features: 'u32',
@@ -24,73 +43,132 @@ const kernel = defineKernel({
     line: 'u32',
     stride: 'u32',
     centre: 'i32',
-    shift: 'i32',
     table: 'u32',
+    chunkVectors: 'u32',
   },
-  wgsl: () => `
-    fn place(token: u32) -> i32 { return i32((token / uniforms.line) * uniforms.stride + token % uniforms.line); }
-    // the token at a position, or no token
-    fn tokenAt(position: i32) -> i32 {
+  wgsl: (s: DiagonalSpec) => {
+    const load = (name: string, items: number, count: string): string =>
+      items === 4
+        ? `fn vector_${name}(base: u32, at: u32) -> vec4f { if (at < ${count}) { return load_${name}((base + at) / 4u); } return vec4f(); }`
+        : `fn vector_${name}(base: u32, at: u32) -> vec4f {
+      var value = vec4f();
+      ${['x', 'y', 'z', 'w'].map((x, c) => `if (at + ${c}u < ${count}) { value.${x} = load_${name}(base + at + ${c}u); }`).join(' ')}
+      return value;
+    }`;
+    const pair = (text: (i: number, j: number) => string): string => unroll(4, (i) => unroll(4, (j) => text(i, j)));
+    // adds the products of one pair of operands over all their channels
+    const products = (left: string, right: string, count: string, to: string): string => `
+        ${pair((i, j) => `var ${to}_${i}_${j} = 0.0;`)}
+        for (var channel = 0u; channel < ${count}; channel += ${chunk}u) {
+          for (var e = lane; e < ${rows * (chunk / 4)}u; e += ${lanes}u) {
+            let token = tokenAt(i32(first + e / ${chunk / 4}u), uniforms.queries);
+            var value = vec4f();
+            if (token >= 0) { value = vector_${left}((entry * uniforms.queries + u32(token)) * ${count}, channel + 4u * (e % ${chunk / 4}u)); }
+            tile_rows[(e / ${chunk / 4}u) * ${stride}u + e % ${chunk / 4}u] = value;
+          }
+          for (var e = lane; e < ${(rows + offsets) * (chunk / 4)}u; e += ${lanes}u) {
+            let token = tokenAt(i32(first + e / ${chunk / 4}u) + offset, uniforms.keys);
+            var value = vec4f();
+            if (token >= 0) { value = vector_${right}((entry * uniforms.keys + u32(token)) * ${count}, channel + 4u * (e % ${chunk / 4}u)); }
+            tile_keys[(e / ${chunk / 4}u) * ${stride}u + e % ${chunk / 4}u] = value;
+          }
+          workgroupBarrier();
+          for (var vec = 0u; vec < ${s.fixed === 1 ? `${chunk / 4}u` : 'uniforms.chunkVectors'}; vec++) {
+            ${unroll(4, (i) => `let l${i} = tile_rows[(4u * rg + ${i}u) * ${stride}u + vec];`)}
+            ${unroll(7, (j) => `let r${j} = tile_keys[(4u * (rg + og) + ${j}u) * ${stride}u + vec];`)}
+            ${pair((i, j) => `${to}_${i}_${j} += dot(l${i}, r${i + j});`)}
+          }
+          workgroupBarrier();
+        }`;
+    return `
+    ${load('a', s.featureItems, 'uniforms.features')}
+    ${load('b', s.featureItems, 'uniforms.features')}
+    ${load('g', s.widthItems, 'uniforms.width')}
+    ${load('w', s.widthItems, 'uniforms.width')}
+    // the token at a position, or -1
+    fn tokenAt(position: i32, tokens: u32) -> i32 {
       if (position < 0) { return -1; }
-      let row = u32(position) / uniforms.stride;
       let column = u32(position) % uniforms.stride;
-      return select(-1, i32(row * uniforms.line + column), column < uniforms.line && row * uniforms.line + column < uniforms.keys);
+      let token = (u32(position) / uniforms.stride) * uniforms.line + column;
+      return select(-1, i32(token), column < uniforms.line && token < tokens);
     }
-    @compute @workgroup_size(${offsets})
+    var<workgroup> tile_rows: array<vec4f, ${rows * stride}>;
+    var<workgroup> tile_keys: array<vec4f, ${(rows + offsets) * stride}>;
+    var<workgroup> sums: array<vec4f, ${lanes}>;
+    @compute @workgroup_size(${lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let index = workgroupIndex(group, groups);
       if (index >= uniforms.workgroups) { return; }
-      let entry_ = (index % uniforms.tiles) * ${offsets}u + lane;
+      let firstEntry = (index % uniforms.tiles) * ${offsets}u;
       let split = (index / uniforms.tiles) % uniforms.splits;
       let entry = index / uniforms.tiles / uniforms.splits;
-      if (entry_ >= uniforms.table) { return; }
-      let offset = i32(entry_) - uniforms.centre;
-      var total = 0.0;
-      let end = min((split + 1u) * uniforms.span, uniforms.queries);
-      for (var query = split * uniforms.span; query < end; query++) {
-        let key = tokenAt(place(query) + offset);
-        if (key < 0 || key > i32(query) + uniforms.shift) { continue; }
-        var ab = 0.0;
-        let at = (entry * uniforms.queries + query) * uniforms.features;
-        for (var f = 0u; f < uniforms.features; f++) { ab += load_a(at + f) * load_b((entry * uniforms.features + f) * uniforms.keys + u32(key)); }
-        var gw = 0.0;
-        let gt = (entry * uniforms.queries + query) * uniforms.width;
-        for (var f = 0u; f < uniforms.width; f++) { gw += load_g(gt + f) * load_w((entry * uniforms.width + f) * uniforms.keys + u32(key)); }
-        total += ab * gw;
+      let offset = i32(firstEntry) - uniforms.centre;
+      let og = lane % ${offsets / 4}u;
+      let rg = lane / ${offsets / 4}u;
+      var total = vec4f();
+      let end = min((split + 1u) * uniforms.span, uniforms.positions);
+      for (var first = split * uniforms.span; first < end; first += ${rows}u) {
+        // positions without a key at any of these offsets
+        if (i32(first) + offset + ${rows + offsets} <= 0 || i32(first) + offset >= i32(uniforms.keyPositions)) { continue; }
+        ${products('a', 'b', 'uniforms.features', 'ab')}
+        ${products('g', 'w', 'uniforms.width', 'gw')}
+        total += vec4f(${range(4)
+          .map((j) =>
+            range(4)
+              .map((i) => `ab_${i}_${j} * gw_${i}_${j}`)
+              .join(' + '),
+          )
+          .join(', ')});
       }
-      store_out((split * (uniforms.workgroups / uniforms.tiles / uniforms.splits) + entry) * uniforms.table + entry_, total);
-    }`,
+      sums[lane] = total;
+      workgroupBarrier();
+      if (rg == 0u) {
+        for (var i = 1u; i < ${rows / 4}u; i++) { total += sums[lane + i * ${offsets / 4}u]; }
+        let at = (split * (uniforms.workgroups / uniforms.tiles / uniforms.splits) + entry) * uniforms.table;
+        ${unroll(4, (j) => `if (firstEntry + 4u * og + ${j}u < uniforms.table) { store_out(at + firstEntry + 4u * og + ${j}u, total[${j}]); }`)}
+      }
+    }`;
+  },
 });
 
-/** dc [heads, table], summed over batch entries; a, g [entries, queries, ..], b, w [entries, .., keys] contiguous f32. */
+/**
+ * dc [heads, table], summed over batch entries; a, g [entries, queries, ..], b, w [entries, keys, ..] contiguous f32. The table ends where
+ * pairs are hidden, so that none of them has an entry.
+ */
 export function diagonalSums(
   { a, b, g, w }: { a: Tensor; b: Tensor; g: Tensor; w: Tensor },
   positions: Positions,
   heads: number,
   table: number,
 ): Tensor {
+  const { device } = a;
   const [entries, queries, features] = a.shape as [number, number, number];
+  const width = w.dim(2);
   const tiles = Math.ceil(table / offsets);
-  const splits = Math.max(1, Math.min(Math.ceil(2048 / (entries * tiles)), Math.floor(queries / 64)));
-  const out = empty(a.device, [splits, entries, table]);
+  const all = spanOf(positions, queries);
+  const splits = Math.max(1, Math.min(Math.ceil(1024 / (entries * tiles)), Math.floor(all / 128)));
+  const span = Math.ceil(all / splits / rows) * rows;
+  const out = empty(device, [splits, entries, table]);
   const workgroups = entries * tiles * splits;
-  kernel.run(a.device, {
-    spec: {},
+  kernel.run(device, {
+    spec: { featureItems: features % 4 === 0 ? 4 : 1, widthItems: width % 4 === 0 ? 4 : 1, fixed: device.isSoftware ? 0 : 1 },
     tensors: { a, b, g, w, out },
     uniforms: {
       workgroups,
       tiles,
       splits,
-      span: Math.ceil(queries / splits),
+      span,
+      positions: all,
+      keyPositions: spanOf(positions, b.dim(1)),
       queries,
-      keys: b.dim(2),
+      keys: b.dim(1),
       features,
-      width: w.dim(1),
+      width,
       line: positions.line,
       stride: positions.stride,
       centre: positions.centre,
-      shift: positions.shift,
       table,
+      chunkVectors: chunk / 4,
     },
     grid: [workgroups],
   });
