@@ -22,7 +22,7 @@ import { checkFna, type FnaOptions, type FnaProblem } from './options.js';
  *   UNSUPPORTED for a bias on a causal axis
  */
 export function fna(q: Tensor, k: Tensor, v: Tensor, options: FnaOptions): Tensor {
-  return scope(() => fnaWithLse(q, k, v, options).out);
+  return scope(() => attendInOrder(q, k, v, options, (out, _, back) => back(out)));
 }
 
 /**
@@ -30,36 +30,47 @@ export function fna(q: Tensor, k: Tensor, v: Tensor, options: FnaOptions): Tenso
  * @returns out, and lse, f32 [batch, ...grid, heads], natural logarithm
  */
 export function fnaWithLse(q: Tensor, k: Tensor, v: Tensor, options: FnaOptions): { out: Tensor; lse: Tensor } {
+  return scope(() => attendInOrder(q, k, v, options, (out, lse, back) => ({ out: back(out), lse: back(lse) })));
+}
+
+/** Attention over tokens in tile order; `finish` takes what it needs back to row-major order. */
+function attendInOrder<T>(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: FnaOptions,
+  finish: (out: Tensor, lse: Tensor, back: (x: Tensor) => Tensor) => T,
+): T {
   const problem = checkFna(q, k, v, options);
   const plan = planFna(problem);
-  return scope(() => {
-    const { batch, grid, heads, kvHeads, headDim, valueDim } = problem;
-    const tokens = plan.grid.tokens;
-    const inOrder = (x: Tensor, ownHeads: number, dim: number): Tensor => {
-      const flat = reshape(x, [batch, tokens, ownHeads, dim]);
-      return plan.grid.order ? permuteTokens(flat, plan.grid.order) : flat;
-    };
-    const { additionalKeys, additionalValues } = options;
-    const keys = inOrder(k, kvHeads, headDim);
-    const values = inOrder(v, kvHeads, valueDim);
-    const masking: AttentionOptions = plan.mask
-      ? { mask: plan.mask }
-      : plan.causal
-        ? { causal: true, ...(plan.window !== undefined && { window: plan.window }) }
-        : {};
-    const { out, lse } = attentionWithLse(
-      inOrder(q, heads, headDim),
-      additionalKeys ? concat([keys, additionalKeys], 1) : keys,
-      additionalValues ? concat([values, additionalValues], 1) : values,
-      {
-        ...masking,
-        queryOffset: 0,
-        ...(options.scale !== undefined && { scale: options.scale }),
-        ...(options.bias && { scoreMod: relativeBias(options.bias, plan.grid, problem) }),
-      },
-    );
-    const back = (x: Tensor): Tensor => (plan.grid.order ? permuteTokens(x, plan.grid.order, { inverse: true }) : x);
-    return { out: reshape(back(out), [batch, ...grid, heads, valueDim]), lse: reshape(back(lse), [batch, ...grid, heads]) };
+  const { batch, grid, heads, kvHeads, headDim, valueDim } = problem;
+  const tokens = plan.grid.tokens;
+  const inOrder = (x: Tensor, ownHeads: number, dim: number): Tensor => {
+    const flat = reshape(x, [batch, tokens, ownHeads, dim]);
+    return plan.grid.order ? permuteTokens(flat, plan.grid.order) : flat;
+  };
+  const { additionalKeys, additionalValues } = options;
+  const keys = inOrder(k, kvHeads, headDim);
+  const values = inOrder(v, kvHeads, valueDim);
+  const masking: AttentionOptions = plan.mask
+    ? { mask: plan.mask }
+    : plan.causal
+      ? { causal: true, ...(plan.window !== undefined && { window: plan.window }) }
+      : {};
+  const { out, lse } = attentionWithLse(
+    inOrder(q, heads, headDim),
+    additionalKeys ? concat([keys, additionalKeys], 1) : keys,
+    additionalValues ? concat([values, additionalValues], 1) : values,
+    {
+      ...masking,
+      queryOffset: 0,
+      ...(options.scale !== undefined && { scale: options.scale }),
+      ...(options.bias && { scoreMod: relativeBias(options.bias, plan.grid, problem) }),
+    },
+  );
+  return finish(out, lse, (x) => {
+    const rowMajor = plan.grid.order ? permuteTokens(x, plan.grid.order, { inverse: true }) : x;
+    return reshape(rowMajor, [batch, ...grid, ...x.shape.slice(2)]);
   });
 }
 
