@@ -61,11 +61,12 @@ test('turns of f32 and f16 compile', async () => {
 
 test('a plan of a gated scan fills the device with segments, and a head dimension that fits nowhere is refused', () => {
   const shape = { batch: 1, tokens: 65536, heads: 16, keyDim: 64, valueDim: 64 };
-  const tuning = { fill: 512, laneRows: 16 } as const;
-  const plan = planGated(shape, 'rows', 16384, tuning);
+  const tuning = { fill: 512, laneRows: 16, blocks: true } as const;
+  const { capabilities } = device;
+  const plan = planGated(shape, 'rows', capabilities, tuning);
   expect(plan.segments * 16).toBeGreaterThanOrEqual(256);
   expect(plan.segments * plan.segmentTokens).toBeGreaterThanOrEqual(65536);
-  expect(planGated({ ...shape, tokens: 100 }, 'rows', 16384, tuning).segments).toBe(1);
-  expect(planGated({ ...shape, chunk: 100 }, 'head', 16384, tuning).segmentTokens).toBe(100);
-  expect(() => planGated({ ...shape, keyDim: 5000 }, 'rows', 16384, tuning)).toThrow(/key dimension 5000 needs more/);
+  expect(planGated({ ...shape, tokens: 100 }, 'rows', capabilities, tuning).segments).toBe(1);
+  expect(planGated({ ...shape, chunk: 100 }, 'head', capabilities, tuning).segmentTokens).toBe(100);
+  expect(() => planGated({ ...shape, keyDim: 5000 }, 'rows', capabilities, tuning)).toThrow(/key dimension 5000 needs more/);
 });

@@ -5,6 +5,8 @@
 // source  Yang et al. 2023 (arXiv 2312.06635), eq. 3 (gates of rows); roles swapped (gates of columns) and time reversed for its backward
 import type { Tensor } from '@heed/core';
 import { defineKernel, read, readWrite, unroll, write } from '@heed/core/~internal';
+import { runBlocks } from './gated-blocks.js';
+import type { BlockTile } from './gated-plan.js';
 import type { RecurrentTile } from './plan.js';
 import { sweepUniforms, sweepValues } from './sweep.js';
 import { initialOf, lengthOf, log2e, segmentOf, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
@@ -189,6 +191,8 @@ export interface GatedSweep {
 export interface GatedRun {
   sweep: GatedSweep;
   tile: RecurrentTile;
+  /** Where the device has the subgroups for blocks of tokens. */
+  blocks?: BlockTile | undefined;
   form: GateForm;
   k: Tensor;
   v: Tensor;
@@ -209,28 +213,33 @@ export function runGated(run: GatedRun): void {
   const { gate } = sweep;
   const keyDim = k.dim(3);
   const valueDim = v.dim(3);
-  const values = sweepValues({ ...sweep, decay: gate }, { q, k, v, out }, Math.ceil(valueDim / tile.columns), run.transposed ?? false);
+  const transposed = run.transposed ?? false;
+  const blocks = run.inPlace ? undefined : run.blocks;
+  const values = sweepValues({ ...sweep, decay: gate }, { q, k, v, out }, Math.ceil(valueDim / (blocks ?? tile).columns), transposed);
   const [gBatch = 0, gToken = 0, gHead = 0] = gate.strides;
-  kernel.run(k.device, {
-    spec: {
-      ...tile,
-      mode: out ? 'outputs' : 'states',
-      gate: form,
-      reverse: sweep.reverse,
-      keyDim,
-      valueDim,
-      qWidth: rowWidth(q),
-      kWidth: rowWidth(k),
-      vWidth: rowWidth(v),
-      gWidth: form === 'head' ? 1 : rowWidth(gate),
-      outWidth: rowWidth(out),
-      stateWidth: valueDim % 4 === 0 ? 4 : 1,
-      initial: run.inPlace ? 'inPlace' : initial ? 'given' : 'none',
-      final: state !== undefined,
-      lengths: sweep.lengths !== undefined,
-    },
-    tensors: { q, k, v, g: gate, lengths: sweep.lengths, initial, state, out },
-    uniforms: { ...values, gBatch, gToken, gHead },
-    grid: [values.workgroups],
-  });
+  const spec = {
+    mode: out ? ('outputs' as const) : ('states' as const),
+    gate: form,
+    reverse: sweep.reverse,
+    keyDim,
+    valueDim,
+    qWidth: rowWidth(q),
+    kWidth: rowWidth(k),
+    vWidth: rowWidth(v),
+    gWidth: form === 'head' ? 1 : rowWidth(gate),
+    outWidth: rowWidth(out),
+    stateWidth: valueDim % 4 === 0 ? 4 : 1,
+    final: state !== undefined,
+    lengths: sweep.lengths !== undefined,
+  };
+  const tensors = { q, k, v, g: gate, lengths: sweep.lengths, initial, state, out };
+  const uniforms = { ...values, gBatch, gToken, gHead };
+  const grid = [values.workgroups];
+  if (blocks) {
+    const side = transposed || form === 'columns' ? ('columns' as const) : ('rows' as const);
+    runBlocks(k.device, { spec: { ...spec, ...blocks, side, initial: initial ? 'given' : 'none' }, tensors, uniforms, grid });
+    return;
+  }
+  const from = run.inPlace ? 'inPlace' : initial ? 'given' : 'none';
+  kernel.run(k.device, { spec: { ...spec, ...tile, initial: from }, tensors, uniforms, grid });
 }

@@ -49,7 +49,8 @@ export function gateForm(gate: Tensor, transposed = false): GateForm {
 export function planGatedFor(k: Tensor, v: Tensor, form: GateForm, chunk: number | undefined): GatedPlan {
   const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
   const shape = { batch, tokens, heads, keyDim, valueDim: v.dim(3), chunk };
-  return planGated(shape, form, k.device.capabilities.limits.maxComputeWorkgroupStorageSize, tuningFor(k.device));
+  const { device } = k;
+  return planGated(shape, form, device.capabilities, { ...tuningFor(device), blocks: !device.isSoftware });
 }
 
 /** What each segment adds, then the state before each, f32 [batch, heads, segments, keyDim, valueDim]. */
@@ -57,9 +58,9 @@ export function gatedSegmentStates(scan: Omit<GatedScan, 'q'>, { initial, final 
   const { k, v, plan } = scan;
   const sweep = sweepOf(scan);
   const form = gateForm(scan.gate);
-  const { tile } = planGatedFor(k, v, form, plan.segmentTokens);
+  const { tile, blocks } = planGatedFor(k, v, form, plan.segmentTokens);
   const states = empty(k.device, [sweep.batch, sweep.heads, plan.segments, k.dim(3), v.dim(3)]);
-  runGated({ sweep, tile, form, k, v, state: states });
+  runGated({ sweep, tile, blocks, form, k, v, state: states });
   runGatedSegments(sweep, { states, initial, final });
   return states;
 }
@@ -68,9 +69,9 @@ export function gatedSegmentStates(scan: Omit<GatedScan, 'q'>, { initial, final 
 export function gatedOutputs(scan: GatedScan, tensors: GatedStates & { transposed?: boolean | undefined; out: Tensor }): void {
   const { q, k, v, plan } = scan;
   const form = gateForm(scan.gate, tensors.transposed);
-  const { tile } = planGatedFor(k, v, form, plan.segmentTokens);
+  const { tile, blocks } = planGatedFor(k, v, form, plan.segmentTokens);
   const { initial, transposed, final, out } = tensors;
-  runGated({ sweep: sweepOf(scan), tile, form, q, k, v, out, initial, transposed, state: final });
+  runGated({ sweep: sweepOf(scan), tile, blocks, form, q, k, v, out, initial, transposed, state: final });
 }
 
 /** A few tokens from a contiguous state that is updated in place; allocates nothing but the outputs. */
