@@ -1,17 +1,17 @@
 import { range } from '@heed/core/~internal';
 import type { HalfLoad } from './views.js';
 
-/** An f16 tile of `rows` tokens, `width` wide, of which each lane holds some items in registers; what lies outside is zero. */
+/** An f16 tile of `rows` tokens, `width` wide (a multiple of 8), of which each lane holds some eights in registers; what lies outside is zero. */
 export interface HeldTileOptions {
   /** Binding. */
   name: string;
-  /** Workgroup array. */
+  /** Workgroup array of vec4u. */
   tile: string;
   load: HalfLoad;
   /** Elements of a row of the operand. */
   dim: number;
   width: number;
-  /** Halves from one row of the workgroup array to the next. */
+  /** Elements of the workgroup array from one row to the next. */
   stride: number;
   /** First element of the operand's row. */
   first: string;
@@ -19,86 +19,81 @@ export interface HeldTileOptions {
   lanes: number;
 }
 
+/** Eight halves as a vec4u: scaled in f32; made of eight floats; their largest magnitude. */
+export const eightsDeclared: string = `
+      fn fourOf(x: vec4f) -> vec2u { return bitcast<vec2u>(vec4<f16>(x)); }
+      fn scaledEight(x: vec4u, factor: f32) -> vec4u {
+        return vec4u(fourOf(vec4f(bitcast<vec4<f16>>(x.xy)) * factor), fourOf(vec4f(bitcast<vec4<f16>>(x.zw)) * factor));
+      }
+      fn peakOfEight(x: vec4u) -> f32 {
+        let four = max(abs(bitcast<vec4<f16>>(x.xy)), abs(bitcast<vec4<f16>>(x.zw)));
+        let pair = max(four.xy, four.zw);
+        return f32(max(pair.x, pair.y));
+      }`;
+
 /** Text that fetches a tile into registers, and that puts it into workgroup memory, as it is or scaled by row, any number of times. */
 export class HeldTile {
-  private readonly size: 8 | 4 | 1;
   private readonly across: number;
   private readonly items: number;
 
   constructor(private readonly o: HeldTileOptions) {
-    this.size = o.load === 'half8' ? 8 : o.load === 'half4' ? 4 : 1;
-    this.across = o.width / this.size;
+    this.across = o.width / 8;
     this.items = Math.ceil((o.rows * this.across) / o.lanes);
   }
 
   declare(): string {
-    const type = { 8: 'vec4u', 4: 'vec4<f16>', 1: 'f16' }[this.size];
     return range(this.items)
-      .map((i) => `var held_${this.o.name}${i}: ${type};`)
+      .map((i) => `var held_${this.o.name}${i} = vec4u();`)
       .join(' ');
   }
 
   /** Rows `at` .. `at + count` of the operand; zeros behind them. */
   fetch(): string {
-    const { name, first, dim } = this.o;
-    const zero = { 8: 'vec4u()', 4: 'vec4<f16>()', 1: '0.0h' }[this.size];
+    const { name, first, dim, load } = this.o;
+    const item = (at: string, size: number): string => `${name}[base_${name}() + (base + ${at}) / ${size}u]`;
+    const value = (i: number): string => {
+      const held = `held_${name}${i}`;
+      if (load === 'half8') return `${held} = ${item('column', 8)};`;
+      if (load === 'half4')
+        return `${held} = vec4u(bitcast<vec2u>(${item('column', 4)}), 0u, 0u);
+              if (column + 4u < ${dim}u) { ${held} = vec4u(${held}.xy, bitcast<vec2u>(${item('column + 4u', 4)})); }`;
+      const one = (e: number): string => `select(0.0h, ${item(`min(column + ${e}u, ${dim - 1}u)`, 1)}, column + ${e}u < ${dim}u)`;
+      const two = (e: number): string => `bitcast<u32>(vec2<f16>(${one(e)}, ${one(e + 1)}))`;
+      return `${held} = vec4u(${[0, 2, 4, 6].map(two).join(', ')});`;
+    };
     return this.each(
       (i) => `
-            held_${name}${i} = ${zero};
-            if (r < count && ${first} + d < ${dim}u) {
+            let column = ${first} + d;
+            held_${name}${i} = vec4u();
+            if (r < count && column < ${dim}u) {
               let base = batch * uniforms.${name}Batch + tokenAt(at + r, length) * uniforms.${name}Token + head * uniforms.${name}Head;
-              held_${name}${i} = ${name}[base_${name}() + (base + ${first} + d) / ${this.size}u];
+              ${value(i)}
             }`,
     );
   }
 
   /** `let name` = the largest magnitude among this lane's items, f32. */
   peak(name: string): string {
-    const { name: own } = this.o;
-    const one = (i: number): string => {
-      const held = `held_${own}${i}`;
-      if (this.size === 8) return `peakOfWords(${held})`;
-      return this.size === 4 ? `peakOfFour(${held})` : `abs(f32(${held}))`;
-    };
     return `let ${name} = ${range(this.items)
-      .map(one)
+      .map((i) => `peakOfEight(held_${this.o.name}${i})`)
       .reduce((a, b) => `max(${a}, ${b})`)};`;
   }
 
-  /** Into workgroup memory; `factor`, an f32 expression of the row \`r\`, scales it. */
+  /** Into workgroup memory; `factor`, an f32 expression of the row `r`, scales it. */
   put(factor?: string): string {
     const { name, tile, stride } = this.o;
-    const scaled = (value: string): string => (factor === undefined ? value : `f16(f32(${value}) * factor)`);
-    const store = (i: number): string => {
-      const held = `held_${name}${i}`;
-      if (this.size === 1) return `${tile}[place] = ${scaled(held)};`;
-      if (this.size === 4)
-        return range(4)
-          .map((e) => `${tile}[place + ${e}u] = ${scaled(`${held}[${e}]`)};`)
-          .join(' ');
-      return range(4)
-        .map(
-          (e) =>
-            `let pair${e} = bitcast<vec2<f16>>(${held}[${e}]); ${tile}[place + ${2 * e}u] = ${scaled(`pair${e}.x`)}; ${tile}[place + ${2 * e + 1}u] = ${scaled(`pair${e}.y`)};`,
-        )
-        .join('\n');
-    };
-    return this.each(
-      (i) => `
-            let place = r * ${stride}u + d;
-            ${factor === undefined ? '' : `let factor = ${factor};`}
-            ${store(i)}`,
-    );
+    const value = (i: number): string => (factor === undefined ? `held_${name}${i}` : `scaledEight(held_${name}${i}, ${factor})`);
+    return this.each((i) => `${tile}[r * ${stride}u + d / 8u] = ${value(i)};`);
   }
 
-  /** `body` for each item of this lane: row \`r\`, element \`d\` of it. */
+  /** `body` for each item of this lane: row `r`, element `d` of it. */
   private each(body: (i: number) => string): string {
     const { rows, lanes } = this.o;
     const total = rows * this.across;
     const one = (i: number): string => `
             let item = lane + ${i * lanes}u;
             let r = item / ${this.across}u;
-            let d = item % ${this.across}u * ${this.size}u;
+            let d = item % ${this.across}u * 8u;
             ${body(i)}`;
     return range(this.items)
       .map((i) => ((i + 1) * lanes <= total ? `{ ${one(i)} }` : `if (lane + ${i * lanes}u < ${total}u) { ${one(i)} }`))

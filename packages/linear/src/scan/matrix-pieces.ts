@@ -1,7 +1,7 @@
 import { fragmentLanes, type Fragments, range } from '@heed/core/~internal';
 import { FragmentLoops, type Index, plus, times, u32 } from './fragment-loops.js';
 import { boundFromInitial, joinInitial } from './matrix-range.js';
-import { floatPad, type MatrixLayout, matrixLayout, type MatrixTile } from './matrix-tile.js';
+import { type MatrixLayout, matrixLayout, type MatrixTile } from './matrix-tile.js';
 import type { HalfLoad } from './views.js';
 
 /** What specialises the kernel on fragments. */
@@ -30,7 +30,6 @@ export class MatrixPieces {
   protected readonly own: number;
   protected readonly ownTokens: number;
   protected readonly ownKeys: number;
-  protected readonly floatStride: number;
 
   constructor(
     protected readonly s: MatrixSpec,
@@ -41,34 +40,33 @@ export class MatrixPieces {
     this.own = s.columns / s.columnGroups / f.N;
     this.ownTokens = s.chunk / 16 / s.rowGroups;
     this.ownKeys = this.layout.keys / 16 / s.rowGroups;
-    this.floatStride = s.columns + floatPad;
     this.loops = new FragmentLoops(f, this.own);
   }
 
-  /** First of this subgroup's columns, fragment c of them. */
-  protected column(c: number): string {
-    return `(ownColumns + ${c * this.f.N}u)`;
+  /** First of this subgroup's columns, fragment c of them, in elements that hold `per` of them. */
+  protected column(c: number, per: 1 | 4 | 8): string {
+    return `(ownColumns / ${per}u + ${(c * this.f.N) / per}u)`;
   }
 
   /**
-   * `body` for four neighbours of a rows x columns array, spread over the lanes. Unrolled on hardware: indices are then the
+   * `body` for `size` neighbours of a rows x columns array, spread over the lanes. Unrolled on hardware: indices are then the
    * lane's plus constants, which a compiler can hold against the bounds.
    */
-  protected eachQuad(rows: number, columns: number, body: (row: string, column: string) => string): string {
-    const across = columns / 4;
+  protected eachItem(size: 4 | 8, rows: number, columns: number, body: (row: string, column: string) => string): string {
+    const across = columns / size;
     if (!this.f.hardware || this.lanes % across !== 0)
       return `
             for (var e = lane; e < ${rows * across}u; e += ${this.lanes}u) {
-              let quadRow = e / ${across}u;
-              let quadColumn = e % ${across}u * 4u;
-              ${body('quadRow', 'quadColumn')}
+              let itemRow = e / ${across}u;
+              let itemColumn = e % ${across}u * ${size}u;
+              ${body('itemRow', 'itemColumn')}
             }`;
     const step = this.lanes / across;
     return range(Math.ceil(rows / step))
       .map((i) => {
-        const text = `let quadRow = lane / ${across}u + ${i * step}u; let quadColumn = lane % ${across}u * 4u;`;
-        const guard = (i + 1) * step <= rows ? '' : `if (quadRow < ${rows}u) `;
-        return `{ ${text} ${guard}{ ${body('quadRow', 'quadColumn')} } }`;
+        const text = `let itemRow = lane / ${across}u + ${i * step}u; let itemColumn = lane % ${across}u * ${size}u;`;
+        const guard = (i + 1) * step <= rows ? '' : `if (itemRow < ${rows}u) `;
+        return `{ ${text} ${guard}{ ${body('itemRow', 'itemColumn')} } }`;
       })
       .join('\n');
   }
@@ -96,25 +94,25 @@ export class MatrixPieces {
       loops.columnsOf((c) =>
         move(
           loops.at('s', plus(times(slice, perGroup), r), c),
-          `(rowGroup * ${perGroup}u + ${u32(r)}) * ${16 * this.floatStride}u + ${this.column(c)}`,
+          `(rowGroup * ${perGroup}u + ${u32(r)}) * ${16 * this.layout.floatStride}u + ${this.column(c, 4)}`,
         ),
       ),
     );
   }
 
   protected storeSlice(slice: Index): string {
-    return this.sliceFragments(slice, (accumulator, offset) => this.f.store(accumulator, 'stage', offset, `${this.floatStride}u`));
+    return this.sliceFragments(slice, (accumulator, offset) => this.f.store(accumulator, 'stage', offset, `${this.layout.floatStride}u`));
   }
 
-  /** `body` for each element of a slice: `row` and `c` of the state, `place` in `stage`. */
+  /** `body` for four neighbours of a slice: `row` and `c` of the state, `place` in `stage`. */
   protected eachStaged(slice: Index, body: string): string {
-    const { columns } = this.s;
+    const across = this.s.columns / 4;
     return `
-          for (var e = lane; e < ${this.sliceRows * columns}u; e += ${this.lanes}u) {
-            let staged = e / ${columns}u;
+          for (var e = lane; e < ${this.sliceRows * across}u; e += ${this.lanes}u) {
+            let staged = e / ${across}u;
             let row = ${this.stateRow(slice, 'staged / 16u')} + staged % 16u;
-            let c = e % ${columns}u;
-            let place = staged * ${this.floatStride}u + c;
+            let c = e % ${across}u * 4u;
+            let place = staged * ${this.layout.floatStride}u + c / 4u;
             ${body}
           }`;
   }
@@ -128,12 +126,12 @@ export class MatrixPieces {
           ${this.eachStaged(
             slice,
             `
-            let value = initialAt(stateBase, row, columns + c) / uniforms.stateScale;
-            initialPeak = max(initialPeak, abs(value));
-            stage[place] = value;`,
+            let value = vec4f(${[0, 1, 2, 3].map((i) => `initialAt(stateBase, row, columns + c + ${i}u)`).join(', ')}) / uniforms.stateScale;
+            initialPeak = max(initialPeak, max(max(abs(value.x), abs(value.y)), max(abs(value.z), abs(value.w))));
+            stage[place] = bitcast<vec4u>(value);`,
           )}
           workgroupBarrier();
-          ${this.sliceFragments(slice, (accumulator, offset) => f.loadResult(accumulator, 'stage', offset, `${this.floatStride}u`))}
+          ${this.sliceFragments(slice, (accumulator, offset) => f.loadResult(accumulator, 'stage', offset, `${this.layout.floatStride}u`))}
           workgroupBarrier();`,
           )}
           ${s.outputs ? `${joinInitial(f, 'initialPeak')} workgroupBarrier(); ${boundFromInitial}` : ''}`;
@@ -149,7 +147,7 @@ export class MatrixPieces {
             f.store(
               loops.at('s', r, c),
               'state',
-              `uniforms.stateOffset + stateBase + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * ${16 * s.valueDim}u + columns + ${this.column(c)}`,
+              `uniforms.stateOffset + stateBase + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * ${16 * s.valueDim}u + columns + ${this.column(c, 1)}`,
               `${s.valueDim}u`,
             ),
         ),
@@ -162,7 +160,10 @@ export class MatrixPieces {
           ${this.eachStaged(
             slice,
             `
-            if (row < ${s.keyDim}u && columns + c < ${s.valueDim}u) { store_state(stateBase + row * ${s.valueDim}u + columns + c, stage[place] * uniforms.stateScale); }`,
+            let value = bitcast<vec4f>(stage[place]) * uniforms.stateScale;
+            for (var i = 0u; i < 4u; i++) {
+              if (row < ${s.keyDim}u && columns + c + i < ${s.valueDim}u) { store_state(stateBase + row * ${s.valueDim}u + columns + c + i, value[i]); }
+            }`,
           )}`,
     );
   }

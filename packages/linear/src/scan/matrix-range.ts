@@ -11,11 +11,7 @@ const [queries, keys, values, state] = [0, 1, 2, 3];
 
 export const peaksDeclared: string = `
       var<workgroup> peaks: array<atomic<u32>, 8>;
-      fn powerOfTwo(exponent: i32) -> f32 { return bitcast<f32>(u32(exponent + 127) << 23u); }
-      fn peakOfFour(x: vec4<f16>) -> f32 { let pair = max(abs(x.xy), abs(x.zw)); return f32(max(pair.x, pair.y)); }
-      fn peakOfWords(x: vec4u) -> f32 {
-        return peakOfFour(max(abs(vec4<f16>(bitcast<vec2<f16>>(x.x), bitcast<vec2<f16>>(x.y))), abs(vec4<f16>(bitcast<vec2<f16>>(x.z), bitcast<vec2<f16>>(x.w)))));
-      }`;
+      fn powerOfTwo(exponent: i32) -> f32 { return bitcast<f32>(u32(exponent + 127) << 23u); }`;
 
 /** Takes part in the maximum at `slot`; floats >= 0 order as their bits do. */
 function join(f: Fragments, slot: string, value: string): string {

@@ -1,14 +1,16 @@
-import { Fragments, type KernelContext } from '@heed/core/~internal';
+import { Fragments, type KernelContext, range } from '@heed/core/~internal';
 import { FragmentLoops, type Index, plus, times, u32 } from './fragment-loops.js';
-import { HeldTile } from './held-tile.js';
+import { eightsDeclared, HeldTile } from './held-tile.js';
 import { MatrixPieces, type MatrixSpec } from './matrix-pieces.js';
+import { matrixLayout } from './matrix-tile.js';
 import { chunkRange, joinChunk, peaksDeclared, rangeVariables } from './matrix-range.js';
-import { floatPad } from './matrix-tile.js';
 import { aliveFrom, initialOf, lengthOf, rateOf, segmentOf, tokenOf, vectorStore, zeroTail } from './text.js';
 
 /** The whole text; a generator of pieces that share sizes and names. */
 export function matrixText(s: MatrixSpec, { capabilities }: KernelContext): string {
-  return new MatrixText(s, new Fragments(capabilities, { N: s.fragmentColumns as 8 | 16 })).kernel();
+  const { stage } = matrixLayout(s.keyDim, s, s.outputs);
+  const packed = [...(s.outputs ? ['left'] : []), 'right', 'values', ...(stage > 0 ? ['stage'] : [])];
+  return new MatrixText(s, new Fragments(capabilities, { N: s.fragmentColumns as 8 | 16, packed })).kernel();
 }
 
 // Workgroup memory, each part used several times a chunk:
@@ -49,10 +51,11 @@ class MatrixText extends MatrixPieces {
       ${lengthOf(s.lengths)}
       ${tokenOf}
       ${s.initial ? initialOf(s.keyDim, s.valueDim) : ''}
-      ${s.outputs ? `var<workgroup> left: array<f16, ${layout.left}>;` : ''}
-      var<workgroup> right: array<f16, ${layout.right}>;
-      var<workgroup> values: array<f16, ${layout.values}>;
-      ${layout.stage > 0 ? `var<workgroup> stage: array<f32, ${layout.stage}>;` : ''}
+      ${s.outputs ? `var<workgroup> left: array<vec4u, ${layout.left}>;` : ''}
+      var<workgroup> right: array<vec4u, ${layout.right}>;
+      var<workgroup> values: array<vec4u, ${layout.values}>;
+      ${layout.stage > 0 ? `var<workgroup> stage: array<vec4u, ${layout.stage}>;` : ''}
+      ${eightsDeclared}
       ${s.outputs ? `${peaksDeclared} ${vectorStore('out', s.outWidth, s.valueDim)}` : ''}
       ${f.entry(
         s.rowGroups * s.columnGroups,
@@ -88,6 +91,7 @@ class MatrixText extends MatrixPieces {
         ${s.outputs ? this.wayOut() : ''}
         ${s.final ? this.storeFinal() : ''}
         ${s.outputs && s.lengths ? zeroTail(s.columns, this.lanes) : ''}`,
+        { lanesInOrder: true },
       )}`;
   }
 
@@ -140,7 +144,7 @@ class MatrixText extends MatrixPieces {
               0,
               this.ownTokens,
               (r) => `
-              ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${this.layout.scoreStride}u + ${u32(times(t, 16))}`, `${this.layout.scoreStride}u`)}
+              ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${this.layout.scoreStride}u + ${u32(times(t, 2))}`, `${this.layout.scoreStride}u`)}
               ${loops.columnsOf((c) => f.multiplyAdd(loops.at('o', r, c), 'part', `value${c}`))}`,
             )}`,
           )}
@@ -150,8 +154,8 @@ class MatrixText extends MatrixPieces {
               f.store(
                 loops.at('o', r, c),
                 'stage',
-                `${this.tokenRow(r)} * ${this.floatStride}u + ${this.column(c)}`,
-                `${this.floatStride}u`,
+                `${this.tokenRow(r)} * ${this.layout.floatStride}u + ${this.column(c, 4)}`,
+                `${this.layout.floatStride}u`,
               ),
             ),
           )}
@@ -175,7 +179,7 @@ class MatrixText extends MatrixPieces {
   private loadValues(t: Index): string {
     const { valueStride } = this.layout;
     return this.loops.columnsOf((c) =>
-      this.f.loadRight(`value${c}`, 'values', `${u32(times(t, 16 * valueStride))} + ${this.column(c)}`, `${valueStride}u`),
+      this.f.loadRight(`value${c}`, 'values', `${u32(times(t, 16 * valueStride))} + ${this.column(c, 8)}`, `${valueStride}u`),
     );
   }
 
@@ -191,7 +195,7 @@ class MatrixText extends MatrixPieces {
               0,
               this.ownKeys,
               (r) => `
-              ${f.loadLeft('part', 'right', `${u32(times(t, 16 * layout.keyStride))} + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * 16u`, `${layout.keyStride}u`, 'column')}
+              ${f.loadLeft('part', 'right', `${u32(times(t, 16 * layout.keyStride))} + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * 2u`, `${layout.keyStride}u`, 'column')}
               ${loops.columnsOf((c) => f.multiplyAdd(loops.at('s', r, c), 'part', `value${c}`))}`,
             )}`,
           )}`;
@@ -217,12 +221,12 @@ class MatrixText extends MatrixPieces {
             0,
             layout.keys / 16,
             (b) => `
-            ${loops.columnsOf((c) => f.loadRight(`key${c}`, 'right', `(ownScores + ${c * f.N}u) * ${layout.keyStride}u + ${u32(times(b, 16))}`, `${layout.keyStride}u`, 'column'))}
+            ${loops.columnsOf((c) => f.loadRight(`key${c}`, 'right', `(ownScores + ${c * f.N}u) * ${layout.keyStride}u + ${u32(times(b, 2))}`, `${layout.keyStride}u`, 'column'))}
             ${loops.each(
               0,
               this.ownTokens,
               (r) => `
-              ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${layout.keyStride}u + ${u32(times(b, 16))}`, `${layout.keyStride}u`)}
+              ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${layout.keyStride}u + ${u32(times(b, 2))}`, `${layout.keyStride}u`)}
               ${loops.columnsOf((c) => f.multiplyAdd(loops.at('p', r, c), 'part', `key${c}`))}`,
             )}`,
           )}`;
@@ -232,9 +236,9 @@ class MatrixText extends MatrixPieces {
   private fromState(): string {
     const { s, f, loops, layout } = this;
     const scores = new FragmentLoops(f, s.chunk / f.N / this.scoreGroups);
-    const scoreFloats = s.chunk + floatPad;
+    const scoreFloats = layout.scoreFloatStride;
     const place = (r: Index, c: number): string => {
-      const own = `${this.tokenRow(r)} * ${scoreFloats}u + ownScores + ${c * f.N}u`;
+      const own = `${this.tokenRow(r)} * ${scoreFloats}u + ownScores / 4u + ${(c * f.N) / 4}u`;
       return this.scoreGroups === s.columnGroups ? own : `select(${s.chunk * scoreFloats}u, ${own}, scoreGroup < ${this.scoreGroups}u)`;
     };
     const storeScores = scores.each(0, this.ownTokens, (r) =>
@@ -246,25 +250,25 @@ class MatrixText extends MatrixPieces {
     };
     return this.slices(
       (slice) => `
-            ${this.eachQuad(
+            ${this.eachItem(
+              8,
               this.sliceRows,
               s.columns,
               (row, c) => `
-              let staged = ${row} * ${this.floatStride}u + ${c};
-              let placed = ${row} * ${layout.valueStride}u + ${c};
-              ${[0, 1, 2, 3].map((i) => `right[placed + ${i}u] = f16(stage[staged + ${i}u] * down);`).join(' ')}`,
+              let staged = ${row} * ${layout.floatStride}u + ${c} / 4u;
+              right[${row} * ${layout.valueStride}u + ${c} / 8u] = vec4u(fourOf(bitcast<vec4f>(stage[staged]) * down), fourOf(bitcast<vec4f>(stage[staged + 1u]) * down));`,
             )}
             workgroupBarrier();
             ${loops.each(
               0,
               this.sliceRows / 16,
               (b) => `
-              ${loops.columnsOf((c) => f.loadRight(`state${c}`, 'right', `${u32(times(b, 16 * layout.valueStride))} + ${this.column(c)}`, `${layout.valueStride}u`))}
+              ${loops.columnsOf((c) => f.loadRight(`state${c}`, 'right', `${u32(times(b, 16 * layout.valueStride))} + ${this.column(c, 8)}`, `${layout.valueStride}u`))}
               ${loops.each(
                 0,
                 this.ownTokens,
                 (r) => `
-                ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${layout.keyStride}u + ${this.stateRow(slice, b)}`, `${layout.keyStride}u`)}
+                ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${layout.keyStride}u + ${this.stateRow(slice, b)} / 8u`, `${layout.keyStride}u`)}
                 ${loops.columnsOf((c) => f.multiplyAdd(loops.at('o', r, c), 'part', `state${c}`))}`,
               )}`,
             )}
@@ -275,36 +279,39 @@ class MatrixText extends MatrixPieces {
 
   private mask(): string {
     const { chunk } = this.s;
-    const floats = chunk + floatPad;
-    const one = (n: number): string => `
-                let decayed${n} = stage[i * ${floats}u + j + ${n}u] * exp2(rate * f32(max(i32(i - j) - ${n}, 0))) * scale;
-                left[placed + ${n}u] = f16(select(0.0, decayed${n}, j + ${n}u <= i));`;
+    const { scoreStride, scoreFloatStride } = this.layout;
+    // j + n behind i is in the future; the clamp keeps what is thrown away finite
+    const four = (n: number): string => {
+      const decay = range(4).map((e) => `exp2(rate * f32(max(i32(i - j) - ${n + e}, 0)))`);
+      const past = range(4).map((e) => `j + ${n + e}u <= i`);
+      return `fourOf(select(vec4f(), bitcast<vec4f>(stage[staged + ${n / 4}u]) * vec4f(${decay.join(', ')}) * scale, vec4<bool>(${past.join(', ')})))`;
+    };
     return `
           let scale = uniforms.keyScale * down;
-          ${this.eachQuad(
+          ${this.eachItem(
+            8,
             chunk,
             chunk,
             (row, column) => `
               let i = ${row};
               let j = ${column};
-              let placed = i * ${this.layout.scoreStride}u + j;
-              if (j <= i) { ${[0, 1, 2, 3].map(one).join('')} }
-              else { ${[0, 1, 2, 3].map((n) => `left[placed + ${n}u] = 0.0h;`).join(' ')} }`,
+              let placed = i * ${scoreStride}u + j / 8u;
+              let staged = i * ${scoreFloatStride}u + j / 4u;
+              if (j <= i) { left[placed] = vec4u(${four(0)}, ${four(4)}); } else { left[placed] = vec4u(); }`,
           )}`;
   }
 
   /** Outputs of the `done` tokens before `at`, which wait in `stage`. */
   private wayOut(): string {
     const { chunk, columns } = this.s;
-    const at = (n: number): string => `stage[place + ${n}u]`;
-    return this.eachQuad(
+    return this.eachItem(
+      4,
       chunk,
       columns,
       (r, c) => `
               if (${r} < done) {
-                let place = ${r} * ${this.floatStride}u + ${c};
                 let base = batch * uniforms.outBatch + tokenAt(at - done + ${r}, length) * uniforms.outToken + head * uniforms.outHead;
-                vectorTo_out(base, columns + ${c}, vec4f(${[0, 1, 2, 3].map(at).join(', ')}) * outFactor);
+                vectorTo_out(base, columns + ${c}, bitcast<vec4f>(stage[${r} * ${this.layout.floatStride}u + ${c} / 4u]) * outFactor);
               }`,
     );
   }

@@ -20,10 +20,12 @@ export interface MatrixTile {
 export interface MatrixLayout {
   /** The key dimension in whole fragments for every row group. */
   keys: number;
-  /** Halves from row to row: queries and keys; values and states; scores. */
+  /** From row to row, in elements of 16 bytes: f16 queries and keys; values and states; scores. f32 states and outputs; scores. */
   keyStride: number;
   valueStride: number;
   scoreStride: number;
+  floatStride: number;
+  scoreFloatStride: number;
   /** Elements of the parts of workgroup memory. */
   left: number;
   right: number;
@@ -32,9 +34,6 @@ export interface MatrixLayout {
   bytes: number;
 }
 
-/** Halves that rows of f16 tiles are padded by, and floats that rows of f32 tiles are: no bank conflicts. */
-export const halfPad = 8;
-export const floatPad = 4;
 /** Maxima from which the range of f16 copies is bounded. */
 const peakBytes = 32;
 
@@ -46,26 +45,19 @@ export function matrixLayout(keyDim: number, tile: MatrixTile & { valueDim?: num
   const { chunk, columns, rowGroups, slices } = tile;
   const granule = 16 * rowGroups * slices;
   const keys = Math.ceil(keyDim / granule) * granule;
-  const [keyStride, valueStride, scoreStride] = [keys + halfPad, columns + halfPad, chunk + halfPad];
+  // an odd number of 16 bytes a row: no bank conflicts
+  const [keyStride, valueStride, scoreStride] = [keys / 8 + 1, columns / 8 + 1, chunk / 8 + 1];
+  const [floatStride, scoreFloatStride] = [columns / 4 + 1, chunk / 4 + 1];
   const left = outputs ? chunk * Math.max(keyStride, scoreStride) : 0;
   const right = Math.max(chunk * keyStride, outputs ? (keys / slices) * valueStride : 0);
   const values = chunk * valueStride;
   const direct = !outputs && keys === keyDim && tile.valueDim !== undefined && tile.valueDim % columns === 0;
   // idle subgroups put a fragment of scores aside
-  const scores = (chunk + (tile.columnGroups * tile.fragmentColumns > chunk ? 16 : 0)) * (chunk + floatPad);
-  const staged = Math.max(outputs ? Math.max(scores, chunk * (columns + floatPad)) : 0, (keys / slices) * (columns + floatPad));
+  const scores = (chunk + (tile.columnGroups * tile.fragmentColumns > chunk ? 16 : 0)) * scoreFloatStride;
+  const staged = Math.max(outputs ? Math.max(scores, chunk * floatStride) : 0, (keys / slices) * floatStride);
   const stage = direct ? 0 : staged;
-  return {
-    keys,
-    keyStride,
-    valueStride,
-    scoreStride,
-    left,
-    right,
-    values,
-    stage,
-    bytes: (left + right + values) * 2 + stage * 4 + (outputs ? peakBytes : 0),
-  };
+  const bytes = (left + right + values + stage) * 16 + (outputs ? peakBytes : 0);
+  return { keys, keyStride, valueStride, scoreStride, floatStride, scoreFloatStride, left, right, values, stage, bytes };
 }
 
 /** Tiles of the two kernels on fragments. */

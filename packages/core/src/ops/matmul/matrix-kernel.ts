@@ -50,7 +50,7 @@ export function runMatrix(device: Device, spec: MatrixSpec, call: ProductCall): 
 }
 
 function matrixKernelText(spec: MatrixSpec, { capabilities }: KernelContext): string {
-  const fragments = new Fragments(capabilities, { packed: ['tile'] });
+  const fragments = new Fragments(capabilities, { N: 16, packed: ['tile'] });
   const across = spec.columns / spec.subgroupColumns;
   const subgroups = (spec.rows / spec.subgroupRows) * across;
   const lanes = subgroups * fragmentLanes;
