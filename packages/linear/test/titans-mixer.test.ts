@@ -27,7 +27,10 @@ const mixers: [string, TokenMixer<Params, State>][] = [
     titansMixer({ ...shape, depth: 1, residualNorm: false, orders: 0, outNorm: true }) as TokenMixer<Params, State>,
   ],
   ['memory as gate', titansMagMixer(hybrid) as TokenMixer<Params, State>],
-  ['memory as layer', titansMalMixer({ ...hybrid, orders: 2, persistent: 0 }) as TokenMixer<Params, State>],
+  [
+    'memory as layer',
+    titansMalMixer({ ...hybrid, orders: 2, persistent: 0, qkNorm: 'l2', projectionActivation: 'silu' }) as TokenMixer<Params, State>,
+  ],
   ['memory as context', titansMacMixer(hybrid) as TokenMixer<Params, State>],
 ];
 const context = (): MixContext => ({ layer: 0, layers: 1, training: false, carry: new Carry() });

@@ -1,4 +1,19 @@
-import { HeedError, matmul, mean, mul, pointwise, reshape, rmsNorm, scope, sigmoid, split, type Tensor, unsqueeze } from '@heed/core';
+import {
+  HeedError,
+  l2Normalize,
+  matmul,
+  mean,
+  mul,
+  pointwise,
+  reshape,
+  rmsNorm,
+  scope,
+  sigmoid,
+  silu,
+  split,
+  type Tensor,
+  unsqueeze,
+} from '@heed/core';
 import { titans } from './forward.js';
 import type { TitansMemory } from './memory.js';
 import type { TitansForm, TitansOptions } from './options.js';
@@ -38,6 +53,10 @@ export interface TitansLayerOptions extends TitansForm {
   heads: number;
   /** Factor on the sigmoid of a token's step. Default 1. */
   maxRate?: number;
+  /** On queries and keys a head: `rms`, then the gain where there is one; `l2`: the paper's Euclidean length. Default `rms` with gains, else `none`. */
+  qkNorm?: 'rms' | 'l2' | 'none';
+  /** Behind the projections of q, k and v; the paper has `silu`. Default `none`. */
+  projectionActivation?: 'none' | 'silu';
   /** Of the RMS norms. Default 2^-23, the epsilon of f32. */
   rmsEpsilon?: number;
 }
@@ -67,9 +86,15 @@ export function titansDrive(params: TitansLayerParams, x: Tensor, options: Titan
     throw new HeedError('SHAPE_MISMATCH', `titansLayer: wq is ${params.wq.describe()}; its rows must be a multiple of heads ${heads}`);
   const stored = rmsNorm(x, params.storeNorm, { epsilon });
   const asking = rmsNorm(asks, params.retrieveNorm, { epsilon });
-  const project = (input: Tensor, w: Tensor): Tensor =>
-    reshape(matmul(input, w, { transposeB: true, precision, outDType: 'f32' }), [batch, input.dim(1), heads, width / heads]);
-  const normed = (t: Tensor, gain: Tensor | undefined): Tensor => (gain ? gained(rmsNorm(t, undefined, { epsilon }), gain) : t);
+  const project = (input: Tensor, w: Tensor): Tensor => {
+    const made = reshape(matmul(input, w, { transposeB: true, precision, outDType: 'f32' }), [batch, input.dim(1), heads, width / heads]);
+    return options.projectionActivation === 'silu' ? silu(made) : made;
+  };
+  const normed = (t: Tensor, gain: Tensor | undefined): Tensor => {
+    const kind = options.qkNorm ?? (gain ? 'rms' : 'none');
+    const unit = kind === 'rms' ? rmsNorm(t, undefined, { epsilon }) : kind === 'l2' ? l2Normalize(t) : t;
+    return gain ? gained(unit, gain) : unit;
+  };
   return {
     q: normed(project(asking, params.wq), params.qGain),
     k: normed(project(stored, params.wk), params.kGain),

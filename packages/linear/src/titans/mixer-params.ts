@@ -22,8 +22,10 @@ export interface TitansMixerConfig extends Omit<TitansForm, 'transition' | 'chun
   orders?: number;
   /** Factor on the sigmoid of a token's step. Default 1. */
   maxRate?: number;
-  /** RMS norm with gain a head on queries and keys: without one steps diverge. Default true. */
-  qkNorm?: boolean;
+  /** On queries and keys a head, with gains: without a norm steps diverge. Default `rms`; `l2` is the paper's. */
+  qkNorm?: 'rms' | 'l2' | 'none';
+  /** Behind the projections of q, k and v. Default `none`; `silu` is the paper's. */
+  projectionActivation?: 'none' | 'silu';
   /** RMS norm with gain a head on what was retrieved. Default false. */
   outNorm?: boolean;
   /** Starts of the biases behind step, momentum and forgetting. Default 0, 0 and -3: 5 % of the memory goes a chunk. */
@@ -59,7 +61,7 @@ export type Resolved = Required<
 
 /** @throws HeedError SHAPE_MISMATCH, INVALID_ARGUMENT */
 export function resolveTitans(who: string, config: TitansMixerConfig): Resolved {
-  const { dim, heads, depth = 2, expansion = 4, residualNorm = true, orders = 1, qkNorm = true, outNorm = false } = config;
+  const { dim, heads, depth = 2, expansion = 4, residualNorm = true, orders = 1, qkNorm = 'rms', outNorm = false } = config;
   const headDim = config.headDim ?? dim / heads;
   if (!Number.isInteger(headDim))
     throw new HeedError('SHAPE_MISMATCH', `${who}: dim ${dim} is no multiple of heads ${heads}; choose a divisor or give headDim`);
@@ -91,6 +93,8 @@ export function resolveTitans(who: string, config: TitansMixerConfig): Resolved 
     heads,
     chunkSize,
     maxRate: config.maxRate ?? 1,
+    qkNorm,
+    ...(config.projectionActivation && { projectionActivation: config.projectionActivation }),
     ...(gradientPeriod !== undefined && { gradientPeriod }),
     ...(activation && { activation }),
     ...(lossReduction && { lossReduction }),
@@ -135,7 +139,7 @@ export function initTitans(device: Device, random: RandomStream, resolved: Resol
     }),
     wForget: matrix('wForget', heads, dim, 0.02),
     bForget: full(device, [heads], config.forgetBias ?? -3),
-    ...(resolved.qkNorm && { qGain: zeros(device, [heads, headDim]), kGain: zeros(device, [heads, headDim]) }),
+    ...(resolved.qkNorm !== 'none' && { qGain: zeros(device, [heads, headDim]), kGain: zeros(device, [heads, headDim]) }),
     ...(resolved.outNorm && { outGain: zeros(device, [heads, headDim]) }),
     ...(heads > 1 && { wGate: matrix('wGate', heads, dim, 0.02) }),
     wOut: matrix('wOut', dim, width, 1 / Math.sqrt(width * 8)),

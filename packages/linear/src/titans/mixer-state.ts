@@ -58,7 +58,7 @@ export class TitansMixerState implements State {
 
   /** The stream of the memory; `memory` is copied by the first call. */
   memory(params: TitansLayerParams, options: TitansLayerOptions, orders: number): TitansState {
-    const { heads, maxRate: _, rmsEpsilon: __, ...form } = options;
+    const { heads, maxRate: _, rmsEpsilon: __, qkNorm: ___, projectionActivation: ____, ...form } = options;
     if (!this.inner) {
       const shape = { batch: this.sums.dim(0), heads, headDim: params.wq.dim(0) / heads };
       this.inner = titansStart(this.device, { ...form, ...shape, memory: params.memory, orders });
