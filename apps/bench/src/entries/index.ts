@@ -2,6 +2,7 @@ import type { Device } from '@heed/core';
 import type { Entry, Family, Request } from '../entry.js';
 import { decoding } from './decode.js';
 import { dense } from './dense.js';
+import { estimators } from './estimators.js';
 import { fna2d } from './fna.js';
 import { lightning2Family } from './lightning2.js';
 import { linear } from './linear.js';
@@ -14,7 +15,20 @@ import { zetaFamily } from './zeta.js';
 
 /** All families; a technique adds its own line. `device` for those whose figures depend on a plan. */
 function families(device: Pick<Device, 'capabilities' | 'isSoftware'>): readonly Family[] {
-  return [memoryFamily, training, matmulFamily, dense, decoding, lightning2Family, linear, memories, fna2d, zetaFamily, maskFamily(device)];
+  return [
+    memoryFamily,
+    training,
+    matmulFamily,
+    dense,
+    decoding,
+    lightning2Family,
+    linear,
+    memories,
+    estimators,
+    fna2d,
+    zetaFamily,
+    maskFamily(device),
+  ];
 }
 
 /** The entries of a suite. */
