@@ -13,9 +13,9 @@ export interface LlaSolveOptions {
   ridgeLambda: number | Tensor;
   /** Edge of the diagonal blocks that are kept of Sigma; divides headDim. Default headDim: the whole of it. */
   blockSize?: number;
-  /** Default `auto`: Cholesky where headDim is at most 32 and Sigma whole, else conjugate gradients. */
+  /** Default `auto`: Cholesky where Sigma is whole and headDim at most 32, or 64 with a number of at most 0.1 as lambda; else conjugate gradients. */
   solver?: LlaSolver;
-  /** Iterations of conjugate gradients at most. Default 32. */
+  /** Iterations of conjugate gradients at most; tiles end when converged. Default 32, or 2 headDim where that is more. */
   maxIterations?: number;
   /** Conjugate gradients end where the squared residual is at most rtol max(atol, its first value). Default 1e-12. */
   atol?: number;
@@ -50,8 +50,10 @@ export interface LlaSettings {
 
 /** Widest head whose Sigma is factored in workgroup memory. */
 export const widestCholesky = 64;
-/** Widest head for which `auto` takes Cholesky: beyond it about ten iterations of conjugate gradients cost less. */
+/** Widest head for which `auto` takes Cholesky at any lambda: beyond it about ten iterations of conjugate gradients cost less. */
 const widestAuto = 32;
+/** lambda from which on that many iterations are enough. */
+const easyLambda = 0.1;
 
 /** @throws HeedError for operands or options that do not fit */
 export function resolve(who: string, q: Tensor, k: Tensor, v: Tensor | undefined, options: LlaOptions): LlaSettings {
@@ -74,7 +76,14 @@ export function resolve(who: string, q: Tensor, k: Tensor, v: Tensor | undefined
   if (v && (v.dim(0) !== batch || v.dim(2) !== heads || v.dim(1) !== k.dim(1)))
     shape(`v is ${v.describe()}, k is ${k.describe()}; batch, tokens and heads must agree`);
   if (dim === 0 || v?.dim(3) === 0) shape(`q is ${q.describe()}; head dimensions must be 1 or more`);
-  const { causal = true, scale = 1 / Math.sqrt(dim), ridgeLambda, blockSize = dim, solver = 'auto', maxIterations = 32 } = options;
+  const {
+    causal = true,
+    scale = 1 / Math.sqrt(dim),
+    ridgeLambda,
+    blockSize = dim,
+    solver = 'auto',
+    maxIterations = Math.max(32, 2 * dim),
+  } = options;
   const { atol = 1e-12, rtol = 1e-12, preconditioner = 'none', deltaEps = 1e-12, ridgeGradient = 'exact' } = options;
   if (!Number.isFinite(scale)) invalid(`scale is ${scale}; it must be finite`);
   checkLambda(who, ridgeLambda, [batch, q.dim(1), heads]);
@@ -93,12 +102,13 @@ export function resolve(who: string, q: Tensor, k: Tensor, v: Tensor | undefined
     invalid(`preconditioner is "${String(preconditioner)}"; use none or jacobi`);
   if (ridgeGradient !== 'exact' && ridgeGradient !== 'detached')
     invalid(`ridgeGradient is "${String(ridgeGradient)}"; use exact or detached`);
+  const hard = typeof ridgeLambda === 'number' && ridgeLambda <= easyLambda;
   return {
     causal,
     scale,
     ridgeLambda,
     block: blockSize,
-    cholesky: solver === 'cholesky' || (solver === 'auto' && dim <= widestAuto && blockSize === dim),
+    cholesky: solver === 'cholesky' || (solver === 'auto' && blockSize === dim && dim <= (hard ? widestCholesky : widestAuto)),
     maxIterations,
     atol,
     rtol,
