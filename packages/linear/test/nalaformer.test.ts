@@ -96,10 +96,10 @@ test('rotary positions enter the numerator alone, in both forms', async () => {
   expect(table.sin.values[5 * 8]).toBeCloseTo(Math.sin(1), 6);
   expect(table.sin.values[5 * 8 + 4]).toBeCloseTo(Math.sin(2), 6);
   expect(table.sin.values[5 * 8 + 7]).toBeCloseTo(Math.sin(2e-4), 8);
-  for (const causal of [false, true]) {
-    const out = nalaformer(q.x, k.x, v.x, { causal, rope });
-    const expected = referenceNalaformer(q.values, k.values, v.values, { causal, rope: table });
-    expectErrorRatio(`causal ${causal}`, { shape: out.shape, values: await out.read() }, expected, 2e-5);
+  for (const options of [{ causal: false }, { causal: true }, { map: 'cos' }] as const) {
+    const out = nalaformer(q.x, k.x, v.x, { ...options, rope });
+    const expected = referenceNalaformer(q.values, k.values, v.values, { ...options, rope: table });
+    expectErrorRatio(JSON.stringify(options), { shape: out.shape, values: await out.read() }, expected, 2e-5);
     free(out);
   }
   free(q.x, k.x, v.x, rope);

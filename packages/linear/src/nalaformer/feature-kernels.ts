@@ -94,8 +94,8 @@ const forwardKernel = defineKernel({
   name: 'nalaformer-features',
   bindings: {
     x: read<FeatureSpec>('float'),
-    sin: read<FeatureSpec>('f32', { when: (s) => s.rotated }),
-    cos: read<FeatureSpec>('f32', { when: (s) => s.rotated }),
+    sines: read<FeatureSpec>('f32', { when: (s) => s.rotated }),
+    cosines: read<FeatureSpec>('f32', { when: (s) => s.rotated }),
     phi: write<FeatureSpec>('f32', { when: (s) => s.plain }),
     turned: write<FeatureSpec>('f32', { when: (s) => s.rotated }),
   },
@@ -114,7 +114,7 @@ const forwardKernel = defineKernel({
           s.rotated
             ? `
         let other = features(load_x(base + (i ^ 1u)), n, p) * select(1.0, -1.0, (i & 1u) == 0u);
-        let rotated = own * load_cos(token * ${s.dim}u + i) + other * load_sin(token * ${s.dim}u + i);
+        let rotated = own * load_cosines(token * ${s.dim}u + i) + other * load_sines(token * ${s.dim}u + i);
         store_turned(at, rotated.x);
         store_turned(at + ${s.dim}u, rotated.y);`
             : ''
@@ -127,8 +127,8 @@ const backwardKernel = defineKernel({
   name: 'nalaformer-features-backward',
   bindings: {
     x: read<FeatureSpec>('float'),
-    sin: read<FeatureSpec>('f32', { when: (s) => s.rotated }),
-    cos: read<FeatureSpec>('f32', { when: (s) => s.rotated }),
+    sines: read<FeatureSpec>('f32', { when: (s) => s.rotated }),
+    cosines: read<FeatureSpec>('f32', { when: (s) => s.rotated }),
     dPhi: read<FeatureSpec>('f32', { when: (s) => s.plain }),
     dTurned: read<FeatureSpec>('f32', { when: (s) => s.rotated }),
     dx: write<FeatureSpec>('float'),
@@ -145,8 +145,8 @@ const backwardKernel = defineKernel({
           ? `
       // the transposed turn
       let other = row * ${2 * s.dim}u + (i ^ 1u);
-      g += vec2f(load_dTurned(at), load_dTurned(at + ${s.dim}u)) * load_cos(token * ${s.dim}u + i);
-      g += vec2f(load_dTurned(other), load_dTurned(other + ${s.dim}u)) * load_sin(token * ${s.dim}u + (i ^ 1u)) * select(-1.0, 1.0, (i & 1u) == 0u);`
+      g += vec2f(load_dTurned(at), load_dTurned(at + ${s.dim}u)) * load_cosines(token * ${s.dim}u + i);
+      g += vec2f(load_dTurned(other), load_dTurned(other + ${s.dim}u)) * load_sines(token * ${s.dim}u + (i ^ 1u)) * select(-1.0, 1.0, (i & 1u) == 0u);`
           : ''
       }
       return g;
@@ -230,7 +230,7 @@ export function makeFeatures(
   const values = valuesOf(x, settings);
   forwardKernel.run(x.device, {
     spec,
-    tensors: { x, sin: table?.sin, cos: table?.cos, ...made },
+    tensors: { x, sines: table?.sin, cosines: table?.cos, ...made },
     uniforms: values,
     grid: [Math.ceil((values.rows * spec.lanes) / 256)],
   });
@@ -251,7 +251,7 @@ export function pullFeatures(
   const values = valuesOf(x, settings);
   backwardKernel.run(x.device, {
     spec,
-    tensors: { x, sin: rotated ? table?.sin : undefined, cos: rotated ? table?.cos : undefined, ...cotangents, dx },
+    tensors: { x, sines: rotated ? table?.sin : undefined, cosines: rotated ? table?.cos : undefined, ...cotangents, dx },
     uniforms: values,
     grid: [Math.ceil((values.rows * spec.lanes) / 256)],
   });
