@@ -171,6 +171,30 @@ for (const tier of ['baseline', 'subgroups'] as const) {
   });
 }
 
+describe('blocks of four tokens, the form of hardware devices', () => {
+  let device: Device;
+  beforeAll(async () => {
+    device = await openDevice({ tier: 'subgroups' });
+    Object.defineProperty(device, 'isSoftware', { value: false });
+  });
+  afterAll(async () => {
+    expect(device.memory().tensors).toBe(0);
+    await device.close();
+  });
+
+  // two lanes a column forward, one in the sweeps with swapped roles
+  test('a gate a channel: outputs, states and gradients are those of the float64 loops', () =>
+    check(device, { tokens: 22, keyDim: 20, valueDim: 4, gate: 'channel', batch: 1, heads: 2, lengths: [19] }));
+
+  test('a gate a head, four lanes a column', async () => {
+    const p = await made(device, { tokens: 15, keyDim: 44, valueDim: 4, gate: 'head', batch: 1 });
+    const out = linearScan(p.q.x, p.k.x, p.v.x, p.options);
+    const expected = referenceGatedScan(p.q.values, p.k.values, p.v.values, { gate: p.gate.values });
+    expectErrorRatio('out', f64(out.shape, await out.read()), expected.out, 3e-6);
+    for (const x of tensorsIn([p.q.x, p.k.x, p.v.x, p.gate.x, p.initial.x, p.dOut.x, p.dState.x, out])) x.dispose();
+  });
+});
+
 describe('limits', () => {
   let device: Device;
   beforeAll(async () => {

@@ -58,7 +58,7 @@ export function blocksBody(s: BlocksSpec): { variables: string; step: string } {
           outputs
             ? `for (var e = lane; e < blocks * 4u; e += ${lanes}u) {
           var sum = vec4f();
-          for (var p = 0u; p < ${s.parts}u; p++) { sum += parts[e * ${s.parts}u + p]; }
+          for (var p = 0u; p < ${s.parts}u * one; p++) { sum += parts[e * ${s.parts}u + p]; }
           scores[e] = sum;
         }
         workgroupBarrier();`
@@ -154,7 +154,7 @@ function keyTasks(s: BlocksSpec, { lanes, keyVectors, gates }: { lanes: number; 
           let n = e / ${s.parts}u;
           let part = e % ${s.parts}u;
           ${outputs ? unroll(4, (i) => `var a${i} = vec4f();`, ' ') : ''}
-          for (var c = part * ${s.strip}u; c < min(part * ${s.strip}u + ${s.strip}u, ${keyVectors}u); c++) {
+          for (var c = part * ${s.strip}u; c < min((part + one) * ${s.strip}u, ${keyVectors}u); c++) {
             ${read('k')}
             ${outputs ? read('q') : ''}
             ${rows ? `${rates} ${factors(s.reverse)}` : ''}

@@ -89,6 +89,8 @@ function blocksText(s: BlocksSpec): string {
       let firstToken = place.z * uniforms.segmentTokens;
       let first = min(firstToken, length);
       let end = min(first + uniforms.segmentTokens, length);
+      // bounds that compilers cannot see: some unroll such loops and take long for it
+      let one = min(groups.x, 1u);
       // the lanes of a column lie side by side in a subgroup
       let slab = lane % ${s.slabs}u;
       let column = lane / ${s.slabs}u;
