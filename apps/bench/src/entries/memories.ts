@@ -71,7 +71,7 @@ function lawcatEntry(setting: Setting): Entry {
       const [values, gate] = ['v', 'gate'].map((name) => input(device, name, [1, tokens, heads, DIM])) as [Tensor, Tensor];
       return opened(
         [queries, keys, values, gate],
-        setting,
+        sampleRows(tokens, heads),
         () => lawcat(queries, keys, values, { gate }),
         (row) => lawcatRow(setting, row),
       );
@@ -188,10 +188,10 @@ function titansEntry(setting: Setting): Entry {
       ];
       const options = { memory: { weights: [left, right] }, learningRate, momentum, forget, chunkSize: CHUNK };
       const known = new Map<number, Map<number, Float64Array>>();
-      const rows = sampleRows(tokens, heads);
+      const rows = titansSamples(tokens, heads);
       return opened(
         [queries, keys, values, left, right, learningRate, momentum, forget],
-        setting,
+        rows,
         () => titans(queries, keys, values, options),
         ({ token, head }) => {
           if (!known.has(head))
@@ -212,8 +212,15 @@ function titansEntry(setting: Setting): Entry {
 
 const constantLike = pointwise((x, value) => x.mul(0).add(value), { name: 'bench-constant' });
 
-function opened(inputs: readonly Tensor[], { tokens, heads }: Setting, run: () => Tensor, expected: (row: Row) => Float64Array): Opened {
-  const rows = sampleRows(tokens, heads);
+/** Rows of one head, the last after `checkedTokens`: each token of the reference takes 10^5 operations on the host. */
+const checkedTokens = 2048;
+
+function titansSamples(tokens: number, heads: number): Row[] {
+  const last = Math.min(tokens, checkedTokens) - 1;
+  return [0, CHUNK - 1, Math.floor(last / 2), last].map((token) => ({ token: Math.min(token, last), head: heads - 1 }));
+}
+
+function opened(inputs: readonly Tensor[], rows: readonly Row[], run: () => Tensor, expected: (row: Row) => Float64Array): Opened {
   return {
     run: () => [run()],
     async sample([out]) {
@@ -229,9 +236,6 @@ export const memories: Family = ({ suite, software, sizes }) => {
   const heads = software ? 2 : 16;
   const both = (tokens: number): Entry[] => [lawcatEntry({ tokens, heads }), titansEntry({ tokens, heads })];
   if (suite === 'kernels') return (sizes ?? (software ? [256] : [16384, 65536])).flatMap(both);
-  if (suite === 'scaling')
-    return (sizes ?? Array.from({ length: software ? 2 : 6 }, (_, i) => 2 ** (2 * i + (software ? 7 : 8))))
-      .filter((n) => n <= 262144)
-      .flatMap(both);
+  if (suite === 'scaling') return (sizes ?? (software ? [128, 256] : [1024, 4096, 16384, 65536])).flatMap(both);
   return [];
 };
