@@ -12,7 +12,8 @@ import type { AttentionOptions } from './options.js';
  * captured arrays; gradients are deterministic.
  * @param q [batch, queries, heads, headDim], f32 or f16, head dimensions 1 to 256; views with outer strides are read as they lie
  * @param k [batch, keys, kvHeads, headDim]; kvHeads divides heads (grouped heads): query head h reads head floor(h kvHeads / heads)
- * @param v [batch, keys, kvHeads, valueDim]
+ * @param v [batch, keys, kvHeads, valueDim]; where products run on f16 operands, an inf or NaN in v may reach rows that see other keys of
+ *   its tile (0 times NaN), as in other flash kernels; keys past `lengths` never do
  * @returns [batch, queries, heads, valueDim] in the dtype of q; rows that see no key are 0
  * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT when arguments do not fit together, LIMIT_EXCEEDED when a
  *   tensor needs a larger binding than the device has

@@ -1,6 +1,7 @@
 // Attention forward for f32 rows: queries stay in workgroup memory, weights stay in registers and pass between lanes by shuffles.
 // tile    rowsALane x lanes / 8 queries, 8 x keysALane keys a step; eight lanes a row; scores and outputs in named registers
-// bytes   q and out once; k and v once a query tile that sees them, staged through one region in turn
+// bytes   q and out once; k and v once a query tile that sees them, staged through one region in turn and loaded
+//         ahead into registers
 // limits  head dimensions up to 128; subgroups of 8 lanes or more; a masked weight is forced to 0
 // source  Dao 2023 (FlashAttention-2), algorithm 1
 import type { Device } from '../../device/device.js';
@@ -84,15 +85,24 @@ function text(spec: ShuffleForwardSpec): string {
   const items = Math.ceil(headDim / 4);
   const valueItems = Math.ceil(valueDim / 4);
   const outs = range(Math.ceil(valueItems / rowLanes));
-  const stage = (array: string, count: number, perRow: number, load: (row: string, item: string) => string, n: number): string =>
+  // rows of a tile: through registers `<name>Next<i>`, so that the loads run ahead of the barrier
+  const parts = (name: string, count: number, perRow: number, text: (register: string, row: string, item: string) => string): string =>
     range(Math.ceil((count * perRow) / lanes))
       .map((i) => {
         const at = `(lane + ${i * lanes}u)`;
-        const put = `${array}[${at} / ${perRow}u * ${n}u + ${at} % ${perRow}u] = ${load(`${at} / ${perRow}u`, `${at} % ${perRow}u`)};`;
+        const one = text(`${name}Next${i}`, `${at} / ${perRow}u`, `${at} % ${perRow}u`);
         const left = count * perRow - i * lanes;
-        return left < lanes ? `if (lane < ${left}u) { ${put} }` : put;
+        return left < lanes ? `if (lane < ${left}u) { ${one} }` : one;
       })
       .join('\n');
+  const declare = (name: string, perRow: number): string =>
+    range(Math.ceil((columns * perRow) / lanes))
+      .map((i) => `var ${name}Next${i} = vec4f();`)
+      .join(' ');
+  const fetch = (name: string, perRow: number, from: string, end: string): string =>
+    parts(name, columns, perRow, (register, row, item) => `${register} = items_${name}(${name}Base, ${from} + ${row}, ${end}, ${item});`);
+  const put = (name: string, perRow: number, dim: number): string =>
+    parts(name, columns, perRow, (register, row, item) => `streamed[${row} * ${stride(dim)}u + ${item}] = ${register};`);
   const score = (r: number, c: number): string => `s${r}_${c}`;
   const product = `
     ${own.map((r) => keys.map((c) => `var ${score(r, c)} = 0.0;`).join(' ')).join('\n')}
@@ -180,9 +190,12 @@ function text(spec: ShuffleForwardSpec): string {
       ${outs.map((j) => store(r, j)).join('\n')}
       if (tx == 0u) { lse[base_lse() + at] = select(0xff800000u, bitcast<u32>((m${r} + log2(whole)) * ${ln2}), alive); }
     } }`;
-  const keyRows = (row: string, item: string): string => `items_k(kBase, keyStart + ${row}, keyStop, ${item})`;
-  const valueRows = (row: string, item: string): string => `items_v(vBase, keyStart + ${row}, keyStop, ${item})`;
-  const queryRows = (row: string, item: string): string => `items_q(qBase, rowStart + ${row}, rowEnd, ${item})`;
+  const queryRows = parts(
+    'q',
+    rows,
+    items,
+    (_, row, item) => `queries[${row} * ${stride(headDim)}u + ${item}] = items_q(qBase, rowStart + ${row}, rowEnd, ${item});`,
+  );
   return `
     var<workgroup> queries: array<vec4f, ${rows * stride(headDim)}>;
     var<workgroup> streamed: array<vec4f, ${streamedItems(columns, spec)}>;
@@ -198,25 +211,30 @@ function text(spec: ShuffleForwardSpec): string {
       let ty = lane / ${rowLanes}u;
       let firstLane = subgroupLane - subgroupLane % ${rowLanes}u;
       ${own.map(start).join('\n')}
-      ${stage('queries', rows, items, queryRows, stride(headDim))}
+      ${queryRows}
+      ${declare('k', items)}
+      ${declare('v', valueItems)}
       ${walk.declare}
       ${walk.advance}
+      ${fetch('k', items, 'nextStart', 'nextStop')}
       while (found) {
         let keyStart = nextStart;
         let keyStop = nextStop;
         let masked = nextMasked;
         let partialTile = nextBits;
         workgroupBarrier();
-        ${stage('streamed', columns, items, keyRows, stride(headDim))}
+        ${put('k', items, headDim)}
+        ${fetch('v', valueItems, 'keyStart', 'keyStop')}
         workgroupBarrier();
         ${product}
         ${logits}
         if (masked) { ${body(true)} } else { ${body(false)} }
         workgroupBarrier();
-        ${stage('streamed', columns, valueItems, valueRows, stride(valueDim))}
+        ${put('v', valueItems, valueDim)}
+        ${walk.advance}
+        ${fetch('k', items, 'nextStart', 'nextStop')}
         workgroupBarrier();
         ${accumulate}
-        ${walk.advance}
       }
       ${own.map(finish).join('\n')}
     }`;
