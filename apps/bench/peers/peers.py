@@ -116,7 +116,7 @@ def memory(record):
         return op, error
 
     def copied():
-        x = rows_of("x", 65536, 2048, SINGLE)
+        x = rows_of("x", 16384, 1024, SINGLE)
         y = torch.empty_like(x)
         return entry(lambda: y.copy_(x), x, lambda row: row)
 
@@ -151,7 +151,7 @@ def memory(record):
         return optimizer.step, error
 
     version = torch.__version__
-    record.measure("copy/f32/65536x2048", "torch copy", version, 1e-5, copied)
+    record.measure("copy/f32/16384x1024", "torch copy", version, 1e-5, copied)
     record.measure("rms-norm/f16/65536x1024", "torch rms_norm", version, 2e-3, normed)
     record.measure("cross-entropy/f32/16384x8192", "torch cross_entropy", version, 1e-5, losses)
     record.measure("adamw/f32/8192x8192", "torch AdamW, fused", version, 1e-6, stepped)

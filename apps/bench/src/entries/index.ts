@@ -10,6 +10,7 @@ import { maskFamily } from './masks.js';
 import { matmulFamily } from './matmul.js';
 import { memories } from './memories.js';
 import { memoryFamily } from './memory.js';
+import { nalaformerFamily } from './nalaformer.js';
 import { training } from './training.js';
 import { zetaFamily } from './zeta.js';
 
@@ -28,6 +29,7 @@ function families(device: Pick<Device, 'capabilities' | 'isSoftware'>): readonly
     fna2d,
     zetaFamily,
     maskFamily(device),
+    nalaformerFamily,
   ];
 }
 

@@ -85,7 +85,7 @@ function normalised(row: Float64Array): Float64Array {
 /** Copy and norm. */
 export const memoryFamily: Family = ({ suite, software }) => {
   if (suite !== 'quick' && suite !== 'kernels') return [];
-  const copySize: Setting = software ? { rows: 1024, width: 1024, dtype: 'f32' } : { rows: 65536, width: 2048, dtype: 'f32' };
+  const copySize: Setting = software ? { rows: 1024, width: 1024, dtype: 'f32' } : { rows: 16384, width: 1024, dtype: 'f32' };
   const normed: Setting = software ? { rows: 1024, width: 512, dtype: 'f32' } : { rows: 65536, width: 1024, dtype: 'f16' };
   return [
     rowsEntry(`copy/${copySize.dtype}/${copySize.rows}x${copySize.width}`, copySize, copy, (row) => row),
