@@ -86,11 +86,8 @@ function sweep(
   const grid = [into.tiles * splits, kvHeads, batch] as const;
   if (fragments) {
     const { fold, hidden } = foldedScale(bound, call.scale);
-    const spec = { ...bound.spec, ...fragments, load: rowLoad(bound.item), fold, vectorOut, split };
-    const values = { ...uniforms, hidden, tiles: 0 };
-    const onFragments = [kvHeads, into.tiles * splits, batch] as const;
-    for (const wants of fragments.apart ? (['keys', 'values'] as const) : (['both'] as const))
-      runMatrixBackward(device, 'keys', { ...spec, wants, biasGradient: biasGradient && wants !== 'values' }, tensors, values, onFragments);
+    const spec = { ...bound.spec, ...fragments, load: rowLoad(bound.item), fold, vectorOut, split, biasGradient };
+    runMatrixBackward(device, 'keys', spec, tensors, { ...uniforms, hidden, tiles: 0 }, [kvHeads, into.tiles * splits, batch]);
   } else runDkvKernel(device, { ...bound.spec, ...tile, shuffles, vectorOut, split, biasGradient }, tensors, uniforms, grid);
 }
 

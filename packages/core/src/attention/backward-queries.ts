@@ -51,7 +51,7 @@ export function gradientOfQ(
     runMatrixBackward(
       device,
       'queries',
-      { ...bound.spec, ...fragments, load: rowLoad(bound.item), fold, vectorOut, split: false, biasGradient: false, wants: 'keys' },
+      { ...bound.spec, ...fragments, load: rowLoad(bound.item), fold, vectorOut, split: false, biasGradient: false },
       { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, grads: dq },
       {
         ...bound.uniforms,

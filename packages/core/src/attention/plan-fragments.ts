@@ -33,6 +33,8 @@ export interface FragmentNeed {
   rows: number;
   /** Owned rows times heads and batch entries. */
   allRows: number;
+  /** Pairs that a mask's lists hold for tiles of these sizes: small tiles follow a mask more closely. Absent: all tiles list as many. */
+  listed?: ((tiles: { query: number; key: number }) => number) | undefined;
 }
 
 interface Tile {
@@ -84,25 +86,15 @@ export function planForwardFragments(need: FragmentNeed, capabilities: Capabilit
   return found && { ...complete(found, capabilities), valueColumns, parts };
 }
 
-/** A sweep of the backward. */
-export interface BackwardFragmentPlan extends FragmentPlan {
-  /** The sweep of keys makes dk and dv in dispatches of their own. */
-  apart: boolean;
-}
-
 /** The tile of a backward sweep; head dimensions up to 128. */
-export function planBackwardFragments(
-  owner: 'queries' | 'keys',
-  need: FragmentNeed,
-  capabilities: Capabilities,
-): BackwardFragmentPlan | undefined {
+export function planBackwardFragments(owner: 'queries' | 'keys', need: FragmentNeed, capabilities: Capabilities): FragmentPlan | undefined {
   const widest = Math.max(need.headDim, need.valueDim);
   if (!hasFragments(capabilities) || widest > 128) return undefined;
   const hardware = capabilities.matrix === 'hardware';
   const barriers = needsBarriers(capabilities);
   const tiles = backwardTiles(owner, widest, capabilities);
   const found = choose(tiles, need, capabilities, (t) => matrixBackwardBytes({ ...t, barriers }, need, hardware));
-  return found && { ...complete(found, capabilities), apart: false };
+  return found && complete(found, capabilities);
 }
 
 function backwardTiles(owner: 'queries' | 'keys', widest: number, capabilities: Capabilities): Tile[] {
@@ -112,13 +104,27 @@ function backwardTiles(owner: 'queries' | 'keys', widest: number, capabilities: 
   return owner === 'queries' ? [tile(12, 1, 16), tile(8, 1, 16), ...small] : [tile(8, 1, 16), ...small];
 }
 
-/** The first tile that fits the device, whose rows are not idle, and that fills the GPU; the last that fits otherwise. */
+/** Pairs a second against the largest tile's, by rows: 152, 208 and 241 TFLOP/s at 64, 128 and 384 rows (H100, causal, 64 dimensions). */
+function speed(rows: number): number {
+  return rows >= 192 ? 1 : rows >= 128 ? 0.87 : rows >= 64 ? 0.63 : 0.3;
+}
+
+/**
+ * The first tile that fits the device, whose rows are not idle, and that fills the GPU; the last that fits otherwise. Of those that
+ * fill it, under a mask with lists, the one that has least to do for its speed.
+ */
 function choose(tiles: readonly Tile[], need: FragmentNeed, capabilities: Capabilities, bytes: (t: Tile) => number): Tile | undefined {
   const { maxComputeWorkgroupStorageSize: memory, maxComputeInvocationsPerWorkgroup: lanes } = capabilities.limits;
   const fitting = tiles.filter((t) => t.subgroups * fragmentLanes <= lanes && bytes(t) <= memory);
   const rows = (t: Tile): number => t.subgroups * t.blocks * 16;
   const whole = fitting.filter((t) => rows(t) <= Math.max(16, need.rows));
-  const large = whole.find((t) => need.allRows >= enoughWorkgroups * rows(t));
+  const filling = whole.filter((t) => need.allRows >= enoughWorkgroups * rows(t));
+  const [large] = filling;
+  if (need.listed && large && capabilities.matrix === 'hardware') {
+    const { listed } = need;
+    const cost = (t: Tile): number => listed({ query: rows(t), key: t.columns }) / speed(rows(t));
+    return filling.reduce((best, t) => (cost(t) < cost(best) ? t : best));
+  }
   return large ?? whole.find((t) => rows(t) <= 64) ?? whole.at(-1) ?? fitting.at(-1);
 }
 

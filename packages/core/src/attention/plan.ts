@@ -1,7 +1,7 @@
 import type { Capabilities } from '../device/capabilities.js';
 import { shuffleBytes, shuffleSizes, type ShuffleTile } from './kernels/shuffle-forward.js';
 import { outputItems, tileBytes, type TileSpec } from './kernels/tile.js';
-import { type BackwardFragmentPlan, type ForwardFragmentPlan, planBackwardFragments, planForwardFragments } from './plan-fragments.js';
+import { type ForwardFragmentPlan, type FragmentPlan, planBackwardFragments, planForwardFragments } from './plan-fragments.js';
 
 /** What a plan depends on. Lengths choose between a few tiles and split counts; they never specialise a kernel. */
 export interface AttentionShape {
@@ -18,6 +18,8 @@ export interface AttentionShape {
   halves?: boolean;
   /** Scores pass through a function: the backward then runs on register tiles. Default false. */
   scoreFunction?: boolean;
+  /** Pairs that a mask's lists hold for tiles of these sizes. Default: as many for all tiles. */
+  listed?: ((tiles: { query: number; key: number }) => number) | undefined;
   /** One list serves all query heads of a group (a mask without heads, a selection a KV head). Default true. */
   sharedList?: boolean;
 }
@@ -42,9 +44,9 @@ export interface ForwardPlan extends TilePlan {
 
 export interface AttentionPlan {
   forward: ForwardPlan;
-  dq: TilePlan & { fragments: BackwardFragmentPlan | undefined };
+  dq: TilePlan & { fragments: FragmentPlan | undefined };
   dkv: TilePlan & {
-    fragments: BackwardFragmentPlan | undefined;
+    fragments: FragmentPlan | undefined;
     /** Parts of the query tiles of a key tile, summed in order by a second dispatch. */
     splits: number;
   };
@@ -66,7 +68,7 @@ export function planAttention(shape: AttentionShape, capabilities: Capabilities,
   const software = options.software ?? false;
   const { headDim, valueDim } = shape;
   const widest = Math.max(headDim, valueDim);
-  const backward = (owner: 'queries' | 'keys', rows: number, heads: number): BackwardFragmentPlan | undefined =>
+  const backward = (owner: 'queries' | 'keys', rows: number, heads: number): FragmentPlan | undefined =>
     shape.halves && !shape.scoreFunction
       ? planBackwardFragments(owner, { headDim, valueDim, rows, allRows: rows * heads * shape.batch }, capabilities)
       : undefined;
@@ -93,7 +95,10 @@ function planForward(shape: AttentionShape, capabilities: Capabilities, software
   const fragments =
     packed || !shape.halves
       ? undefined
-      : planForwardFragments({ headDim, valueDim, rows: queries, allRows: shape.queries * heads * batch }, capabilities);
+      : planForwardFragments(
+          { headDim, valueDim, rows: queries, allRows: shape.queries * heads * batch, listed: shape.listed },
+          capabilities,
+        );
   const shuffle = packed || software ? undefined : planShuffle(shape, rows, capabilities);
   if (!packed || shape.queries > packedRows) return { ...plan, packed, splits: 1, fragments, shuffle };
   const splits = Math.min(Math.ceil(wantedWorkgroups / Math.max(1, batch * kvHeads)), Math.ceil(keys / tokensASplit));
@@ -123,7 +128,7 @@ function planShuffle(
 }
 
 /** Few key tiles under many queries (a sink block, cross attention) are cut, so that the GPU fills. */
-function planDkv(shape: AttentionShape, plan: TilePlan & { fragments: BackwardFragmentPlan | undefined }): AttentionPlan['dkv'] {
+function planDkv(shape: AttentionShape, plan: TilePlan & { fragments: FragmentPlan | undefined }): AttentionPlan['dkv'] {
   const { batch, kvHeads, keys, queries } = shape;
   const workgroups = batch * kvHeads * Math.ceil(keys / (plan.fragments ?? plan.tile).rows);
   const splits = Math.min(Math.ceil(wantedWorkgroups / 2 / Math.max(1, workgroups)), partsOfQueries(queries));

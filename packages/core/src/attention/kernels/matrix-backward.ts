@@ -28,7 +28,7 @@ import {
   Staging,
 } from './matrix-memory.js';
 import { ownedRow, Scratch, scratchBytes } from './matrix-scratch.js';
-import { hideKeys, hideQueries, ownedFragments, seenByQueries, seesKeys, steps } from './matrix-steps.js';
+import { hideKeys, hideQueries, keyBits, ownedFragments, seenByQueries, seesKeys, steps } from './matrix-steps.js';
 import { keyWalk, queryWalk } from './matrix-walks.js';
 
 export type MatrixBackwardSpec = MatrixSpec & {
@@ -38,8 +38,6 @@ export type MatrixBackwardSpec = MatrixSpec & {
   /** For the sweep of keys. */
   split: boolean;
   biasGradient: boolean;
-  /** Gradients that the sweep of keys makes: wide heads have registers for one at a time. */
-  wants: 'both' | 'keys' | 'values';
 };
 
 const shared = {
@@ -122,7 +120,6 @@ function backwardText(spec: MatrixBackwardSpec, { capabilities }: KernelContext,
   const t = new Scratch(f, spec);
   const { blocks, units } = t;
   const byKeys = owner === 'keys';
-  const wants = byKeys ? spec.wants : 'keys';
   const region = (name: string, dim: number, n: number): Region => new Region(f, name, 'rows', n, padded(dim));
   const streamedScore = region('streamedScore', headDim, columns);
   const streamedValue = region('streamedValue', valueDim, columns);
@@ -154,7 +151,7 @@ function backwardText(spec: MatrixBackwardSpec, { capabilities }: KernelContext,
     const logit = each((m, u) => (spec.fold ? '' : `x${m}_${u} = x${m}_${u} * uniforms.scale2${bias(m, u)};`));
     const weigh = each((m, u) => {
       const exponent = spec.fold ? `fma(x${m}_${u}, vec4f(uniforms.scale2), -${stat(m, u, 'x')})` : `x${m}_${u} - ${stat(m, u, 'x')}`;
-      return `x${m}_${u} = exp2(${exponent}); ${byKeys && wants !== 'keys' ? t.weight(m, u, `x${m}_${u}`) : ''}`;
+      return `x${m}_${u} = exp2(${exponent}); ${byKeys ? t.weight(m, u, `x${m}_${u}`) : ''}`;
     });
     const gradient = each(
       (m, u) => `{ let g = x${m}_${u} * (y${m}_${u} - ${stat(m, u, 'y')});
@@ -175,11 +172,8 @@ function backwardText(spec: MatrixBackwardSpec, { capabilities }: KernelContext,
     )}
     ${blocks.map(logit).join('\n')}
     ${masked ? `if (masked) { ${blocks.map(hide).join('\n')} }` : ''}
-    ${byKeys && wants !== 'keys' ? `{ ${values} }` : blocks.map(weigh).join('\n')}
-    ${
-      wants === 'values'
-        ? ''
-        : `${declare('y')}
+    ${byKeys ? `{ ${values} }` : blocks.map(weigh).join('\n')}
+    ${declare('y')}
     ${spec.barriers ? 'workgroupBarrier();' : ''}
     ${t.product(
       own?.value ?? 'ownedValue',
@@ -188,8 +182,7 @@ function backwardText(spec: MatrixBackwardSpec, { capabilities }: KernelContext,
       chunk,
       t.perBlock(store, (m) => read('y', m)),
     )}
-    { ${t.perBlock(gradient, (m) => t.loadWeights(m))} ${t.accumulate(dS, streamedScore, headDim, chunk)} }`
-    } }`;
+    { ${t.perBlock(gradient, (m) => t.loadWeights(m))} ${t.accumulate(dS, streamedScore, headDim, chunk)} } }`;
   };
   const chunks = range(columns / spec.chunk).map((c) => c * spec.chunk);
   const body = (masked: boolean): string => chunks.map((chunk) => compute(chunk, masked)).join('\n');
@@ -207,7 +200,7 @@ function backwardText(spec: MatrixBackwardSpec, { capabilities }: KernelContext,
       ];
   const owned = `
     ${ownedOf('ownedScore', 'score', streamedScore, scoreRows)}
-    ${wants === 'values' ? '' : ownedOf('ownedValue', 'value', streamedValue, valueRows)}`;
+    ${ownedOf('ownedValue', 'value', streamedValue, valueRows)}`;
   const main = byKeys ? mainOfKeys(spec, t, f, tiles, owned, body) : mainOfQueries(spec, t, f, tiles, owned, body);
   return `
     ${own ? `${own.score.declare()} ${own.value.declare()}` : ''}
@@ -235,6 +228,7 @@ function mainOfQueries(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles
     let rowAt${m} = rowStart + ${ownedRow(spec, m)} + row;
     let place${m} = i32(rowAt${m}) + queryOffset;
     let stat${m} = statOf((b * uniforms.queries + rowAt${m}) * uniforms.heads + h, rowAt${m} < rowEnd);`;
+  const bits = keyBits(spec, t);
   return `
     ${tilePosition(spec, { tile: 'group.y', head: 'group.x' })}
     let dOutBase = b * uniforms.dOutBatch + h * uniforms.dOutHead;
@@ -243,7 +237,7 @@ function mainOfQueries(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles
     let unit = unitOf(groups.z);
     ${owned}
     ${t.declareOutput('dq', headDim)}
-    ${steps(f, spec, keyWalk(spec, columns), tiles, { start: 'keyStart', stop: 'keyStop', sees: seesKeys(spec), compute: body })}
+    ${steps(f, spec, keyWalk(spec, columns), tiles, { start: 'keyStart', stop: 'keyStop', sees: bits ? `${seesKeys(spec)} && ${bits.any}` : seesKeys(spec), compute: body, ...(bits && { extra: bits.extra }) })}
     ${t.storeOutput('dq', headDim, {
       binding: 'grads',
       vector: spec.vectorOut,
@@ -255,7 +249,7 @@ function mainOfQueries(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles
 }
 
 function mainOfKeys(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles: readonly Staging[], owned: string, body: Body): string {
-  const { headDim, valueDim, columns, rows, biasGradient, wants } = spec;
+  const { headDim, valueDim, columns, rows, biasGradient } = spec;
   const { blocks } = t;
   const part = spec.split ? 'split * uniforms.partSize + ' : '';
   const out = (name: string, dim: number, from: string, factor: string): string =>
@@ -289,8 +283,8 @@ function mainOfKeys(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles: r
     ${blocks.map((m) => `let keyAt${m} = keyStart + ${ownedRow(spec, m)} + row;`).join(' ')}
     let unit = unitOf(groups.z);
     ${owned}
-    ${wants === 'values' ? '' : t.declareOutput('dk', headDim)}
-    ${wants === 'keys' ? '' : t.declareOutput('dv', valueDim)}
+    ${t.declareOutput('dk', headDim)}
+    ${t.declareOutput('dv', valueDim)}
     for (var member = 0u; member < uniforms.group; member++) {
       let h = kvHead * uniforms.group + member;
       let qBase = b * uniforms.qBatch + h * uniforms.qHead;
@@ -299,6 +293,6 @@ function mainOfKeys(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles: r
       ${steps(f, spec, queryWalk(spec, columns, rows, spec.split), tiles, { start: 'rowStart', stop: 'rowEnd', sees: seenByQueries(spec), compute: body, extra: stats })}
       ${biasGradient ? blocks.map(bias).join('\n') : ''}
     }
-    ${wants === 'values' ? '' : out('dk', headDim, '', 'unit.x * uniforms.scale')}
-    ${wants === 'keys' ? '' : out('dv', valueDim, 'uniforms.dvAt + ', '1.0')}`;
+    ${out('dk', headDim, '', 'unit.x * uniforms.scale')}
+    ${out('dv', valueDim, 'uniforms.dvAt + ', '1.0')}`;
 }
