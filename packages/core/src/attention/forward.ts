@@ -6,6 +6,7 @@ import { runForwardKernel } from './kernels/forward.js';
 import { runMatrixForward } from './kernels/matrix-forward.js';
 import { runShuffleForward, shuffleSizes, type ShuffleTile } from './kernels/shuffle-forward.js';
 import { runMergeParts } from './kernels/merge.js';
+import { listedPairs } from './listed.js';
 import type { AttentionResult } from './merge.js';
 import { type AttentionPlan, type AttentionShape, planAttention } from './plan.js';
 import type { ForwardFragmentPlan } from './plan-fragments.js';
@@ -18,6 +19,7 @@ export function planCall(call: AttentionCall): AttentionPlan {
     halves: call.halves || precision === 'f16',
     scoreFunction: call.score !== undefined,
     ...(call.selection && { blockQueries: call.selection.blockQueries }),
+    listed: listedPairs(call),
     sharedList: !(call.visibility.mask?.perHead ?? false) && (call.selection?.heads ?? 1) <= call.sizes.kvHeads,
   };
   return planAttention(shape, call.device.capabilities, { software: call.device.isSoftware });

@@ -25,7 +25,7 @@ import {
   Staging,
 } from './matrix-memory.js';
 import { ownedRow, Scratch, scratchBytes } from './matrix-scratch.js';
-import { hideKeys, ownedFragments, seesKeys, steps } from './matrix-steps.js';
+import { hideKeys, keyBits, ownedFragments, seesKeys, steps } from './matrix-steps.js';
 import { keyWalk } from './matrix-walks.js';
 
 export type MatrixForwardSpec = MatrixSpec & {
@@ -166,6 +166,7 @@ function matrixForwardText(spec: MatrixForwardSpec, { capabilities }: KernelCont
       lse[base_lse() + (b * uniforms.queries + rowAt${m}) * uniforms.heads + h] =
         select(0xff800000u, bitcast<u32>((highest${m} + log2(whole${m})) * ${ln2}), alive${m});
     }`;
+  const bits = keyBits(spec, t);
   const main = `
     ${tilePosition({ ...spec, split: parts > 1 }, { tile: 'group.y', head: 'group.x' })}
     ${parts > 1 ? `let firstValue = split * ${valueColumns}u; let firstChunk = firstValue / 8u;` : ''}
@@ -178,7 +179,8 @@ function matrixForwardText(spec: MatrixForwardSpec, { capabilities }: KernelCont
     ${steps(f, spec, keyWalk(spec, columns), [keyTile, valueTile], {
       start: 'keyStart',
       stop: 'keyStop',
-      sees: seesKeys(spec),
+      sees: bits ? `${seesKeys(spec)} && ${bits.any}` : seesKeys(spec),
+      ...(bits && { extra: bits.extra }),
       compute: (masked) => chunks.map((first) => compute(first, masked)).join('\n'),
     })}
     ${blocks.map(finish).join('\n')}

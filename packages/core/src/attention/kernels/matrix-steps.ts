@@ -56,7 +56,8 @@ export function steps(
 export function hideKeys(spec: MatrixSpec, t: Scratch, block: number, chunk: number): string {
   if (spec.bits > 0) {
     const row = `(partialTile * ${spec.rows}u + ${ownedRow(spec, block)} + row) * ${spec.bits}u + ${chunk >> 5}u`;
-    return `{ let bits = arena[base_arena() + uniforms.bitsAt + ${row}] >> (${chunk & 31}u + 4u * pair);
+    const word = bitsAhead(spec) ? `bits${block}_${chunk >> 5}` : `arena[base_arena() + uniforms.bitsAt + ${row}]`;
+    return `{ let bits = ${word} >> (${chunk & 31}u + 4u * pair);
       ${t.units.map((u) => hide(block, u, bitsOf(8 * u))).join(' ')} }`;
   }
   const first = `(keyStart + ${chunk}u)`;
@@ -67,6 +68,33 @@ export function hideKeys(spec: MatrixSpec, t: Scratch, block: number, chunk: num
     let first = vec4i(place${block} - uniforms.left - zero);
     let leading = vec4i(i32(uniforms.prefix) - zero);
     ${t.units.map((u) => `{ let c = ${columnsOf(u)}; ${hide(block, u, '(c <= last) & ((c >= first) | (c < leading))')} }`).join('\n')} }`;
+}
+
+/** Whether the bits of partial tiles are loaded with the tile: large tiles have no registers left for them. */
+function bitsAhead(spec: MatrixSpec): boolean {
+  return spec.bits > 0 && spec.rows <= 128;
+}
+
+/**
+ * Bits of the partial tile that is computed, `bits<block>_<word>`, of this lane's rows, loaded with the tile. `any` says whether a row
+ * of the subgroup sees a key: windows over tokens of a plane leave many of a workgroup's tiles to some of its subgroups.
+ */
+export function keyBits(spec: MatrixSpec, t: Scratch): { extra: { declare: string; fetch: string; put: string }; any: string } | undefined {
+  if (!bitsAhead(spec)) return undefined;
+  const names = t.blocks.flatMap((m) =>
+    range(spec.bits).map((w) => ({
+      name: `${m}_${w}`,
+      at: `(nextBits * ${spec.rows}u + ${ownedRow(spec, m)} + row) * ${spec.bits}u + ${w}u`,
+    })),
+  );
+  return {
+    extra: {
+      declare: names.map(({ name }) => `var nextBits${name} = 0u; var bits${name} = 0u;`).join(' '),
+      fetch: `if (found && nextMasked) { ${names.map(({ name, at }) => `nextBits${name} = arena[base_arena() + uniforms.bitsAt + ${at}];`).join(' ')} }`,
+      put: names.map(({ name }) => `bits${name} = nextBits${name};`).join(' '),
+    },
+    any: `(!masked || subgroupAny((${names.map(({ name }) => `bits${name}`).join(' | ')}) != 0u))`,
+  };
 }
 
 /** As `hideKeys`: rows of keys against the queries from `rowStart + first` on. */
