@@ -1,9 +1,9 @@
-import { concat, permute, slice, type Tensor, zeros } from '@heed/core';
+import { concat, permute, slice, sum, type Tensor, zeros } from '@heed/core';
 import { apply, asContiguous, empty } from '@heed/core/~internal';
 import { planTransform, runFirst, runLast, runMiddle, type Slab, type TransformPlan } from './kernels/convolve.js';
 import { diagonalSums } from './kernels/diagonals.js';
 import { directProduct, type ProductOperands, type ProductShape } from './kernels/direct.js';
-import { entriesOf, runCorrelate, spectrumOf } from './kernels/spectrum.js';
+import { correlateParts, entriesOf, runCorrelate, spectrumOf } from './kernels/spectrum.js';
 import { earlyRows, type NprfPath, slabBytes } from './plan.js';
 import { type Positions, spanOf } from './positions.js';
 
@@ -110,13 +110,13 @@ function entryGradient({ a, b, w, g }: { a: Tensor; b: Tensor; w: Tensor; g: Ten
   const slabs = slabsOf(a.dim(0), a.dim(2), w.dim(2), plan, device.limits.maxStorageBufferBindingSize);
   const most = Math.max(...slabs.map((s) => s.entries * s.features * s.pairs));
   const [x, u] = [empty(device, [most, plan.n, 2]), empty(device, [most, plan.n, 2])];
-  const sums = zeros(device, [heads, plan.n, 2]);
+  const sums = zeros(device, [correlateParts(plan.n1, heads), heads, plan.n, 2]);
   for (const slab of slabs) {
     runFirst(device, plan, slab, { b: turnedB, w: turnedW, out: x }, problem);
     runFirst(device, plan, slab, { b: turnedA, w: turnedG, out: u }, problem);
     runCorrelate(device, plan, slab, { x, u, out: sums }, heads);
   }
-  return entriesOf(sums, plan, problem, table);
+  return entriesOf(sum(sums, 0), plan, problem, table);
 }
 
 /** Slabs of rows (entry x feature x pair of columns) whose transforms fit; features innermost, pure. */

@@ -1,6 +1,6 @@
 // Gradient of the Toeplitz entries: dc_o = sum over pairs at offset o of (a_i . b_j)(g_i . w_j).
-// tile    64 offsets stay, 16 positions of queries pass by with the 79 positions of keys that they meet; 4 x 4 pairs a lane
-// bytes   reads a, g once and b, w five times a tile of offsets (from L2); writes 4 bytes an offset, split and entry
+// tile    64 offsets stay, 32 positions of queries pass by with the 95 positions of keys that they meet; 4 x 4 pairs a lane
+// bytes   reads a, g once and b, w three times a tile of offsets (from L2); writes 4 bytes an offset, split and entry
 // limits  f32; 2 (features + width) operations a pair; splits are added in order
 // source  Luo et al. 2021 (arXiv 2106.12566), section 3: the derivative of sum_j c_(j-i) (a_i . b_j) w_j by c
 import { sum, type Tensor } from '@heed/core';
@@ -8,8 +8,8 @@ import { defineKernel, empty, range, read, unroll, write } from '@heed/core/~int
 import { type Positions, spanOf } from '../positions.js';
 
 const offsets = 64;
-const rows = 16;
-const chunk = 32;
+const rows = 32;
+const chunk = 16;
 const stride = chunk / 4 + 1;
 const lanes = (rows / 4) * (offsets / 4);
 
@@ -61,13 +61,13 @@ const kernel = defineKernel({
         ${pair((i, j) => `var ${to}_${i}_${j} = 0.0;`)}
         for (var channel = 0u; channel < ${count}; channel += ${chunk}u) {
           for (var e = lane; e < ${rows * (chunk / 4)}u; e += ${lanes}u) {
-            let token = tokenAt(i32(first + e / ${chunk / 4}u), uniforms.queries);
+            let token = rowTokens[e / ${chunk / 4}u];
             var value = vec4f();
             if (token >= 0) { value = vector_${left}((entry * uniforms.queries + u32(token)) * ${count}, channel + 4u * (e % ${chunk / 4}u)); }
             tile_rows[(e / ${chunk / 4}u) * ${stride}u + e % ${chunk / 4}u] = value;
           }
           for (var e = lane; e < ${(rows + offsets) * (chunk / 4)}u; e += ${lanes}u) {
-            let token = tokenAt(i32(first + e / ${chunk / 4}u) + offset, uniforms.keys);
+            let token = keyTokens[e / ${chunk / 4}u];
             var value = vec4f();
             if (token >= 0) { value = vector_${right}((entry * uniforms.keys + u32(token)) * ${count}, channel + 4u * (e % ${chunk / 4}u)); }
             tile_keys[(e / ${chunk / 4}u) * ${stride}u + e % ${chunk / 4}u] = value;
@@ -95,6 +95,8 @@ const kernel = defineKernel({
     var<workgroup> tile_rows: array<vec4f, ${rows * stride}>;
     var<workgroup> tile_keys: array<vec4f, ${(rows + offsets) * stride}>;
     var<workgroup> sums: array<vec4f, ${lanes}>;
+    var<workgroup> rowTokens: array<i32, ${rows}>;
+    var<workgroup> keyTokens: array<i32, ${rows + offsets}>;
     @compute @workgroup_size(${lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let index = workgroupIndex(group, groups);
@@ -110,6 +112,11 @@ const kernel = defineKernel({
       for (var first = split * uniforms.span; first < end; first += ${rows}u) {
         // positions without a key at any of these offsets
         if (i32(first) + offset + ${rows + offsets} <= 0 || i32(first) + offset >= i32(uniforms.keyPositions)) { continue; }
+        for (var e = lane; e < ${rows + offsets}u; e += ${lanes}u) {
+          if (e < ${rows}u) { rowTokens[e] = tokenAt(i32(first + e), uniforms.queries); }
+          keyTokens[e] = tokenAt(i32(first + e) + offset, uniforms.keys);
+        }
+        workgroupBarrier();
         ${products('a', 'b', 'uniforms.features', 'ab')}
         ${products('g', 'w', 'uniforms.width', 'gw')}
         total += vec4f(${range(4)
@@ -146,7 +153,8 @@ export function diagonalSums(
   const width = w.dim(2);
   const tiles = Math.ceil(table / offsets);
   const all = spanOf(positions, queries);
-  const splits = Math.max(1, Math.min(Math.ceil(1024 / (entries * tiles)), Math.floor(all / 128)));
+  // eight times as many workgroups as run at a time: under a mask those of far offsets end early
+  const splits = Math.max(1, Math.min(Math.ceil(4096 / (entries * tiles)), Math.floor(all / 128)));
   const span = Math.ceil(all / splits / rows) * rows;
   const out = empty(device, [splits, entries, table]);
   const workgroups = entries * tiles * splits;

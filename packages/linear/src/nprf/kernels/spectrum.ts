@@ -66,7 +66,7 @@ interface CorrelateSpec {
   n2: number;
 }
 
-// sums over a slab of U conj(X), frequency by frequency: workgroup k1 of a head goes over its rows in order
+// sums over a slab of U conj(X), frequency by frequency: workgroup k1 of a head and part goes over its share of the rows in order
 const correlate = defineKernel({
   name: 'nprf-correlate',
   bindings: {
@@ -84,6 +84,7 @@ const correlate = defineKernel({
     total: 'u32',
     heads: 'u32',
     entries: 'u32',
+    parts: 'u32',
   },
   wgsl: ({ n2 }: CorrelateSpec) => {
     const each = Math.ceil(n2 / transformLanes);
@@ -94,10 +95,11 @@ const correlate = defineKernel({
     @compute @workgroup_size(${transformLanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
       let k1 = group.x;
-      let head = group.y;
+      let head = group.y % uniforms.heads;
+      let part = group.y / uniforms.heads;
       ${loop((e) => `var sum${e} = vec2f();`)}
       let rows = uniforms.entries * uniforms.features * uniforms.pairs;
-      for (var row = 0u; row < rows; row++) {
+      for (var row = part; row < rows; row += uniforms.parts) {
         if ((row / (uniforms.pairs * uniforms.features) + uniforms.entryFirst) % uniforms.heads != head) { continue; }
         let from_ = row * uniforms.total + k1 * ${n2}u;
         for (var e = lane; e < ${n2}u; e += ${transformLanes}u) { field[e] = x[base_x() + from_ + e]; }
@@ -111,13 +113,18 @@ const correlate = defineKernel({
         ${loop((e) => `if (lane + ${e * transformLanes}u < ${n2}u) { sum${e} += product(field[${at}u + lane + ${e * transformLanes}u], x${e}); }`)}
         workgroupBarrier();
       }
-      let to = base_out() + head * uniforms.total + k1 * ${n2}u;
+      let to = base_out() + group.y * uniforms.total + k1 * ${n2}u;
       ${loop((e) => `if (lane + ${e * transformLanes}u < ${n2}u) { out[to + lane + ${e * transformLanes}u] += sum${e}; }`)}
     }`;
   },
 });
 
-/** Adds to `out` [heads, n, 2] what a slab gives. */
+/** Parts that the rows of a slab are summed in, so that few heads fill a device, too; pure. */
+export function correlateParts(n1: number, heads: number): number {
+  return Math.max(1, Math.min(16, Math.ceil(2048 / (n1 * heads))));
+}
+
+/** Adds to `out` [parts, heads, n, 2] what a slab gives. */
 export function runCorrelate(
   device: Device,
   plan: TransformPlan,
@@ -128,8 +135,8 @@ export function runCorrelate(
   correlate.run(device, {
     spec: { n2: plan.n2 },
     tensors: { ...operands, twiddles: twiddles(device, plan.n) },
-    uniforms: { ...slabValues(slab), total: plan.n, heads, entries: slab.entries },
-    grid: [plan.n1, heads],
+    uniforms: { ...slabValues(slab), total: plan.n, heads, entries: slab.entries, parts: operands.out.dim(0) },
+    grid: [plan.n1, heads * operands.out.dim(0)],
   });
 }
 
