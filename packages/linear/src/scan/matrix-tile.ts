@@ -67,9 +67,9 @@ export interface MatrixTiles {
 }
 
 /**
- * Tiles on fragments, or undefined where the device has none or the state does not fit its workgroup memory: 64 tokens by 16
- * subgroups first, because few workgroups fit a multiprocessor at a time; fewer where memory is short or keys would mostly be
- * padding.
+ * Tiles on fragments, or undefined where the device has none or the state does not fit its workgroup memory: all columns up to 128
+ * first, since each column tile loads queries and keys and makes scores again, then 64 tokens; fewer where memory is short or keys
+ * would mostly be padding. The sweep is in docs/benchmarks/tuning.md.
  */
 export function matrixTiles(keyDim: number, valueDim: number, capabilities: Capabilities): MatrixTiles | undefined {
   if (!hasFragments(capabilities)) return undefined;
@@ -80,10 +80,11 @@ export function matrixTiles(keyDim: number, valueDim: number, capabilities: Capa
 
 function findTile(keyDim: number, valueDim: number, capabilities: Capabilities, outputs: boolean, only?: number): MatrixTile | undefined {
   const { maxComputeWorkgroupStorageSize, maxComputeInvocationsPerWorkgroup } = capabilities.limits;
-  const { N } = fragmentShape(capabilities);
+  const { N } = fragmentShape(capabilities, { N: 16 });
   const blocks = Math.ceil(keyDim / 16);
-  for (const columns of only ? [only] : valueDim <= 32 ? [32, 64] : [64, 32]) {
-    for (const rowGroups of [4, 2, 1]) {
+  const widths = valueDim <= 32 ? [32, 64] : valueDim <= 64 ? [64, 32] : [128, 64, 32];
+  for (const columns of only ? [only] : widths) {
+    for (const rowGroups of columns === 128 ? [4, 2] : [4, 2, 1]) {
       const chunk = rowGroups * 16;
       const columnGroups = Math.min(4, columns / N);
       if (rowGroups * columnGroups * fragmentLanes > maxComputeInvocationsPerWorkgroup) continue;

@@ -57,12 +57,13 @@ export interface MatmulShape {
 export const tileDepth = 16;
 export const fragmentDepth = 32;
 
-export const registerTiles: Readonly<Record<'small' | 'tall' | 'wide' | 'medium' | 'large', RegisterTile>> = {
+export const registerTiles: Readonly<Record<'small' | 'tall' | 'wide' | 'medium' | 'large' | 'huge', RegisterTile>> = {
   small: { rows: 32, columns: 32, laneRows: 4, laneColumns: 4 },
   tall: { rows: 128, columns: 32, laneRows: 8, laneColumns: 4 },
   wide: { rows: 32, columns: 128, laneRows: 4, laneColumns: 8 },
   medium: { rows: 64, columns: 64, laneRows: 4, laneColumns: 4 },
   large: { rows: 128, columns: 128, laneRows: 8, laneColumns: 8 },
+  huge: { rows: 256, columns: 128, laneRows: 16, laneColumns: 8 },
 };
 
 export const fragmentTiles: Readonly<Record<'medium' | 'tall' | 'large', FragmentTile>> = {
@@ -110,9 +111,16 @@ export function planMatmul(shape: MatmulShape, precision: 'f32' | 'f16', capabil
       return { kernel: 'matrix', tile, a: loadOf(a), b: loadOf(b), ...split };
     }
   }
-  const { small, tall, wide, medium, large } = registerTiles;
-  const few: RegisterTile[] = Math.max(M, N) <= 32 ? [small] : N <= 32 ? [small, tall] : M <= 32 ? [small, wide] : [small, medium, large];
-  const tile = chooseTile(few, shape) ?? small;
+  const { small, tall, wide, medium, large, huge } = registerTiles;
+  const few: RegisterTile[] =
+    Math.max(M, N) <= 32 ? [small] : N <= 32 ? [small, tall] : M <= 32 ? [small, wide] : [small, medium, large, huge];
+  const { maxComputeWorkgroupStorageSize } = capabilities.limits;
+  const held = few.filter(
+    (tile) =>
+      4 * tileDepth * (tile.rows + tile.columns) <= maxComputeWorkgroupStorageSize &&
+      (tile !== huge || tiles(huge, shape) >= enoughWorkgroups),
+  );
+  const tile = chooseTile(held, shape) ?? small;
   const narrow = (form: OperandForm): Load => (form.width === 1 ? 'scalar' : 'vec4');
   return {
     kernel: 'tile',

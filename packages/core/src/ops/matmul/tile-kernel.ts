@@ -7,7 +7,7 @@ import { epilogueText, loopBound, matmulUniforms, type OutSpec, placeText, type 
 
 // out = activation(a b + bias) + addTo in f32, tiles in workgroup memory, sums in named registers.
 // tile    rows x columns x 16, one lane laneRows x laneColumns of it; the next tile is prefetched into registers
-// bytes   reads (M K N / columns + K N M / rows), writes M N elements; workgroup memory 64 x (rows + columns) <= 16 KiB
+// bytes   reads (M K N / columns + K N M / rows), writes M N elements; workgroup memory 64 x (rows + columns), 24 KiB at most
 // limits  any M, N, K, strides and offsets (loads of four where aligned); matrices x tiles x splits < 2^32
 // source  the usual register blocking; tiles lie row by row of k, k-contiguous operands are transposed on the way, swizzled
 export interface TileSpec extends OutSpec {
@@ -80,6 +80,17 @@ function tileKernelText(spec: TileSpec, { capabilities }: KernelContext): string
   const columnQuads = spec.laneColumns / 4;
   const sum = (quad: number, j: number, h: number): string => `c${quad}_${j}_${h}`;
   const sums = range(rowQuads).flatMap((g) => range(4).flatMap((j) => range(columnQuads).map((h) => ({ g, j, h, name: sum(g, j, h) }))));
+  const products = (q: string, i: number): string => `{
+          ${unroll(rowQuads, (g) => `let a_${g} = ${readTile(a, g, q, i)};`, ' ')}
+          ${unroll(columnQuads, (h) => `let b_${h} = ${readTile(b, h, q, i)};`, ' ')}
+          ${sums.map(({ g, j, h, name }) => `${name} = fma(vec4f(a_${g}[${j}]), b_${h}, ${name});`).join('\n')}
+        }`;
+  const quads = tileDepth / 4;
+  // wide subgroups are GPUs, which gain by constant offsets; software drivers take seconds over them
+  const eachDepth =
+    capabilities.subgroupMinSize >= 16
+      ? unroll(tileDepth, (k) => products(`${k >> 2}u`, k & 3))
+      : `for (var q = 0u; q < ${loopBound(quads, capabilities)}; q++) { ${unroll(4, (i) => products('q', i))} }`;
   return `
     ${placeText(spec.partial)}
     ${tileText(spec.rows, spec.columns)}
@@ -105,16 +116,7 @@ function tileKernelText(spec: TileSpec, { capabilities }: KernelContext): string
         workgroupBarrier();
         kt += ${tileDepth}u;
         if (kt < place.kEnd) { ${loadA.fetch} ${loadB.fetch} }
-        for (var q = 0u; q < ${loopBound(tileDepth / 4, capabilities)}; q++) {
-          ${unroll(columnQuads, (h) => unroll(4, (k) => `let b_${k}_${h} = ${readTile(b, h, k)};`))}
-          ${unroll(
-            rowQuads,
-            (g) => `{
-            ${unroll(4, (k) => `let a_${k} = ${readTile(a, g, k)};`)}
-            ${unroll(4, (kk) => unroll(4, (j) => unroll(columnQuads, (h) => `${sum(g, j, h)} = fma(vec4f(a_${kk}[${j}]), b_${kk}_${h}, ${sum(g, j, h)});`)))}
-          }`,
-          )}
-        }
+        ${eachDepth}
         workgroupBarrier();
       }
       ${sums
@@ -186,8 +188,8 @@ function loader(
   };
 }
 
-/** Four rows or columns, quad `quad` of this lane's, at k `i` of the four; swizzled where they were stored along k. */
-function readTile(side: Side, quad: number, i: number): string {
+/** Four rows or columns, quad `quad` of this lane's, at k 4 q + i; swizzled where they were stored along k. */
+function readTile(side: Side, quad: number, q: string, i: number): string {
   const own = `${quad * side.across}u + ${side.index}`;
-  return `tile${side.name.toUpperCase()}[(q * 4u + ${i}u) * ${side.free / 4}u + ${side.alongDepth ? `((${own}) ^ (q * 2u))` : own}]`;
+  return `tile${side.name.toUpperCase()}[(${q} * 4u + ${i}u) * ${side.free / 4}u + ${side.alongDepth ? `((${own}) ^ (${q} * 2u))` : own}]`;
 }
