@@ -36,7 +36,8 @@ async function takeRecord(options: BenchOptions): Promise<BenchRecord> {
           overhead: suite === 'overhead' || suite === 'all' || suite === 'quick',
           sizes: options.sizes,
           only: options.only,
-          limitSeconds: options.limit,
+          // two minutes at most, on whatever processor
+          limitSeconds: options.limit ?? (suite === 'quick' && device.isSoftware ? 90 : undefined),
           commit,
           versions,
           settings: unchecked ? 'unchecked' : 'shipped',

@@ -75,7 +75,11 @@ function benchCommand(): Command {
     .argument('[suite]', `${suites.join(', ')}; default quick`)
     .option('--sizes <list>', 'tokens (of products: edges) in place of the suite’s own, separated by commas', sizesOf)
     .option('--only <parts>', 'entries whose id contains one of these parts, separated by commas', partsOf, [])
-    .option('--limit <seconds>', 'begins no further entry after so long; what has a target comes first', secondsOf)
+    .option(
+      '--limit <seconds>',
+      'begins no further entry after so long; what has a target comes first; default none, but 90 for quick on a software device',
+      secondsOf,
+    )
     .option('--json <file>', 'writes the record as JSON')
     .option('--html <file>', 'writes a report with plots and pictures of the masks')
     .option('--docs <folder>', 'writes <date>-<device>.json there, and kernels.md from the newest record of each device')
