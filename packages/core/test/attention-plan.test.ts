@@ -91,9 +91,10 @@ test('f16 operands take fragments where the device has them', () => {
   expect(planAttention({ ...shape, halves: true }, baseline).forward.fragments).toBeUndefined();
 });
 
-test('long sequences take taller tiles, blocks of a selection none taller than themselves', () => {
+test('long sequences take taller tiles, short windows do not, blocks of a selection none taller than themselves', () => {
   const long = planAttention({ ...shape, halves: true, queries: 65536, keys: 65536 }, h100).forward.fragments;
   expect(long?.rows).toBeGreaterThan(128);
+  expect(planAttention({ ...shape, halves: true, queries: 65536, keys: 65536, narrow: true }, h100).forward.fragments?.rows).toBe(128);
   expect(planAttention({ ...shape, halves: true, queries: 65536, blockQueries: 64 }, h100).forward.fragments?.rows).toBe(64);
 });
 

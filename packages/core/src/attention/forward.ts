@@ -11,6 +11,9 @@ import type { AttentionResult } from './merge.js';
 import { type AttentionPlan, type AttentionShape, planAttention } from './plan.js';
 import type { ForwardFragmentPlan } from './plan-fragments.js';
 
+/** Windows below it are short against the tallest tiles. */
+const shortWindow = 8192;
+
 /** The plan of a call on its device. */
 export function planCall(call: AttentionCall): AttentionPlan {
   const { precision } = call.options;
@@ -18,6 +21,7 @@ export function planCall(call: AttentionCall): AttentionPlan {
     ...call.sizes,
     halves: call.halves || precision === 'f16',
     scoreFunction: call.score !== undefined,
+    narrow: call.visibility.band.left < shortWindow,
     ...(call.selection && { blockQueries: call.selection.blockQueries }),
     listed: listedPairs(call),
     sharedList: !(call.visibility.mask?.perHead ?? false) && (call.selection?.heads ?? 1) <= call.sizes.kvHeads,

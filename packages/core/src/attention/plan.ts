@@ -20,6 +20,8 @@ export interface AttentionShape {
   scoreFunction?: boolean;
   /** Pairs that a mask's lists hold for tiles of these sizes. Default: as many for all tiles. */
   listed?: ((tiles: { query: number; key: number }) => number) | undefined;
+  /** Queries see a short window: tall tiles would meet more of the other keys. Default false. */
+  narrow?: boolean;
   /** One list serves all query heads of a group (a mask without heads, a selection a KV head). Default true. */
   sharedList?: boolean;
 }
@@ -52,6 +54,8 @@ export interface AttentionPlan {
   };
 }
 
+/** Rows of a tile at most where windows are short. */
+const narrowRows = 128;
 /** Rows up to which queries and heads of a group share a tile (decode). */
 export const packedRows = 16;
 /** Workgroups that fill a large GPU several times over. */
@@ -96,7 +100,13 @@ function planForward(shape: AttentionShape, capabilities: Capabilities, software
     packed || !shape.halves
       ? undefined
       : planForwardFragments(
-          { headDim, valueDim, rows: queries, allRows: shape.queries * heads * batch, listed: shape.listed },
+          {
+            headDim,
+            valueDim,
+            rows: shape.narrow ? Math.min(queries, narrowRows) : queries,
+            allRows: shape.queries * heads * batch,
+            listed: shape.listed,
+          },
           capabilities,
         );
   const shuffle = packed || software ? undefined : planShuffle(shape, rows, capabilities);
