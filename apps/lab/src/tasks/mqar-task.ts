@@ -33,6 +33,8 @@ export const mqar: Task = {
     ...figures('based', [0.9985, 0.997, 0.9911]),
     ...figures('linear', [0.919, 0.866, 0.751]),
   ],
+  comparable: (settings) =>
+    ['vocabulary', 'tokens', 'pairs', 'examples', 'batch', 'width'].every((name) => String(settings[name]) === String(mqar.settings[name])),
   async run(context) {
     const results: TaskResult[] = [];
     for (const seed of context.seeds) {

@@ -53,11 +53,11 @@ export async function runTask(
     settings,
     seconds: (performance.now() - begin) / 1000,
     results,
-    summary: summarise(task, results),
+    summary: summarise(task.comparable?.(settings) === false ? [] : task.published, results),
   };
 }
 
-function summarise(task: Task, results: readonly TaskResult[]): TaskSummary[] {
+function summarise(published: Task['published'], results: readonly TaskResult[]): TaskSummary[] {
   const groups = new Map<string, TaskResult[]>();
   for (const result of results) {
     const key = `${result.mixer}|${result.cell}|${result.metric}`;
@@ -66,7 +66,7 @@ function summarise(task: Task, results: readonly TaskResult[]): TaskSummary[] {
   return [...groups.values()].map((group) => {
     const [{ mixer, cell, metric, chance }] = group as [TaskResult, ...TaskResult[]];
     const values = group.map(({ value }) => value);
-    const known = task.published.find((one) => one.mixer === mixer && one.cell === cell && one.metric === metric);
+    const known = published.find((one) => one.mixer === mixer && one.cell === cell && one.metric === metric);
     return {
       mixer,
       cell,

@@ -19,6 +19,8 @@ export interface Task {
   readonly settings: Readonly<Record<string, number | string>>;
   /** What the papers or the task's definition report for it, by mixer and cell; stands in the record beside what was measured. */
   readonly published: readonly PublishedFigure[];
+  /** Whether published figures speak of a run with these settings. Default: always. */
+  comparable?(settings: TaskContext['settings']): boolean;
   run(context: TaskContext): Promise<readonly TaskResult[]>;
 }
 
