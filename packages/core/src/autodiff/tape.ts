@@ -141,7 +141,7 @@ export function apply<R extends Tensor | readonly Tensor[]>(call: OpCall<R>): R 
       `${call.name}: an input is being differentiated, and ${call.name} has no gradient; wrap the input in stopGradient() if none is wanted`,
     );
   }
-  for (let i = 1; i < inputs.length; i++) sameDevice(call.name, inputs[0], inputs[i] as Tensor);
+  sameDevices(call.name, inputs);
   const made = tape ? withoutTape(() => scope(call.forward)) : scope(call.forward);
   // an op that has nothing to do gives its input back: on the tape it is a tensor of its own
   const own = (t: Tensor): Tensor => (inputs.includes(t) ? t.alias() : t);
@@ -151,6 +151,11 @@ export function apply<R extends Tensor | readonly Tensor[]>(call: OpCall<R>): R 
     tape.add(call, outputs, call.backward);
   }
   return result;
+}
+
+/** @throws HeedError INVALID_ARGUMENT when inputs are of two devices */
+export function sameDevices(name: string, inputs: readonly Tensor[]): void {
+  for (let i = 1; i < inputs.length; i++) sameDevice(name, inputs[0], inputs[i] as Tensor);
 }
 
 function sameDevice(name: string, a: Tensor | undefined, b: Tensor): void {

@@ -1,4 +1,4 @@
-import { apply, type Backward, currentTape, withoutTape } from '../autodiff/tape.js';
+import { apply, type Backward, currentTape, sameDevices, withoutTape } from '../autodiff/tape.js';
 import { type DType, type FloatDType, isFloat } from '../dtype.js';
 import { HeedError } from '../errors.js';
 import {
@@ -174,16 +174,17 @@ function checkOperands({ name, f }: Compiled, operands: readonly PointwiseOperan
   if (operands.length !== f.inputs.length) {
     throw new HeedError('INVALID_ARGUMENT', `${name}: ${operands.length} operands were given; it takes ${f.inputs.length}`);
   }
-  f.inputs.forEach(({ type }, i) => {
+  for (let i = 0; i < operands.length; i++) {
     const operand = operands[i];
-    if (!(operand instanceof Tensor)) return;
+    if (!(operand instanceof Tensor)) continue;
+    const type = f.inputs[i]?.type;
     const own = types[operand.dtype];
-    if (own === type || (type === 'bool' && own !== 'f32')) return;
+    if (own === type || (type === 'bool' && own !== 'f32')) continue;
     throw new HeedError(
       'DTYPE_MISMATCH',
       `${name}: operand ${i} is ${operand.describe()}; it must be ${type === 'bool' ? 'u8 (0 is false)' : type === 'f32' ? 'f32 or f16' : type}, convert it with cast()`,
     );
-  });
+  }
 }
 
 /** Runs a compiled function, on the tape where its result is float. `dtype` overrides the dtype of the output. */
@@ -203,11 +204,20 @@ export function runPointwise(compiled: Compiled, operands: readonly PointwiseOpe
       );
   const forward = (): Tensor => {
     const out = empty(first.device, shape, outDType);
-    compiled.forward.run(first.device, planPointwise(shape, operands), operands, [out]);
+    try {
+      compiled.forward.run(first.device, planPointwise(shape, operands), operands, [out]);
+    } catch (error) {
+      out.dispose();
+      throw error;
+    }
     return out;
   };
   const tape = currentTape();
-  if (tape === null) return apply({ name, inputs: tensors, forward });
+  if (tape === null) {
+    // nothing to record and nothing made but the output: no scope
+    sameDevices(name, tensors);
+    return forward();
+  }
   const tracked = operands.map((operand) => typeof operand !== 'number' && isFloat(operand.dtype) && tape.isTracked(operand));
   if (!float || !tracked.includes(true)) return withoutTape(() => apply({ name, inputs: tensors, forward }));
   const list = compiled.gradients(tracked);
