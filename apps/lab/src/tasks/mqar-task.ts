@@ -80,7 +80,12 @@ async function runOne(
   const of = (name: string): number => numberSetting(settings, name);
   const [width, batch, examples, epochs, pairs] = [of('width'), of('batch'), of('examples'), of('epochs'), of('pairs')];
   // no positions, and of based the Taylor layer alone: the convolution before it is the other half of the model
-  const mixer = makeMixer(spec, { dim: width, heads: 1, layers: 2, layer: 1 }, { softmax: { rope: false }, based: { kind: 'taylor' } });
+  const mixer = makeMixer(
+    spec,
+    { dim: width, heads: 1, layers: 2, layer: 1 },
+    // a memory that is written every few tokens: chunks of 64 would end with the sequence
+    { softmax: { rope: false }, based: { kind: 'taylor' }, titans: { chunkSize: 4, expansion: 2 } },
+  );
   const model = new TaskModel({ vocabulary: cell.vocabulary, dim: width, embeddingDropout: of('embeddingDropout'), seed }, [
     zoologyConv({ dim: width }),
     mixer,
