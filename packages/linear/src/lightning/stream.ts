@@ -2,7 +2,7 @@ import { type Device, HeedError, scope, type Tensor, zeros } from '@heed/core';
 import { copyContiguous } from '@heed/core/~internal';
 import { LayerState } from '../layer/state.js';
 import { checkDecay, checkState, decayTensor, isTensorDecay } from '../scan/options.js';
-import { linearScanStep } from '../scan/linear-scan.js';
+import { decayScanStep } from '../scan/decay-scan.js';
 import type { LightningOptions } from './forward.js';
 
 /** What a stream is started with. */
@@ -64,7 +64,7 @@ export function lightningStart(device: Device, options: LightningStreamOptions):
 export function lightningStep(q: Tensor, k: Tensor, v: Tensor, state: LightningState): Tensor {
   const { scale, chunk } = state.options;
   const options = { decay: state.decay, scale, ...(chunk !== undefined && { chunk }) };
-  const out = scope(() => linearScanStep(q, k, v, state.values, options, 'lightningStep'));
+  const out = scope(() => decayScanStep(q, k, v, state.values, options, 'lightningStep'));
   state.advance(q.dim(1));
   return out;
 }

@@ -1,5 +1,5 @@
 import { matmul, mul, permute, scope, type Tensor } from '@heed/core';
-import { checkScan } from './linear-scan.js';
+import { checkDecayScan } from './decay-scan.js';
 
 /**
  * Linear attention without a mask: scale q (k^T v), two products; differentiable.
@@ -9,7 +9,7 @@ import { checkScan } from './linear-scan.js';
  * @returns [batch, tokens, heads, valueDim], dtype of v; the state between is f32
  */
 export function everyToken(q: Tensor, k: Tensor, v: Tensor, scale: number, who: string): Tensor {
-  checkScan(who, q, k, v, { scale });
+  checkDecayScan(who, q, k, v, { scale });
   return scope(() => {
     const [queries, keys, values] = [q, k, v].map((x) => permute(x, [0, 2, 1, 3])) as [Tensor, Tensor, Tensor];
     const state = mul(matmul(keys, values, { transposeA: true, outDType: 'f32' }), scale);

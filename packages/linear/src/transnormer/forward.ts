@@ -1,7 +1,7 @@
 import { attention, cast, HeedError, matmul, mul, pad, permute, reshape, scope, slice, tensor, type Tensor } from '@heed/core';
 import { activationOf, type LayerActivation } from '../layer/activation.js';
 import { everyToken } from '../scan/every-token.js';
-import { linearScan, linearScanWithState } from '../scan/linear-scan.js';
+import { decayScan, type DecayScanOptions, decayScanWithState } from '../scan/decay-scan.js';
 import { placed, type TransnormerPositions } from './positions.js';
 
 /** Options of `transnormerNormAttention`. */
@@ -41,7 +41,7 @@ export function transnormerNormAttention(q: Tensor, k: Tensor, v: Tensor, option
   return scope(() => {
     const [queries, keys] = normPlaced(q, k, options);
     if (!causal) return everyToken(queries, keys, v, scale, 'transnormerNormAttention');
-    return linearScan(queries, keys, v, { ...scanOptions(options), outDType: 'f32' }, 'transnormerNormAttention');
+    return decayScan(queries, keys, v, { ...scanOptions(options), outDType: 'f32' }, 'transnormerNormAttention');
   });
 }
 
@@ -54,7 +54,7 @@ export function transnormerNormAttentionWithState(
 ): { out: Tensor; state: Tensor } {
   return scope(() => {
     const [queries, keys] = normPlaced(q, k, options);
-    return linearScanWithState(queries, keys, v, { ...scanOptions(options), outDType: 'f32' }, 'transnormerNormAttentionWithState');
+    return decayScanWithState(queries, keys, v, { ...scanOptions(options), outDType: 'f32' }, 'transnormerNormAttentionWithState');
   });
 }
 
@@ -62,7 +62,7 @@ function normPlaced(q: Tensor, k: Tensor, { positions, offset = 0 }: Transnormer
   return positions ? [placed(q, positions, offset), placed(k, positions, offset)] : [q, k];
 }
 
-function scanOptions({ scale, initialState, chunk, lengths }: TransnormerNormOptions): Parameters<typeof linearScan>[3] & object {
+function scanOptions({ scale, initialState, chunk, lengths }: TransnormerNormOptions): DecayScanOptions {
   return {
     ...(scale !== undefined && { scale }),
     ...(initialState && { initialState }),

@@ -1,6 +1,6 @@
 import { cast, concat, copyInto, type Device, HeedError, scope, slice, type Tensor, zeros } from '@heed/core';
 import { LayerState } from '../layer/state.js';
-import { linearScanStep } from '../scan/linear-scan.js';
+import { decayScanStep } from '../scan/decay-scan.js';
 import { blockAttention, transnormerDiagAttention } from './forward.js';
 import type { TransnormerSettings } from './options.js';
 import { placed, type TransnormerPositions } from './positions.js';
@@ -33,7 +33,7 @@ export function stepOf(
     if (kind === 'diag') return blockStep(settings, { q, k, v }, state, positions);
     const [queries, keys] = positions ? [q, k].map((x) => placed(x, positions, state.tokens)) : [q, k];
     const options = { scale, outDType: 'f32' as const, ...(chunk !== undefined && { chunk }) };
-    return linearScanStep(queries as Tensor, keys as Tensor, v, state.get('state'), options, 'transnormer');
+    return decayScanStep(queries as Tensor, keys as Tensor, v, state.get('state'), options, 'transnormer');
   });
   state.advance(q.dim(1));
   return out;

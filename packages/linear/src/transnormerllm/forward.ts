@@ -1,6 +1,6 @@
 import { HeedError, rmsNorm, scope, type Tensor } from '@heed/core';
 import { lrpe } from '../layer/turns.js';
-import { linearScan, type LinearScanOptions, linearScanWithState } from '../scan/linear-scan.js';
+import { decayScan, type DecayScanOptions, decayScanWithState } from '../scan/decay-scan.js';
 
 /** Options of `transnormerllm`. */
 export interface TransnormerllmOptions {
@@ -35,7 +35,7 @@ export interface TransnormerllmOptions {
 export function transnormerllm(q: Tensor, k: Tensor, v: Tensor, options: TransnormerllmOptions = {}): Tensor {
   return scope(() => {
     const [queries, keys, rest] = placed(q, k, options);
-    return linearScan(queries, keys, v, rest, 'transnormerllm');
+    return decayScan(queries, keys, v, rest, 'transnormerllm');
   });
 }
 
@@ -48,11 +48,11 @@ export function transnormerllmWithState(
 ): { out: Tensor; state: Tensor } {
   return scope(() => {
     const [queries, keys, rest] = placed(q, k, options);
-    return linearScanWithState(queries, keys, v, rest, 'transnormerllmWithState');
+    return decayScanWithState(queries, keys, v, rest, 'transnormerllmWithState');
   });
 }
 
-function placed(q: Tensor, k: Tensor, options: TransnormerllmOptions): [Tensor, Tensor, LinearScanOptions] {
+function placed(q: Tensor, k: Tensor, options: TransnormerllmOptions): [Tensor, Tensor, DecayScanOptions] {
   const { theta, offset = 0, ...rest } = options;
   return theta ? [lrpe(q, theta, { offset }), lrpe(k, theta, { offset }), rest] : [q, k, rest];
 }

@@ -3,7 +3,7 @@ import { copyContiguous } from '@heed/core/~internal';
 import { LayerState } from '../layer/state.js';
 import { lrpe } from '../layer/turns.js';
 import { checkDecay, checkState, decayTensor, isTensorDecay } from '../scan/options.js';
-import { linearScanStep } from '../scan/linear-scan.js';
+import { decayScanStep } from '../scan/decay-scan.js';
 import type { TransnormerllmOptions } from './forward.js';
 
 /** What a stream is started with. */
@@ -81,7 +81,7 @@ export function transnormerllmStep(q: Tensor, k: Tensor, v: Tensor, state: Trans
   const options = { decay: state.decay, scale, ...(chunk !== undefined && { chunk }) };
   const out = scope(() => {
     const [queries, keys] = theta ? [q, k].map((x) => lrpe(x, theta, { offset: state.tokens })) : [q, k];
-    return linearScanStep(queries as Tensor, keys as Tensor, v, state.values, options, 'transnormerllmStep');
+    return decayScanStep(queries as Tensor, keys as Tensor, v, state.values, options, 'transnormerllmStep');
   });
   state.advance(q.dim(1));
   return out;
