@@ -194,6 +194,11 @@ export const opCases: Record<string, Case> = {
     through((a, b) => ops.matmul(a as Tensor, b as Tensor), [16, 20_000], [20_000, 16]),
   ),
   permuteTokens: through((x) => ops.permuteTokens(x as Tensor, ops.tileOrder([4, 5], [2, 2])), [2, 20, 8]),
+  permuteTokensOf: through(
+    (x, y) => ops.permuteTokensOf([x as Tensor, y as Tensor], ops.tileOrder([4, 5], [2, 2])),
+    [2, 20, 8],
+    [2, 20, 8],
+  ),
   uniform: forward((o) => ops.uniform(o.device, [9], { random: o.random(), dtype: o.dtype, low: -1, high: 1 })),
   normal: forward((o) => ops.normal(o.device, [9], { random: o.random(), dtype: o.dtype })),
   bernoulli: forward((o) => ops.bernoulli(o.device, [9], { random: o.random(), probability: 0.5 })),

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Device, openDevice, tensor, type Tensor } from '../src/index.js';
 import { defineKernel, vjp, write } from '../src/internal.js';
 import { indirectGrid } from '../src/ops/indirect.js';
-import { permuteTokens, tileOrder } from '../src/ops/permute-tokens.js';
+import { permuteTokens, permuteTokensOf, tileOrder } from '../src/ops/permute-tokens.js';
 import { recurrence } from '../src/ops/recurrence.js';
 import { searchSorted } from '../src/ops/searchsorted.js';
 import { zeros } from '../src/index.js';
@@ -129,6 +129,17 @@ describe.each(['baseline', 'subgroups'] as const)('scans and searches on %s', (t
         const { outputs, grads } = vjp(() => permuteTokens(x, order), [x], [tiled]);
         expect(await (grads[0] as Tensor).read()).toEqual(values);
         for (const t of [...outputs, ...grads]) t.dispose();
+        using other = tensor(
+          device,
+          values.map((v) => v % 7),
+          [2, 15, row],
+          { dtype },
+        );
+        const one = permuteTokens(other, order);
+        const many = vjp(() => permuteTokensOf([x, other, x], order), [x, other], [tiled, one, null]);
+        expect(await Promise.all(many.outputs.map((t) => t.read()))).toEqual([await tiled.read(), await one.read(), await tiled.read()]);
+        expect(await Promise.all(many.grads.map((t) => t.read()))).toEqual([values, await other.read()]);
+        for (const t of [one, ...many.outputs, ...many.grads]) t.dispose();
       }
     }
   });

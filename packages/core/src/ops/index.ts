@@ -9,7 +9,7 @@ export { indirectGrid } from './indirect.js';
 export { concat, pad, stack } from './join.js';
 export { cholesky, solveTriangular } from './linalg/index.js';
 export * from './matmul/index.js';
-export { permuteTokens, tileOrder, type TokenOrder } from './permute-tokens.js';
+export { permuteTokens, permuteTokensOf, tileOrder, type TokenOrder } from './permute-tokens.js';
 export { pointwise, type Pointwise, type PointwiseOperand, type PointwiseOptions } from './pointwise.js';
 export { bernoulli, dropout, normal, type RandomOptions, uniform } from './random.js';
 export { recurrence } from './recurrence.js';

@@ -1,8 +1,9 @@
 import { apply } from '../autodiff/tape.js';
 import { HeedError } from '../errors.js';
-import { type Operand, read } from '../kernel/bindings.js';
+import { type Binding, type Operand, read, write } from '../kernel/bindings.js';
 import { constantTable } from '../kernel/constants.js';
 import { defineKernel } from '../kernel/define.js';
+import { range } from '../kernel/modules.js';
 import { asContiguous, moveBindings, type MoveSpec, moveText, moveWords } from '../tensor/copy.js';
 import { empty } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -25,6 +26,45 @@ const gatherTokens = defineKernel({
       let row = i / uniforms.rowItems;
       let source = (row / uniforms.tokensOut) * uniforms.tokensIn + load_order(row % uniforms.tokensOut);
       ${moveText(spec, 'i', 'source * uniforms.rowItems + i % uniforms.rowItems')}
+    }`,
+});
+
+const most = 3;
+type ManySpec = MoveSpec & { count: number };
+const manyRaw = ({ word }: ManySpec): string | undefined => (word === '' ? undefined : word);
+const manyBindings = Object.fromEntries([
+  ['order', read<ManySpec>('u32')],
+  ...range(most).flatMap((n) => [
+    [`x${n}`, read<ManySpec>('any', { raw: manyRaw, when: ({ count }) => n < count })],
+    [`out${n}`, write<ManySpec>('any', { raw: manyRaw, when: ({ count }) => n < count })],
+  ]),
+]) as Record<string, Binding<ManySpec>>;
+
+// The same for up to three tensors of one shape and dtype in one dispatch: queries, keys and values of a layer.
+// tile    a word of up to 16 bytes a lane where rows allow, 256 lanes of one tensor
+// bytes   reads and writes one element each, 4 a row of order
+const gatherMany = defineKernel<ManySpec, Record<string, Binding<ManySpec>>, Record<string, 'u32'>>({
+  name: 'permute-tokens',
+  bindings: manyBindings,
+  uniforms: { items: 'u32', rowItems: 'u32', tokens: 'u32', blocks: 'u32' },
+  wgsl: ({ word, count }: ManySpec) => `
+    @compute @workgroup_size(256)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      let block = workgroupIndex(group, groups);
+      let i = block % uniforms.blocks * 256u + lane;
+      if (i >= uniforms.items) { return; }
+      let row = i / uniforms.rowItems;
+      let origin = ((row / uniforms.tokens) * uniforms.tokens + load_order(row % uniforms.tokens)) * uniforms.rowItems + i % uniforms.rowItems;
+      switch block / uniforms.blocks {
+        ${range(count)
+          .map((n) =>
+            word === ''
+              ? `case ${n}u: { store_out${n}(i, load_x${n}(origin)); }`
+              : `case ${n}u: { out${n}[base_out${n}() + i] = x${n}[base_x${n}() + origin]; }`,
+          )
+          .join('\n        ')}
+        default: {}
+      }
     }`,
 });
 
@@ -91,6 +131,49 @@ export function permuteTokens(x: Tensor, tokens: TokenOrder, options: { inverse?
     forward: () => run(x, tokens, inverse),
     backward: ([dOut]) => [dOut ? run(dOut, tokens, !inverse) : null],
   });
+}
+
+/**
+ * As `permuteTokens` for several tensors, in one dispatch where they have one shape and dtype.
+ * @returns one tensor for each
+ */
+export function permuteTokensOf(tensors: readonly Tensor[], tokens: TokenOrder): Tensor[] {
+  const [first] = tensors;
+  const alike = tensors.every((x) => x.dtype === first?.dtype && x.shape.join() === first.shape.join());
+  if (!first || !alike || tensors.length > most || first.dim(1) !== tokens.order.length)
+    return tensors.map((x) => permuteTokens(x, tokens));
+  return [
+    ...apply<readonly Tensor[]>({
+      name: 'permuteTokens',
+      inputs: tensors,
+      forward: () => runMany(tensors, tokens),
+      backward: (cotangents) => cotangents.map((dOut) => (dOut ? run(dOut, tokens, true) : null)),
+    }),
+  ];
+}
+
+function runMany(tensors: readonly Tensor[], tokens: TokenOrder): Tensor[] {
+  const [first] = tensors as [Tensor];
+  const { device, dtype, shape } = first;
+  const row = shape.slice(2).reduce((product, n) => product * n, 1);
+  const { word, per } = moveWords(dtype, [row]);
+  const outs = tensors.map(() => empty(device, shape, dtype));
+  const items = first.size / per;
+  const blocks = Math.ceil(items / 256);
+  const operands: Record<string, Operand> = {
+    order: constantTable(device, `${tokens.key} order`, () => tokens.order),
+  };
+  tensors.forEach((x, n) => {
+    operands[`x${n}`] = asContiguous(x, per);
+    operands[`out${n}`] = outs[n]!;
+  });
+  gatherMany.run(device, {
+    spec: { word, count: tensors.length },
+    tensors: operands,
+    uniforms: { items, rowItems: row / per, tokens: first.dim(1), blocks },
+    grid: [blocks * tensors.length],
+  });
+  return outs;
 }
 
 function run(x: Tensor, tokens: TokenOrder, inverse: boolean): Tensor {

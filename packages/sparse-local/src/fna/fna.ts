@@ -1,4 +1,4 @@
-import { concat, permuteTokens, reshape, scope, type Tensor } from '@heed/core';
+import { concat, permuteTokens, permuteTokensOf, reshape, scope, type Tensor } from '@heed/core';
 import { attentionWithLse, type AttentionOptions, type Mask, scoreMod, type ScoreMod } from '@heed/core/attention';
 import { capture, type Expr, uniform } from '@heed/core/~internal';
 import { tensor } from '@heed/core';
@@ -45,20 +45,20 @@ function attendInOrder<T>(
   const plan = planFna(problem);
   const { batch, grid, heads, kvHeads, headDim, valueDim } = problem;
   const tokens = plan.grid.tokens;
-  const inOrder = (x: Tensor, ownHeads: number, dim: number): Tensor => {
-    const flat = reshape(x, [batch, tokens, ownHeads, dim]);
-    return plan.grid.order ? permuteTokens(flat, plan.grid.order) : flat;
-  };
+  const rowMajor = [
+    reshape(q, [batch, tokens, heads, headDim]),
+    reshape(k, [batch, tokens, kvHeads, headDim]),
+    reshape(v, [batch, tokens, kvHeads, valueDim]),
+  ];
+  const [queries, keys, values] = (plan.grid.order ? permuteTokensOf(rowMajor, plan.grid.order) : rowMajor) as [Tensor, Tensor, Tensor];
   const { additionalKeys, additionalValues } = options;
-  const keys = inOrder(k, kvHeads, headDim);
-  const values = inOrder(v, kvHeads, valueDim);
   const masking: AttentionOptions = plan.mask
     ? { mask: plan.mask }
     : plan.causal
       ? { causal: true, ...(plan.window !== undefined && { window: plan.window }) }
       : {};
   const { out, lse } = attentionWithLse(
-    inOrder(q, heads, headDim),
+    queries,
     additionalKeys ? concat([keys, additionalKeys], 1) : keys,
     additionalValues ? concat([values, additionalValues], 1) : values,
     {
@@ -69,8 +69,7 @@ function attendInOrder<T>(
     },
   );
   return finish(out, lse, (x) => {
-    const rowMajor = plan.grid.order ? permuteTokens(x, plan.grid.order, { inverse: true }) : x;
-    return reshape(rowMajor, [batch, ...grid, ...x.shape.slice(2)]);
+    return reshape(plan.grid.order ? permuteTokens(x, plan.grid.order, { inverse: true }) : x, [batch, ...grid, ...x.shape.slice(2)]);
   });
 }
 
