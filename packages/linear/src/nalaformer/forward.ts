@@ -1,6 +1,6 @@
 import { add, cast, div, full, matmul, mean, mul, pad, permute, pointwise, reshape, scope, slice, tensor, type Tensor } from '@heed/core';
 import { apply, asContiguous } from '@heed/core/~internal';
-import { linearScan } from '../scan/linear-scan.js';
+import { decayScan } from '../scan/decay-scan.js';
 import { type FeatureSettings, makeFeatures, pullFeatures, type RotaryTable } from './feature-kernels.js';
 import { checkNalaformer, featureSettings, type NalaformerOptions } from './options.js';
 
@@ -80,13 +80,13 @@ export function causalForm(
   const given = lengths ? { lengths } : {};
   const values = widened(v);
   const width = v.dim(3);
-  const sums = queries.turned ? undefined : linearScan(queries.phi, keys.phi, values, given);
+  const sums = queries.turned ? undefined : decayScan(queries.phi, keys.phi, values, given, 'nalaformer');
   const numerator = sums
     ? slice(sums, 3, 0, width)
-    : linearScan(queries.turned as Tensor, keys.turned as Tensor, slice(values, 3, 0, width), given);
+    : decayScan(queries.turned as Tensor, keys.turned as Tensor, slice(values, 3, 0, width), given, 'nalaformer');
   const denominator = sums
     ? slice(sums, 3, width, width + 1)
-    : linearScan(queries.phi, keys.phi, full(v.device, [...v.shape.slice(0, 3), 1], 1), given);
+    : decayScan(queries.phi, keys.phi, full(v.device, [...v.shape.slice(0, 3), 1], 1), given, 'nalaformer');
   return toDType(quotient(numerator, denominator, counts(v, first), eps), v);
 }
 

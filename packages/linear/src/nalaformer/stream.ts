@@ -1,6 +1,6 @@
 import { type Device, HeedError, scope, type Tensor, zeros } from '@heed/core';
 import { HeldTensors } from '../scan/held-tensors.js';
-import { linearScanStep } from '../scan/linear-scan.js';
+import { decayScanStep } from '../scan/decay-scan.js';
 import { features, meanQuotient, widened } from './forward.js';
 import { checkNalaformer, featureSettings, type NalaformerOptions } from './options.js';
 
@@ -58,7 +58,7 @@ export function nalaformerStep(q: Tensor, k: Tensor, v: Tensor, state: Nalaforme
   const out = scope(() => {
     const settings = featureSettings(options);
     const [queries, keys] = [features(q, { ...settings, of: 'q' }, undefined), features(k, { ...settings, of: 'k' }, undefined)];
-    return meanQuotient(linearScanStep(queries.phi, keys.phi, widened(v), sums), v, state.tokens, options.eps ?? 1e-6);
+    return meanQuotient(decayScanStep(queries.phi, keys.phi, widened(v), sums, {}, 'nalaformer'), v, state.tokens, options.eps ?? 1e-6);
   });
   state.advance(q.dim(1));
   return out;
