@@ -3,6 +3,8 @@ import { expect, test } from 'vitest';
 import { maskArena, partialTiles } from '../src/attention/arena.js';
 import { bindCall } from '../src/attention/bind.js';
 import { prepareCall } from '../src/attention/call.js';
+import { listedPairs } from '../src/attention/listed.js';
+import { planForwardFragments } from '../src/attention/plan-fragments.js';
 import { causalDocument, documentIds, globalSlidingWindow, type Mask, readRow, tileRuns } from '../src/attention/mask/index.js';
 import { openDevice, scope, zeros } from '../src/index.js';
 
@@ -61,5 +63,53 @@ test.each<[string, Mask, number]>([
   }
   q.dispose();
   expect(device.memory().tensors).toBe(0);
+  await device.close();
+});
+
+test('the tile is the one that has least to do for its speed', () => {
+  const limits = {
+    maxBufferSize: 2 ** 31,
+    maxStorageBufferBindingSize: 2 ** 31,
+    maxComputeWorkgroupStorageSize: 49_152,
+    maxComputeInvocationsPerWorkgroup: 1024,
+    maxComputeWorkgroupSizeX: 1024,
+    maxComputeWorkgroupsPerDimension: 65_535,
+    maxStorageBuffersPerShaderStage: 16,
+    minUniformBufferOffsetAlignment: 256,
+  };
+  const h100 = {
+    tier: 'matrix',
+    f16: true,
+    subgroups: true,
+    subgroupMinSize: 32,
+    subgroupMaxSize: 32,
+    subgroupSizeControl: true,
+    matrix: 'hardware',
+    matrixConfigs: [
+      { component: 'f16', result: 'f32', M: 16, N: 16, K: 16 },
+      { component: 'f16', result: 'f32', M: 16, N: 8, K: 16 },
+    ],
+    timestamps: true,
+    limits,
+  } as const;
+  const need = { headDim: 64, valueDim: 64, rows: 16_384, allRows: 16 * 16_384 };
+  const rowsFor = (listed: (t: { query: number; key: number }) => number): number | undefined =>
+    planForwardFragments({ ...need, listed }, h100)?.rows;
+  const tallest = planForwardFragments(need, h100)!.rows;
+  expect(tallest).toBeGreaterThan(128);
+  expect(rowsFor(() => 1)).toBe(tallest);
+  // halos: twice the pairs in tall tiles; blocks of 64 chosen at random: every further row of blocks lists its own
+  expect(rowsFor(({ query }) => (query > 128 ? 2 : 1))).toBe(128);
+  expect(rowsFor(({ query }) => Math.max(64, query))).toBe(64);
+});
+
+test('listed pairs are those of the lists where the sample holds all query tiles', async () => {
+  const device = await openDevice({ nullBackend: true });
+  const mask = globalSlidingWindow(5);
+  const q = zeros(device, [1, 50, 1, 8]);
+  const count = listedPairs(prepareCall('test', q, q, q, { mask }))!;
+  expect(count(tiles)).toBe(tileRuns(mask, { queries: 50, keys: 50, offset: 0, heads: 1, batch: 1, tiles }).listedPairs);
+  expect(listedPairs(prepareCall('test', q, q, q, { causal: true }))).toBeUndefined();
+  q.dispose();
   await device.close();
 });

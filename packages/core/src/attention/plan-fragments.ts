@@ -106,7 +106,7 @@ function backwardTiles(owner: 'queries' | 'keys', widest: number, capabilities: 
 
 /** Pairs a second against the largest tile's, by rows: 152, 208 and 241 TFLOP/s at 64, 128 and 384 rows (H100, causal, 64 dimensions). */
 function speed(rows: number): number {
-  return rows >= 192 ? 1 : rows >= 128 ? 0.87 : rows >= 64 ? 0.63 : 0.3;
+  return rows >= 192 ? 1 : rows >= 128 ? 0.87 : 0.63 * Math.min(1, rows / 64);
 }
 
 /**
