@@ -1,4 +1,4 @@
-import { type Device, HeedError, type Tensor, zeros } from '@heed/core';
+import { type Device, HeedError, scope, type Tensor, zeros } from '@heed/core';
 import { apply, copyContiguous, empty } from '@heed/core/~internal';
 import { tuningFor } from '../scan/scan.js';
 import { basedForward, compressed, problemOf, sweepOf } from './passes.js';
@@ -52,15 +52,13 @@ export function basedStart(device: Device, options: BasedStreamOptions): BasedSt
       `based: a stream of batch, heads, featureDim, valueDim [${[batch, heads, featureDim, valueDim].join(', ')}]; each is an integer of 1 or more`,
     );
   const lead = [batch, heads, symmetricFeatures(featureDim)];
-  let tensors = { kv: zeros(device, initialState ? [0] : [...lead, valueDim]), z: zeros(device, initialState ? [0] : lead) };
-  if (initialState) {
-    checkStates('basedStart', initialState, [batch, heads], featureDim, valueDim);
-    for (const x of Object.values(tensors)) x.dispose();
+  if (!initialState)
+    return new BasedState(device, { kv: zeros(device, [...lead, valueDim]), z: zeros(device, lead) }, { featureDim, ...rest });
+  checkStates('basedStart', initialState, [batch, heads], featureDim, valueDim);
+  const tensors = scope(() => {
     const { kv, z } = compressed(initialState, featureDim);
-    // compressed states may be the caller's own tensors
-    tensors = { kv: copyContiguous(kv), z: copyContiguous(z as Tensor) };
-    for (const x of [kv, z as Tensor]) if (x !== initialState.kvState && x !== initialState.kState) x.dispose();
-  }
+    return { kv: copyContiguous(kv), z: copyContiguous(z as Tensor) };
+  });
   return new BasedState(device, tensors, { featureDim, ...rest });
 }
 

@@ -2,8 +2,8 @@ import { type Bytes, type Device, type DType, HeedError, indexSelect, type Snaps
 import { holdsTensors } from '@heed/core/~internal';
 
 /**
- * A stream's state that is some tensors [batch, ...] and a count of tokens: what the layers of Based keep. Updated in place by their
- * steps, freed by `dispose()`.
+ * A stream's state that is some tensors [batch, ...] and a count of tokens. Updated in place by the steps of its technique, freed by
+ * `dispose()`.
  */
 export class HeldTensors implements State {
   private seen = 0;
