@@ -84,3 +84,64 @@ test('the hardware text of the same kernel compiles on the null backend', async 
   b.dispose();
   await nothing.close();
 });
+
+// The same tile through arrays of vec4u: offsets and strides count elements of 8 halves or 4 floats.
+const packedTile = defineKernel({
+  name: 'fragment-tile-packed',
+  bindings: { a: read('f16', { raw: 'vec4u' }), b: read('f16', { raw: 'vec4u' }), out: write('f32', { raw: 'vec4f' }) },
+  uniforms: { depth: 'u32' },
+  tier: 'matrix',
+  wgsl: (_: { columnB: boolean }, { capabilities }) => {
+    const f = new Fragments(capabilities, { N: 8, packed: ['left', 'right', 'results'] });
+    const [stride, layout] = _.columnB ? ['uniforms.depth / 8u', 'column' as const] : ['2u', 'row' as const];
+    const at = (j: number): string => (_.columnB ? `${8 * j}u * uniforms.depth / 8u + k0 / 8u` : `k0 * 2u + ${j}u`);
+    const body = `
+      for (var i = lane; i < 128u; i += 64u) { left[i] = a[base_a() + i]; }
+      right[lane] = b[base_b() + lane];
+      workgroupBarrier();
+      let first = subgroup * 16u;
+      ${f.zero('c0')} ${f.zero('c1')}
+      for (var k0 = 0u; k0 < uniforms.depth; k0 += 16u) {
+        ${f.loadLeft('x', 'left', '(first * uniforms.depth + k0) / 8u', 'uniforms.depth / 8u')}
+        ${f.loadRight('y0', 'right', at(0), stride, layout)}
+        ${f.loadRight('y1', 'right', at(1), stride, layout)}
+        ${f.multiplyAdd('c0', 'x', 'y0')} ${f.multiplyAdd('c1', 'x', 'y1')}
+      }
+      ${f.store('c0', 'results', 'first * 4u', '4u')} ${f.store('c1', 'results', 'first * 4u + 2u', '4u')}
+      workgroupBarrier();
+      ${f.loadResult('c1', 'results', 'first * 4u', '4u')}
+      workgroupBarrier();
+      ${f.store('c1', 'results', 'first * 4u + 2u', '4u')}
+      workgroupBarrier();
+      for (var i = lane; i < 128u; i += 64u) { out[base_out() + i] = bitcast<vec4f>(results[i]); }`;
+    return `
+      var<workgroup> left: array<vec4u, 128>;
+      var<workgroup> right: array<vec4u, 64>;
+      var<workgroup> results: array<vec4u, 128>;
+      ${f.entry(2, body, { lanesInOrder: true })}`;
+  },
+});
+
+test.each([false, true])('arrays of vec4u hold operands and results alike (right operand by columns: %s)', async (columnB) => {
+  const A = Array.from({ length: 32 * 32 }, (_, i) => ((i * 7) % 13) - 6);
+  const B = Array.from({ length: 32 * 16 }, (_, i) => ((i * 5) % 11) - 5);
+  const stored = columnB ? Array.from({ length: 512 }, (_, i) => B[(i % 32) * 16 + Math.floor(i / 32)] ?? 0) : B;
+  for (const options of [{ tier: 'matrix' }, { nullBackend: true, tier: 'matrix' }] as const) {
+    const real = !('nullBackend' in options);
+    const on = real ? device : await openDevice(options);
+    const a = tensor(on, A, [32, 32], { dtype: 'f16' });
+    const b = tensor(on, stored, [512], { dtype: 'f16' });
+    const out = zeros(on, [32, 16]);
+    packedTile.run(on, { spec: { columnB }, tensors: { a, b, out }, uniforms: { depth: 32 }, grid: [1] });
+    const got = await out.read();
+    for (let row = 0; row < (real ? 32 : 0); row++) {
+      for (let column = 0; column < 16; column++) {
+        let sum = 0; // the right half is the left one again
+        for (let k = 0; k < 32; k++) sum += (A[row * 32 + k] ?? 0) * (B[k * 16 + (column % 8)] ?? 0);
+        expect(got[row * 16 + column]).toBe(sum);
+      }
+    }
+    for (const t of [a, b, out]) t.dispose();
+    if (!real) await on.close();
+  }
+});
