@@ -104,11 +104,23 @@ describe('transnormer', () => {
     (await Promise.all(['q', 'k', 'v'].map((name) => draw(device, name, [1, tokens, 2, 8])))) as [Drawn, Drawn, Drawn];
 
   test('one block as long as the sequence is dense softmax attention', async () => {
-    const [q, k, v] = await drawn(12);
-    const out = transnormerDiagAttention(q.x, k.x, v.x, { block: 64 });
-    const dense = attention(q.x, k.x, v.x, { causal: true });
-    expectErrorRatio('dense', await read(out), await read(dense), 1e-6);
-    dispose(out, dense, q.x, k.x, v.x);
+    for (const tokens of [12, 30]) {
+      const [q, k, v] = await drawn(tokens);
+      const out = transnormerDiagAttention(q.x, k.x, v.x, { block: 64 });
+      const dense = attention(q.x, k.x, v.x, { causal: true });
+      expectErrorRatio('dense', await read(out), await read(dense), 1e-6);
+      dispose(out, dense, q.x, k.x, v.x);
+    }
+  });
+
+  test('long blocks, which attention computes, are those of the loops, a short last one included', async () => {
+    for (const causal of [true, false]) {
+      const [q, k, v] = await drawn(45);
+      const out = transnormerDiagAttention(q.x, k.x, v.x, { block: 20, causal });
+      const expected = referenceDiagAttention(q.values, k.values, v.values, { block: 20, causal, scale: 8 ** -0.5 });
+      expectErrorRatio(`causal ${causal}`, await read(out), expected, 3e-6);
+      dispose(out, q.x, k.x, v.x);
+    }
   });
 
   test('without positions NormAttention is plain linear attention, and a shift of all positions changes nothing', async () => {

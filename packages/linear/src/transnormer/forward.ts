@@ -1,4 +1,20 @@
-import { attention, cast, HeedError, matmul, mul, pad, permute, reshape, scope, slice, tensor, type Tensor } from '@heed/core';
+import {
+  add,
+  attention,
+  cast,
+  HeedError,
+  matmul,
+  mul,
+  pad,
+  permute,
+  reshape,
+  scope,
+  slice,
+  softmax as softmaxOf,
+  sub,
+  tensor,
+  type Tensor,
+} from '@heed/core';
 import { activationOf, type LayerActivation } from '../layer/activation.js';
 import { everyToken } from '../scan/every-token.js';
 import { decayScan, type DecayScanOptions, decayScanWithState } from '../scan/decay-scan.js';
@@ -145,19 +161,29 @@ export function blockAttention(
   const [queries, keys] = [q.dim(1), k.dim(1)];
   // padded keys stand behind all others: a causal mask hides them from every token that counts
   const hidden = !causal && padded;
-  if (softmax) {
+  // blocks of few tokens side by side are no decoding, which attention would take them for: their scores are small products
+  const few = softmax && queries === keys && queries <= fewTokens;
+  if (softmax && !few) {
     const lengths = hidden && tensor(q.device, lengthsOf(hidden, keys));
     return attention(q, k, v, { causal, scale, ...(lengths && { lengths }) });
   }
   const [a, b, c] = [q, k, v].map((x) => permute(x, [0, 2, 1, 3])) as [Tensor, Tensor, Tensor];
   const scores = mul(matmul(a, b, { transposeB: true, outDType: 'f32' }), scale);
-  const activated = activationOf('transnormerDiagAttention', options.activation ?? 'relu')(scores);
-  const weights = causal
-    ? mul(activated, tensor(q.device, triangle(queries, keys), [queries, keys]))
-    : hidden
-      ? mul(activated, tensor(q.device, columns(hidden, keys), [padded.batch * padded.blocks, 1, 1, keys]))
-      : activated;
+  const seen = causal
+    ? tensor(q.device, triangle(queries, keys), [queries, keys])
+    : hidden && tensor(q.device, columns(hidden, keys), [padded.batch * padded.blocks, 1, 1, keys]);
+  const weights = few
+    ? softmaxOf(seen ? add(scores, mul(sub(seen, 1), 1e30)) : scores)
+    : activated(options.activation ?? 'relu', scores, seen || undefined);
   return permute(matmul(weights, c, { outDType: v.dtype === 'f16' ? 'f16' : 'f32' }), [0, 2, 1, 3]);
+}
+
+/** Rows of queries that core's attention takes for decoding. */
+const fewTokens = 16;
+
+function activated(name: LayerActivation, scores: Tensor, seen: Tensor | undefined): Tensor {
+  const weights = activationOf('transnormerDiagAttention', name)(scores);
+  return seen ? mul(weights, seen) : weights;
 }
 
 function lengthsOf({ batch, blocks, last }: { batch: number; blocks: number; last: number }, keys: number): Int32Array {
