@@ -1,3 +1,4 @@
+import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Device, openDevice, RandomStream, slice, tensor, type Tensor, type Tier, zeros } from '@heed/core';
 import { tensorsIn, vjp } from '@heed/core/~internal';
@@ -71,6 +72,24 @@ describe('options and limits', () => {
   afterAll(async () => {
     expect(device.memory().tensors).toBe(0);
     await device.close();
+  });
+
+  test('any lengths, heads and masks give what float64 gives, on both paths', async () => {
+    const problem = fc.record({
+      batch: fc.integer({ min: 1, max: 2 }),
+      queries: fc.integer({ min: 2, max: 60 }),
+      keys: fc.integer({ min: 2, max: 60 }),
+      heads: fc.integer({ min: 1, max: 3 }),
+      spread: fc.constantFrom(0, 0.5, 2),
+      options: fc.record({ causal: fc.boolean(), path: fc.constantFrom('direct' as const, 'fft' as const) }),
+      seed: fc.integer({ min: 1, max: 1000 }),
+    });
+    await fc.assert(
+      fc.asyncProperty(problem, async (given) => {
+        await checkProblem(device, { ...given, bound: 3e-5 });
+      }),
+      { seed: 5, numRuns: 15 },
+    );
   });
 
   test('sines and cosines, and inputs that are not normalised', async () => {

@@ -31,10 +31,11 @@ const sine = pointwise((projection, squares, share) => projection.sin().mul(squa
 const cosine = pointwise((projection, squares, share) => projection.cos().mul(squares.mul(0.5).exp()).mul(share), { name: 'nprf-cos' });
 // a bias of minus infinity hides a pair
 const factor = pointwise((bias, most) => bias.max(-1e30).sub(most).exp(), { name: 'nprf-factor' });
+// rows without any weight have numerators of zero, too: any other divisor leaves them zero, and their gradients finite
 const ratio = pointwise(
   (numerator, denominator, epsilon) => {
     const whole = denominator.add(epsilon);
-    return whole.eq(0).select(0, numerator.div(whole));
+    return numerator.div(whole.eq(0).select(1, whole));
   },
   { name: 'nprf-ratio' },
 );
