@@ -198,7 +198,7 @@ describe('transnormerllm', () => {
     const losses: number[] = [];
     for (let step = 0; step < 12; step++) {
       const { value, grads } = valueAndGrad(loss as never)(params as never);
-      losses.push((await value.read())[0] as number);
+      losses.push((await (value as Tensor).read())[0] as number);
       const flat = [...tensorsIn(grads)];
       [...tensorsIn(params)].forEach((p, i) =>
         copyInto(
