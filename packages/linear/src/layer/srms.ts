@@ -6,8 +6,9 @@ const quotients: Record<FloatDType, ReturnType<typeof pointwise>> = {
   f32: pointwise((x, root, eps) => x.div(root.add(eps)), { name: 'srms', dtype: 'f32' }),
   f16: pointwise((x, root, eps) => x.div(root.add(eps)), { name: 'srms', dtype: 'f16' }),
 };
-// dx = (dy - x (x.dy / n) / (r (r + eps))) / (r + eps); for a row of zeros the second term is zero
-const pullback = pointwise((x, dy, root, dot, eps) => dy.sub(x.mul(dot).div(root.max(1e-30).mul(root.add(eps)))).div(root.add(eps)), {
+// dx = (dy - x (x.dy / n) / (r (r + eps))) / (r + eps); for a row of zeros the second term is zero. The bound on r keeps its product with
+// eps a normal number: hardware rounds smaller ones to 0, and 0 / 0 is NaN.
+const pullback = pointwise((x, dy, root, dot, eps) => dy.sub(x.mul(dot).div(root.max(1e-20).mul(root.add(eps)))).div(root.add(eps)), {
   name: 'srms-backward',
   dtype: 'f32',
 });
