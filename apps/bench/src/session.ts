@@ -67,14 +67,15 @@ export async function runSuites(device: Device, options: RunOptions): Promise<Be
     const tickNs = device.capabilities.timestamps ? await stopwatch.tickNs() : undefined;
     const { pooledBytes, peakBytes } = device.memory();
     options.progress(total, total, 'errors against float64');
-    const judged = measured.map((one) => judge(one, rates));
+    const best = bestRates(rates, measured);
+    const judged = measured.map((one) => judge(one, best));
     failures.push(...judged.filter((one) => 'why' in one));
     return {
       schema: SCHEMA,
       date: new Date().toISOString(),
       commit: options.commit,
       suite: options.name,
-      device: { ...figuresOf(device, options.settings), ...(tickNs !== undefined && { tickNs }), rates },
+      device: { ...figuresOf(device, options.settings), ...(tickNs !== undefined && { tickNs }), rates: best },
       versions: options.versions,
       method: { coldBytes, warmUpMs: effort.warmUpMs },
       entries: judged.filter((one) => 'ms' in one),
@@ -127,6 +128,22 @@ function compilesOf(device: Device): { kernel: string; ms: number }[] {
   for (const { name, compileMs } of device.pipelines.values())
     if (compileMs !== undefined) longest.set(name, Math.max(longest.get(name) ?? 0, compileMs));
   return [...longest].map(([kernel, ms]) => ({ kernel, ms })).sort((a, b) => b.ms - a.ms);
+}
+
+/** The rates with what entries of the run reached beyond them: memory-bound ones in bytes, products in operations. */
+function bestRates(rates: DeviceFigures['rates'], measured: readonly Measured[]): DeviceFigures['rates'] {
+  const most = (of: (one: Measured) => number | undefined, start: number): number =>
+    measured.reduce((best, one) => Math.max(best, of(one) ?? 0), start);
+  const product =
+    (dtype: string) =>
+    ({ entry, figures }: Measured): number | undefined =>
+      entry.id.startsWith(`matmul/${dtype}/`) ? figures.tflops : 0;
+  return {
+    ...rates,
+    copyGbps: most(({ entry, figures }) => (entry.work.flops === 0 ? figures.gbps : 0), rates.copyGbps),
+    ...(rates.f16Tflops !== undefined && { f16Tflops: most(product('f16'), rates.f16Tflops) }),
+    f32Tflops: most(product('f32'), rates.f32Tflops),
+  };
 }
 
 /** Copy speed and the rates of matrix products, measured on the device that is about to be measured. */
