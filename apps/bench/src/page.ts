@@ -3,7 +3,7 @@ import type { BenchRecord, RecordEntry } from './record.js';
 import { crossings, maskFactors, propertiesOf, TARGETS, verdictOf } from './targets.js';
 import { describeDevice, figure, percent } from './terminal.js';
 
-/** A sentence an id of a target: what bounds it, and which attempts gave what. Kept by hand, in `docs/benchmarks/bounds.json`. */
+/** A sentence an id of a target, or a property: what bounds it, and which attempts gave what. Kept by hand, in `docs/benchmarks/bounds.json`. */
 export type Bounds = Readonly<Record<string, string>>;
 
 /** What a record of training (`heed-training-1`) tells about its steps. */
@@ -67,7 +67,7 @@ function sectionOf(record: BenchRecord, bounds: Bounds): string[] {
       .join(', ')}.`,
     '',
     ...targetsOf(record, bounds),
-    ...propertyTable(record),
+    ...propertyTable(record, bounds),
     ...masksOf(record),
     ...crossingsOf(record),
     ...everything(record),
@@ -128,11 +128,22 @@ function trainingOf(records: readonly TrainingRecord[]): string[] {
   ];
 }
 
-function propertyTable(record: BenchRecord): string[] {
-  const rows = propertiesOf(record).flatMap(({ what, wanted, found }) =>
+function propertyTable(record: BenchRecord, bounds: Bounds): string[] {
+  const properties = propertiesOf(record);
+  const rows = properties.flatMap(({ what, wanted, found }) =>
     found ? [[what, wanted, found.text, found.holds ? 'holds' : 'missed']] : [],
   );
-  return rows.length === 0 ? [] : ['### Properties', '', ...table(['what', 'wanted', 'found', ''], rows, [2]), ''];
+  if (rows.length === 0) return [];
+  const missed = properties.flatMap(({ what, found }) =>
+    found?.holds === false && bounds[what] !== undefined ? [`- ${what}: ${bounds[what]}`] : [],
+  );
+  return [
+    '### Properties',
+    '',
+    ...table(['what', 'wanted', 'found', ''], rows, [2]),
+    '',
+    ...(missed.length === 0 || record.device.software ? [] : [...missed, '']),
+  ];
 }
 
 function masksOf(record: BenchRecord): string[] {
