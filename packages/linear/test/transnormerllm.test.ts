@@ -200,12 +200,11 @@ describe('transnormerllm', () => {
       const { value, grads } = valueAndGrad(loss as never)(params as never);
       losses.push((await (value as Tensor).read())[0] as number);
       const flat = [...tensorsIn(grads)];
-      [...tensorsIn(params)].forEach((p, i) =>
-        copyInto(
-          p,
-          scope(() => sub(p, mul(flat[i] as Tensor, 0.3))),
-        ),
-      );
+      for (const [i, p] of [...tensorsIn(params)].entries()) {
+        const next = scope(() => sub(p, mul(flat[i] as Tensor, 0.3)));
+        copyInto(p, next);
+        next.dispose();
+      }
       dispose(value, grads);
     }
     expect(losses.at(-1)).toBeLessThan(0.8 * (losses[0] as number));

@@ -56,7 +56,7 @@ const scanRows = defineKernel({
     exclusive: 'u32',
   },
   modules: [stridedOffset],
-  tier: ({ form }: ScanSpec) => (form === 'subgroups' ? 'subgroups' : 'baseline'),
+  tier: ({ form }: ScanSpec) => (form === 'memory' ? 'baseline' : 'subgroups'),
   forms: ['baseline', 'subgroups'],
   wgsl: (spec: ScanSpec) => {
     const { type, lanes, width } = spec;
@@ -72,17 +72,13 @@ const scanRows = defineKernel({
             4,
             (k) => `if (live && at + ${k}u < end) { store_out(row * uniforms.n + select(at + ${k}u, last - at - ${k}u, back), y[${k}]); }`,
           );
-    // lanes join in blocks (of 16, or subgroups), then the blocks of a row
-    const bySubgroup = spec.form === 'subgroups';
-    const block = bySubgroup ? 'subgroupSize' : `${Math.min(16, lanes)}u`;
-    const inBlock = bySubgroup
-      ? 'var before = subgroupExclusiveAdd(p.w);'
-      : `sums[lane] = p.w;
-        workgroupBarrier();
-        var before = ${zero};
-        for (var i = lane - l % ${block}; i < lane; i++) { before += sums[i]; }`;
+    // lanes join in blocks (of 16, subgroups, or a row that lies inside one), then the blocks of a row
+    const byMemory = spec.form === 'memory';
+    const blocks: Record<LaneForm, string> = { memory: `${Math.min(16, lanes)}u`, shuffle: `${lanes}u`, subgroups: 'subgroupSize' };
+    const block = blocks[spec.form];
+    const inBlock = inBlockText(spec, block, zero);
     return `
-    ${bySubgroup ? '' : `var<workgroup> sums: array<${type}, 256>;`}
+    ${byMemory ? `var<workgroup> sums: array<${type}, 256>;` : ''}
     var<workgroup> blockSums: array<${type}, 256>;
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32${laneBuiltins(spec.form)}) {
@@ -118,12 +114,29 @@ const scanRows = defineKernel({
         let base = carry + before;
         ${spec.writes === 'sums' ? `let y = base + select(p, vec4(${zero}, p.xyz), uniforms.exclusive == 1u);\n        ${store}` : ''}
         carry += total;
-        ${bySubgroup ? 'workgroupBarrier();' : ''}
+        ${byMemory ? '' : 'workgroupBarrier();'}
       }
       ${spec.writes === 'totals' ? 'if (live && l == 0u) { store_out(index, carry); }' : ''}
     }`;
   },
 });
+
+/** `before`: the sum of the lanes of a block before this one. */
+function inBlockText({ form, lanes }: ScanSpec, block: string, zero: string): string {
+  if (form === 'subgroups') return 'var before = subgroupExclusiveAdd(p.w);';
+  if (form === 'memory') {
+    return `sums[lane] = p.w;
+        workgroupBarrier();
+        var before = ${zero};
+        for (var i = lane - l % ${block}; i < lane; i++) { before += sums[i]; }`;
+  }
+  const steps: number[] = [];
+  for (let step = 1; step < lanes; step *= 2) steps.push(step);
+  const up = (x: string, step: number): string => `select(${zero}, subgroupShuffleUp(${x}, ${step}u), l >= ${step}u)`;
+  return `var upTo = p.w;
+        ${steps.map((step) => `upTo += ${up('upTo', step)};`).join('\n        ')}
+        var before = ${lanes === 1 ? zero : up('upTo', 1)};`;
+}
 
 // Running sums along an axis that is not the last: a lane a column (or four), four rows in flight.
 // tile    256 columns of `width` elements
@@ -246,8 +259,7 @@ function runRows(x: Tensor, axis: number, out: Tensor, type: LaneScalar, options
   const rows = product(x.shape, 0, axis);
   const aligned = n % 4 === 0 && x.offset % 4 === 0 && (rows === 1 || outer.strides.every((s) => s % 4 === 0));
   const lanes = lanesFor(Math.ceil(n / 4));
-  // a row inside a subgroup goes the way of workgroup memory: it is short
-  const form = laneForm(lanes, x.device.capabilities) === 'subgroups' ? 'subgroups' : 'memory';
+  const form = laneForm(lanes, x.device.capabilities);
   const plan = planScan(n, Math.ceil(rows / (256 / lanes)), 1024, 4096);
   const spec: ScanSpec = { type, writes: 'sums', carry: false, width: aligned ? 4 : 1, lanes, form };
   const uniforms = { shape: outer.shape, strides: outer.strides, rank: outer.shape.length, rows, n, ...plan, ...flags(options) };
