@@ -54,10 +54,11 @@ export async function goldenTests(
   mapping: GoldenMapping,
   options: { tiers?: readonly Tier[]; only?: (op: string) => boolean } = {},
 ): Promise<void> {
+  const { only: wanted = () => true, tiers: chosen = tiers.slice(0, 2) } = options;
   for (const path of await goldenFiles([folder])) {
     const golden = await loadGoldenCase(path);
-    if (options.only && !options.only(golden.op)) continue;
-    for (const tier of options.tiers ?? tiers.slice(0, 2)) {
+    if (!wanted(golden.op)) continue;
+    for (const tier of chosen) {
       test(`the golden case ${golden.file} passes on tier ${tier}`, () =>
         withDevice(
           async (device) => {

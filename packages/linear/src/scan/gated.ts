@@ -40,7 +40,7 @@ export interface GatedProblem {
   chunk?: number | undefined;
 }
 
-/** Form of a gate whose channels, if it has any, are those of the key dimension. */
+/** Form of a gate: one number a head, or channels, which are those of the key dimension. */
 export function gateForm(gate: Tensor, transposed = false): GateForm {
   return gate.rank === 3 ? 'head' : transposed ? 'columns' : 'rows';
 }
