@@ -9,8 +9,9 @@ import { defineKernel, type Kernel } from '../../kernel/define.js';
 import { unroll } from '../../kernel/modules.js';
 import type { KvCodec } from '../../seams/kv-codec.js';
 import type { Tensor } from '../../tensor/tensor.js';
-import { extraRowFloats, type KvGroup, layoutOf } from '../group.js';
-import { forCodecs, layoutUniforms, loaderText, placeFunctions } from './rows.js';
+import { extraRowFloats, type KvGroup } from '../group.js';
+import { queryUniforms, queryValues } from './queries.js';
+import { forCodecs, loaderText, placeFunctions } from './rows.js';
 
 /** A loop bound that compilers cannot count with: software drivers unroll what they can, and then compile for minutes. */
 const bound = (n: number): string => `(${n}u * uniforms.one)`;
@@ -36,28 +37,8 @@ export type AttendSpec = {
 };
 
 const uniforms = {
-  ...layoutUniforms,
+  ...queryUniforms,
   total: 'u32',
-  queries: 'u32',
-  heads: 'u32',
-  /** Query heads a KV head. */
-  group: 'u32',
-  tiles: 'u32',
-  splits: 'u32',
-  splitKeys: 'u32',
-  extraRows: 'u32',
-  qBatch: 'u32',
-  qToken: 'u32',
-  qHead: 'u32',
-  /** 1 where batch entries took different numbers of tokens in the last append. */
-  padded: 'u32',
-  left: 'i32',
-  right: 'i32',
-  sinkTokens: 'u32',
-  scale: 'f32',
-  softcap: 'f32',
-  /** Entries of a head's list of chosen pages. */
-  chosenPages: 'u32',
   keyQuads: 'u32',
   /** 1, unknown to compilers. */
   one: 'u32',
@@ -319,8 +300,9 @@ export interface AttendValues {
 }
 
 /** Writes the parts of a group's heads: f32 [batch, queries, heads, splits, 4 (valueQuads + 1)], sum, then maximum (base 2) and total weight. */
-export function attendGroup(device: Device, { view, extra, stages }: KvGroup, q: Tensor, parts: Tensor, values: AttendValues): void {
-  const [batch = 0, queries = 0, heads = 0] = q.shape;
+export function attendGroup(device: Device, own: KvGroup, q: Tensor, parts: Tensor, values: AttendValues): void {
+  const { view, extra } = own;
+  const batch = q.dim(0);
   const bound = values.extra ? extra : undefined;
   const total = values.splits * values.tiles * view.heads.length * batch;
   kernelFor(view.keyCodec, view.valueCodec).run(device, {
@@ -336,25 +318,8 @@ export function attendGroup(device: Device, { view, extra, stages }: KvGroup, q:
     },
     tensors: { q, keys: view.keys, values: view.values, index: view.index, counts: view.counts, extra: bound, chosen: values.pages, parts },
     uniforms: {
-      ...layoutOf(view),
+      ...queryValues(own, q, values, { tiles: values.tiles, bound: bound !== undefined, width: 1 }),
       total,
-      queries,
-      heads,
-      group: heads / view.kvHeads,
-      tiles: values.tiles,
-      splits: values.splits,
-      splitKeys: values.splitKeys,
-      extraRows: bound ? (stages.rows?.extraRows ?? 0) : 0,
-      qBatch: q.strides[0] ?? 0,
-      qToken: q.strides[1] ?? 0,
-      qHead: q.strides[2] ?? 0,
-      padded: values.padded ? 1 : 0,
-      left: values.left,
-      right: values.right,
-      sinkTokens: values.sinkTokens,
-      scale: values.scale,
-      softcap: values.softcap ?? 1,
-      chosenPages: values.pages?.dim(2) ?? 0,
       keyQuads: Math.ceil(view.headDim / 4),
       one: 1,
     },

@@ -12,9 +12,10 @@ import { range } from '../../kernel/modules.js';
 import type { KvCodec } from '../../seams/kv-codec.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { f16Codec } from '../codec.js';
-import { extraRowFloats, type KvGroup, layoutOf } from '../group.js';
+import { extraRowFloats, type KvGroup } from '../group.js';
 import { type AttendValues, hiddenQuery, positionFunction } from './attend.js';
-import { forCodecs, layoutUniforms, loaderText, placeFunctions } from './rows.js';
+import { queryUniforms, queryValues } from './queries.js';
+import { forCodecs, loaderText, placeFunctions } from './rows.js';
 
 type DecodeSpec = DecodeTile & {
   keys: string;
@@ -25,27 +26,6 @@ type DecodeSpec = DecodeTile & {
   softcap: boolean;
   chosen: boolean;
 };
-
-const uniforms = {
-  ...layoutUniforms,
-  queries: 'u32',
-  heads: 'u32',
-  group: 'u32',
-  tiles: 'u32',
-  splits: 'u32',
-  splitKeys: 'u32',
-  extraRows: 'u32',
-  qBatch: 'u32',
-  qToken: 'u32',
-  qHead: 'u32',
-  padded: 'u32',
-  left: 'i32',
-  right: 'i32',
-  sinkTokens: 'u32',
-  scale: 'f32',
-  softcap: 'f32',
-  chosenPages: 'u32',
-} as const;
 
 /** Rows of plain halves are read 16 bytes a lane. */
 const itemOf = (codec: KvCodec): string => (codec === f16Codec ? 'vec4u' : codec.item);
@@ -205,7 +185,7 @@ function passed(value: string, u: number): string {
   return `subgroupShuffle(${value}, firstLane + ${u}u)`;
 }
 
-type DecodeKernel = Kernel<DecodeSpec, ReturnType<typeof bindingsFor>, typeof uniforms>;
+type DecodeKernel = Kernel<DecodeSpec, ReturnType<typeof bindingsFor>, typeof queryUniforms>;
 
 function kernelFor(keys: KvCodec, values: KvCodec): DecodeKernel {
   return forCodecs('decode', keys, values, () =>
@@ -214,22 +194,16 @@ function kernelFor(keys: KvCodec, values: KvCodec): DecodeKernel {
       tier: 'subgroups',
       forms: ['baseline', 'subgroups'],
       bindings: bindingsFor(keys, values),
-      uniforms,
+      uniforms: queryUniforms,
       wgsl: (spec: DecodeSpec) => decodeKernelText(keys, values, spec),
     }),
   );
 }
 
 /** Writes the parts of a group's heads, as `attendGroup` does; q has rows that start at multiples of 4 elements. */
-export function decodeGroup(
-  device: Device,
-  { view, extra, stages }: KvGroup,
-  q: Tensor,
-  parts: Tensor,
-  plan: DecodePlan,
-  values: AttendValues,
-): void {
-  const [batch = 0, queries = 0, heads = 0] = q.shape;
+export function decodeGroup(device: Device, own: KvGroup, q: Tensor, parts: Tensor, plan: DecodePlan, values: AttendValues): void {
+  const { view, extra } = own;
+  const batch = q.dim(0);
   const bound = values.extra ? extra : undefined;
   const { rows, lanesAKey, keysAStep, lanes } = plan;
   kernelFor(view.keyCodec, view.valueCodec).run(device, {
@@ -247,26 +221,7 @@ export function decodeGroup(
       chosen: values.pages !== undefined,
     },
     tensors: { q, keys: view.keys, values: view.values, index: view.index, counts: view.counts, extra: bound, chosen: values.pages, parts },
-    uniforms: {
-      ...layoutOf(view),
-      queries,
-      heads,
-      group: heads / view.kvHeads,
-      tiles: plan.tiles,
-      splits: values.splits,
-      splitKeys: values.splitKeys,
-      extraRows: bound ? (stages.rows?.extraRows ?? 0) : 0,
-      qBatch: (q.strides[0] ?? 0) / 4,
-      qToken: (q.strides[1] ?? 0) / 4,
-      qHead: (q.strides[2] ?? 0) / 4,
-      padded: values.padded ? 1 : 0,
-      left: values.left,
-      right: values.right,
-      sinkTokens: values.sinkTokens,
-      scale: values.scale,
-      softcap: values.softcap ?? 1,
-      chosenPages: values.pages?.dim(2) ?? 0,
-    },
+    uniforms: queryValues(own, q, values, { tiles: plan.tiles, bound: bound !== undefined, width: 4 }),
     grid: [plan.tiles * values.splits, view.heads.length, batch],
   });
 }
