@@ -4,8 +4,7 @@ import { type KvGroup, layoutOf } from '../group.js';
 import type { AttendValues } from './attend.js';
 import { layoutUniforms } from './rows.js';
 
-export const queryUniforms = {
-  ...layoutUniforms,
+const ownUniforms = {
   queries: 'u32',
   heads: 'u32',
   /** Query heads a KV head. */
@@ -27,6 +26,8 @@ export const queryUniforms = {
   /** Entries of a head's list of chosen pages. */
   chosenPages: 'u32',
 } as const;
+
+export const queryUniforms: typeof layoutUniforms & typeof ownUniforms = { ...layoutUniforms, ...ownUniforms };
 
 /**
  * The values of `queryUniforms`.
