@@ -43,7 +43,7 @@ export function inputAt(name: string, grain: Grain = 'coarse'): (i: number) => n
 const filled = defineKernel({
   name: 'bench-input',
   bindings: { out: write('float', { width: 4 }) },
-  uniforms: { items: 'u32', start: 'u32', first: 'u32', second: 'u32', row: 'u32', every: 'u32' },
+  uniforms: { items: 'u32', start: 'u32', first: 'u32', second: 'u32', row: 'u32', tokens: 'u32', every: 'u32' },
   wgsl: ({ grain }: { grain: Grain }) => `
     fn mix32(value: u32) -> u32 {
       var x = value;
@@ -52,7 +52,7 @@ const filled = defineKernel({
       return x ^ (x >> 16u);
     }
     fn number(i: u32) -> f32 {
-      if ((i / uniforms.row) % uniforms.every != uniforms.every - 1u) { return 0.0; }
+      if (i / uniforms.row % uniforms.tokens % uniforms.every != uniforms.every - 1u) { return 0.0; }
       let hash = mix32(mix32(i ^ uniforms.first) + uniforms.second);
       let sum = f32((hash & 255u) + ((hash >> 8u) & 255u) + ((hash >> 16u) & 255u) + (hash >> 24u)) - 510.0;
       return ${grain === 'coarse' ? 'sum' : '(sum + f32(mix32(hash + 0x9e3779b9u) >> 18u) / 16384.0)'} / 128.0;
@@ -77,27 +77,27 @@ export interface InputOptions {
 /** Elements that one dispatch writes: under every device's binding limit. */
 const PIECE = 1 << 24;
 
-/** The tensor of this name, [batch 1, tokens, ...] or any other shape, made on the device. */
+/** The tensor of this name and any shape, [batch, tokens, ...] where it has more than two axes, made on the device. */
 export function input(device: Device, name: string, shape: readonly number[], options: InputOptions = {}): Tensor {
   const { dtype = 'f32', grain = 'coarse', every = 1 } = options;
   const out = empty(device, shape, dtype);
   const key = keyOf(name);
   const axis = shape.length > 2 ? 1 : 0;
   const row = shape.slice(axis + 1).reduce((a, b) => a * b, 1);
-  const tokens = shape[axis] ?? 1;
-  // a piece ends on a whole number of vectors, whatever the row
-  const step = Math.max(4, Math.floor(PIECE / row / 4) * 4);
-  for (let from = 0; from < tokens; from += step) {
-    const to = Math.min(tokens, from + step);
-    const view = step >= tokens ? out : slice(out, axis, from, to);
-    const items = Math.ceil(((to - from) * row) / 4);
+  // element i lies at i, whatever the axes
+  const flat = out.view({ shape: [out.size] });
+  for (let from = 0; from < out.size; from += PIECE) {
+    const count = Math.min(PIECE, out.size - from);
+    const piece = slice(flat, 0, from, from + count);
+    const items = Math.ceil(count / 4);
     filled.run(device, {
       spec: { grain },
-      tensors: { out: view },
-      uniforms: { items, start: from * row, first: mix(key), second: mix((key + 1) >>> 0), row, every },
+      tensors: { out: piece },
+      uniforms: { items, start: from, first: mix(key), second: mix((key + 1) >>> 0), row, tokens: shape[axis] ?? 1, every },
       grid: [Math.ceil(items / 256)],
     });
-    if (view !== out) view.dispose();
+    piece.dispose();
   }
+  flat.dispose();
   return out;
 }

@@ -39,3 +39,13 @@ test('a sparse cotangent is zero but for every n-th token', async () => {
   made.dispose();
   values.forEach((value, i) => expect(value === 0).toBe(Math.floor(i / 4) % 4 !== 3));
 });
+
+test('every batch entry has numbers of its own, and its own tokens left out', async () => {
+  const made = input(device, 'k', [3, 6, 2, 3]);
+  expect(Array.from(await made.read(), Number)).toEqual(Array.from({ length: 108 }, (_, i) => inputAt('k')(i)));
+  made.dispose();
+  const sparse = input(device, 'dOut', [2, 6, 1, 4], { every: 4 });
+  const values = Array.from(await sparse.read(), Number);
+  sparse.dispose();
+  values.forEach((value, i) => expect(value).toBe((Math.floor(i / 4) % 6) % 4 === 3 ? inputAt('dOut')(i) : 0));
+});
