@@ -188,29 +188,46 @@ test('attention gets sharper as a query gets longer, and does not where the expo
   expect(entropy(3, 3)).toBeCloseTo(entropy(0.01, 3), 10);
 });
 
-test('the mixer decodes what its parallel form gives, and the layer keeps the shape of a picture', async () => {
-  const mixer = nalaformerMixer({ dim: 16, heads: 2 });
-  const params = mixer.init(device, new RandomStream(3));
+for (const lepeKernel of [5, 1, 0]) {
+  test(`a mixer with ${lepeKernel} taps reads a sequence in any pieces as it reads the whole`, async () => {
+    const mixer = nalaformerMixer({ dim: 16, heads: 2, lepeKernel });
+    const params = mixer.init(device, new RandomStream(3));
+    const context = { layer: 0, layers: 1, training: false, carry: new Carry() };
+    const x = await draw('x', [1, 9, 16]);
+    const { out } = mixer.apply(params, x.x, context);
+    const expected = await out.read();
+    for (const cuts of [
+      [1, 2, 3, 4, 5, 6, 7, 8, 9],
+      [6, 9],
+      [2, 9],
+    ]) {
+      const state = mixer.start(device, { batch: 1, capacity: 9, dtype: 'f32' });
+      let from = 0;
+      for (const end of cuts) {
+        const piece = slice(x.x, 1, from, end);
+        const got = mixer.step(params, piece, state, context);
+        const values = expected.slice(from * 16, end * 16);
+        expectClose(`tokens ${from} to ${end}`, { shape: [values.length], values: await got.read() }, f64([values.length], values), {
+          atol: 1e-5,
+          rtol: 1e-4,
+        });
+        free(piece, got);
+        from = end;
+      }
+      state.dispose();
+    }
+    free(params, x.x, out);
+  });
+}
+
+test('the picture layer keeps the shape of a picture', async () => {
   const context = { layer: 0, layers: 1, training: false, carry: new Carry() };
-  const x = await draw('x', [1, 4, 16]);
-  const { out } = mixer.apply(params, x.x, context);
-  const expected = await out.read();
-  const state = mixer.start(device, { batch: 1, capacity: 4, dtype: 'f32' });
-  for (let t = 0; t < 4; t++) {
-    const token = slice(x.x, 1, t, t + 1);
-    const got = mixer.step(params, token, state, context);
-    expectClose(`token ${t}`, { shape: [16], values: await got.read() }, f64([16], expected.slice(t * 16, t * 16 + 16)), {
-      atol: 1e-5,
-      rtol: 1e-4,
-    });
-    free(token, got);
-  }
-  state.dispose();
   const layer = nalaformerLayer({ dim: 16, heads: 2 });
   const weights = layer.init(device, new RandomStream(4));
   const picture = await draw('picture', [1, 3, 5, 16]);
   const made = layer.apply(weights, picture.x, context).out;
   expect(made.shape).toEqual([1, 3, 5, 16]);
   expect(() => nalaformerLayer({ dim: 12, heads: 2 })).toThrow(/multiple of 4/);
-  free(params, x.x, out, weights, picture.x, made);
+  expect(() => nalaformerMixer({ dim: 16, heads: 2, lepeKernel: -1 })).toThrow(/lepeKernel is -1; it must be an integer/);
+  free(weights, picture.x, made);
 });

@@ -234,6 +234,17 @@ describe('options and limits', () => {
     for (const t of tensorsIn([q!.x, k!.x, v!.x, features, table.x, whole, parallel, params, x.x, out, state])) t.dispose();
   });
 
+  test("a mixer's bias may start falling with distance, bounded at -8", async () => {
+    const { bias, ...rest } = nprfMixer({ dim: 16, heads: 2, distances: 40, biasStart: 'alibi' }).init(device, new RandomStream(1));
+    const values = await bias.read();
+    // slopes 1/16 and 1/256, the farthest distance first
+    expect([38, 39, 40, 78, 79].map((i) => (values[i] as number) + 0)).toEqual([-1 / 16, 0, -39 / 256, -1 / 256, 0]);
+    const far = nprfMixer({ dim: 16, heads: 2, distances: 300, biasStart: 'alibi' }).init(device, new RandomStream(1));
+    expect((await far.bias.read())[0]).toBe(-8);
+    for (const t of [bias, ...tensorsIn([rest, far])]) t.dispose();
+    expect(() => nprfMixer({ dim: 16, heads: 2, biasStart: 'flat' as never })).toThrow(/biasStart is "flat"; it is "normal" or "alibi"/);
+  });
+
   test('what does not fit is named with a way out', () => {
     const q = zeros(device, [1, 4, 2, 8]);
     const w = zeros(device, [2, 3, 8]);

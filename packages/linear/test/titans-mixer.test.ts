@@ -24,7 +24,7 @@ const mixers: [string, TokenMixer<Params, State>][] = [
   ['the memory alone', titansMixer({ ...shape, gradientPeriod: 6 }) as TokenMixer<Params, State>],
   [
     'a linear memory without momentum',
-    titansMixer({ ...shape, depth: 1, residualNorm: false, orders: 0, outNorm: true }) as TokenMixer<Params, State>,
+    titansMixer({ ...shape, depth: 1, residualNorm: false, orders: 0, outNorm: true, shortConv: 1 }) as TokenMixer<Params, State>,
   ],
   ['memory as gate', titansMagMixer(hybrid) as TokenMixer<Params, State>],
   [
@@ -125,6 +125,7 @@ describe('titans as a token mixer', () => {
   test('says what does not fit', () => {
     expect(() => titansMixer({ dim: 10, heads: 3 })).toThrow(/dim 10 is no multiple of heads 3/);
     expect(() => titansMacMixer({ ...hybrid, segment: 7 })).toThrow(/chunkSize 3 does not divide segment 7/);
+    expect(() => titansMixer({ ...shape, shortConv: 0 })).toThrow(/shortConv is 0; it must be an integer of 1/);
     expect(() => titansMixer({ ...shape, depth: 0 })).toThrow(/depth is 1 or more/);
   });
 });

@@ -1,5 +1,7 @@
 import {
   add,
+  concat,
+  conv1d,
   conv2d,
   type Device,
   type DType,
@@ -14,6 +16,7 @@ import {
   reshape,
   scope,
   silu,
+  slice,
   split,
   type Tensor,
   type TokenMixer,
@@ -129,11 +132,16 @@ export interface NalaformerMixerConfig extends Attention {
   headDim?: number;
   /** `silu(x Wg)` behind the norm. Default true. */
   gate?: boolean;
+  /**
+   * Taps of a causal depthwise convolution of the values, added to the attention as in the picture layer: the attention itself knows
+   * no order. 0: none. Default 5.
+   */
+  lepeKernel?: number;
   /** `f16`: products in f16; features, powers and sums are f32. Default `f32`. */
   precision?: 'f32' | 'f16';
 }
 
-/** Parameters of the causal token mixer. */
+/** Parameters of the causal token mixer; `lepe` [lepeKernel, 1, heads headDim] and `lepeBias` where it has a local convolution. */
 export interface NalaformerMixerParams {
   [name: string]: Params;
   /** Queries, keys, values and the gate, [dim, 3 or 4 heads headDim]. */
@@ -145,14 +153,16 @@ export interface NalaformerMixerParams {
 }
 
 /**
- * The causal form as a token mixer, for language: y = (LayerNorm(nalaformer(q, k, v)) * silu(g)) Wout. The paper's language experiments use
- * a causal form whose code is not public; positions come from the order of reading alone.
- * @throws HeedError SHAPE_MISMATCH when heads do not divide dim and headDim is not given
+ * The causal form as a token mixer, for language: y = (LayerNorm(nalaformer(q, k, v) + conv(v)) * silu(g)) Wout. The paper's language
+ * experiments use a causal form whose code is not public; this one is the picture layer read in one direction.
+ * @throws HeedError SHAPE_MISMATCH when heads do not divide dim and headDim is not given; INVALID_ARGUMENT for a `lepeKernel` that is no whole number
  */
 export function nalaformerMixer(config: NalaformerMixerConfig): TokenMixer<NalaformerMixerParams, NalaformerState> {
-  const { dim, heads, headDim = dim / heads, gate = true, precision = 'f32', ...attention } = config;
+  const { dim, heads, headDim = dim / heads, gate = true, lepeKernel = 5, precision = 'f32', ...attention } = config;
   if (!Number.isInteger(headDim))
     throw new HeedError('SHAPE_MISMATCH', `nalaformerMixer: dim ${dim} is no multiple of heads ${heads}; choose a divisor or give headDim`);
+  if (!Number.isInteger(lepeKernel) || lepeKernel < 0)
+    throw new HeedError('INVALID_ARGUMENT', `nalaformerMixer: lepeKernel is ${lepeKernel}; it must be an integer of 0 (none) or more`);
   const width = heads * headDim;
   const parts = gate ? 4 : 3;
 
@@ -161,9 +171,18 @@ export function nalaformerMixer(config: NalaformerMixerConfig): TokenMixer<Nalaf
     return split(fused, parts, 2);
   }
 
-  function finish(params: NalaformerMixerParams, mixed: Tensor, u: Tensor | undefined): Tensor {
+  /** The convolution of the values; behind `past`, or from the start of a sequence. */
+  function local(params: NalaformerMixerParams, values: Tensor, past?: Tensor): Tensor {
+    const taps = params['lepe'] as Tensor;
+    const common = { groups: width, bias: params['lepeBias'] as Tensor };
+    return past ? conv1d(concat([past, values], 1), taps, common) : conv1d(values, taps, { ...common, padding: 'causal' });
+  }
+
+  function finish(params: NalaformerMixerParams, mixed: Tensor, v: Tensor, u: Tensor | undefined, past?: Tensor): Tensor {
     const flat = [mixed.dim(0), mixed.dim(1), width];
-    const normed = layerNorm(reshape(mixed, flat), params.norm, params.normBias);
+    const read = reshape(mixed, flat);
+    const a = lepeKernel > 0 ? add(read, local(params, reshape(v, flat), past)) : read;
+    const normed = layerNorm(a, params.norm, params.normBias);
     return linear(params.out, u ? mul(normed, silu(reshape(u, flat))) : normed, { precision, outDType: 'f32' });
   }
 
@@ -172,6 +191,10 @@ export function nalaformerMixer(config: NalaformerMixerConfig): TokenMixer<Nalaf
     init(device: Device, random: RandomStream): NalaformerMixerParams {
       return {
         qkvg: initLinear(device, random.stream('qkvg'), { inputs: dim, outputs: parts * width }),
+        ...(lepeKernel > 0 && {
+          lepe: truncatedNormal(device, random.stream('lepe'), [lepeKernel, 1, width], 0.2),
+          lepeBias: zeros(device, [width]),
+        }),
         norm: full(device, [width], 1),
         normBias: zeros(device, [width]),
         out: initLinear(device, random.stream('out'), { inputs: width, outputs: dim, std: 1 / Math.sqrt(width * 8) }),
@@ -181,17 +204,26 @@ export function nalaformerMixer(config: NalaformerMixerConfig): TokenMixer<Nalaf
       return scope(() => {
         const [q, k, v, u] = project(params.qkvg, x) as [Tensor, Tensor, Tensor, Tensor?];
         const mixed = nalaformer(q, k, v, { ...attention, causal: true, ...(context.lengths && { lengths: context.lengths }) });
-        return { out: finish(params, mixed, u) };
+        return { out: finish(params, mixed, v, u) };
       });
     },
     start(device: Device, { batch }: { batch: number; capacity: number; dtype: DType }): NalaformerState {
-      return nalaformerStart(device, { batch, heads, headDim, ...attention });
+      const past = lepeKernel > 1 ? zeros(device, [batch, lepeKernel - 1, width]) : undefined;
+      return nalaformerStart(device, { batch, heads, headDim, ...attention }, past);
     },
     step(params: NalaformerMixerParams, x: Tensor, state: NalaformerState): Tensor {
-      return scope(() => {
+      const { out, pastValues } = scope(() => {
         const [q, k, v, u] = project(params.qkvg, x) as [Tensor, Tensor, Tensor, Tensor?];
-        return finish(params, nalaformerStep(q, k, v, state), u);
+        const before = lepeKernel > 1 ? state.get('pastValues') : undefined;
+        const flat = reshape(v, [x.dim(0), x.dim(1), width]);
+        const all = before && concat([before, flat], 1);
+        return {
+          out: finish(params, nalaformerStep(q, k, v, state), v, u, before),
+          ...(all && { pastValues: concat([slice(all, 1, x.dim(1))], 1) }),
+        };
       });
+      state.advance(0, pastValues && { pastValues });
+      return out;
     },
   };
 }

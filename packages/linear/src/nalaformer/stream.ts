@@ -18,28 +18,30 @@ export interface NalaformerStreamOptions extends Pick<NalaformerOptions, 'lambda
  * by `nalaformerStart`, updated in place by `nalaformerStep`, freed by `dispose()`.
  */
 export class NalaformerState extends HeldTensors {
-  /** Takes over the sums. */
+  /** Takes over the sums, and the last values of a mixer's local convolution, f32 [batch, taps - 1, heads valueDim]. */
   constructor(
     device: Device,
     sums: Tensor,
     readonly options: Pick<NalaformerStreamOptions, 'lambda' | 'tau' | 'keyPower' | 'map' | 'angleScale' | 'eps'>,
+    pastValues?: Tensor,
   ) {
-    super(device, 'nalaformer', { sums });
+    super(device, 'nalaformer', { sums, ...(pastValues && { pastValues }) });
   }
 }
 
 /**
  * An empty stream of the causal form. The caller disposes it.
+ * @param pastValues taken over by the stream, for the local convolution of `nalaformerMixer`
  * @throws HeedError INVALID_ARGUMENT for sizes that are no positive integers
  */
-export function nalaformerStart(device: Device, options: NalaformerStreamOptions): NalaformerState {
+export function nalaformerStart(device: Device, options: NalaformerStreamOptions, pastValues?: Tensor): NalaformerState {
   const { batch, heads, headDim, valueDim = headDim, ...rest } = options;
   if ([batch, heads, headDim, valueDim].some((n) => !Number.isInteger(n) || n < 1))
     throw new HeedError(
       'INVALID_ARGUMENT',
       `nalaformer: a stream of batch, heads, headDim, valueDim [${[batch, heads, headDim, valueDim].join(', ')}]; each is an integer of 1 or more`,
     );
-  return new NalaformerState(device, zeros(device, [batch, heads, 2 * headDim, valueDim + 1]), rest);
+  return new NalaformerState(device, zeros(device, [batch, heads, 2 * headDim, valueDim + 1]), rest, pastValues);
 }
 
 /**

@@ -16,6 +16,7 @@ import {
   zeros,
 } from '@heed/core';
 import { initLinear, linear, type LinearParams, projectQkv, truncatedNormal } from '@heed/core/nn';
+import { lightning2Slopes } from '../scan/slopes.js';
 import { drawFeatures } from './features.js';
 import { nprf } from './function.js';
 import type { NprfOptions } from './options.js';
@@ -33,6 +34,11 @@ export interface NprfMixerConfig extends Omit<NprfOptions, 'causal' | 'lengths'>
   features?: number;
   /** Distances with a bias of their own; those from `distances - 1` on share one. Default 2048. */
   distances?: number;
+  /**
+   * Start of the bias: `normal`, N(0, 0.02), knows no distance; `alibi` falls with it, -2^(-8 (h + 1) / heads) a token for head h down to
+   * -8, so that short trainings see neighbours from the first step. Default `normal`.
+   */
+  biasStart?: 'normal' | 'alibi';
   /** Of the random features, which are no parameters: a model is used with the seed that it was trained with. Default 0. */
   seed?: number;
   /** Blocks of headDim orthogonal features. Default true. */
@@ -58,7 +64,7 @@ export interface NprfMixerParams {
  * @throws HeedError SHAPE_MISMATCH, INVALID_ARGUMENT
  */
 export function nprfMixer(config: NprfMixerConfig): TokenMixer<NprfMixerParams, NprfState> {
-  const { dim, heads, kvHeads = heads, distances = 2048, seed = 0, orthogonal = true, precision = 'f32' } = config;
+  const { dim, heads, kvHeads = heads, distances = 2048, biasStart = 'normal', seed = 0, orthogonal = true, precision = 'f32' } = config;
   const { featureMap, normalize, normEps, denominatorEps, path } = config;
   const headDim = config.headDim ?? dim / heads;
   const { features = headDim } = config;
@@ -69,6 +75,8 @@ export function nprfMixer(config: NprfMixerConfig): TokenMixer<NprfMixerParams, 
       'INVALID_ARGUMENT',
       `nprfMixer: kvHeads is ${kvHeads} with ${heads} heads; each head has keys of its own, leave kvHeads out`,
     );
+  if (biasStart !== 'normal' && biasStart !== 'alibi')
+    throw new HeedError('INVALID_ARGUMENT', `nprfMixer: biasStart is "${String(biasStart)}"; it is "normal" or "alibi"`);
   for (const [name, n] of Object.entries({ features, distances }))
     if (!Number.isInteger(n) || n < 1)
       throw new HeedError('INVALID_ARGUMENT', `nprfMixer: ${name} is ${n}; it must be an integer of 1 or more`);
@@ -97,7 +105,10 @@ export function nprfMixer(config: NprfMixerConfig): TokenMixer<NprfMixerParams, 
     init(device: Device, random: RandomStream): NprfMixerParams {
       return {
         qkv: initLinear(device, random.stream('qkv'), { inputs: dim, outputs: 3 * width }),
-        bias: truncatedNormal(device, random.stream('bias'), [heads, distances], 0.02),
+        bias:
+          biasStart === 'alibi'
+            ? fallingBias(device, heads, distances)
+            : truncatedNormal(device, random.stream('bias'), [heads, distances], 0.02),
         out: initLinear(device, random.stream('out'), { inputs: width, outputs: dim, std: 1 / Math.sqrt(width * 8) }),
       };
     },
@@ -139,4 +150,12 @@ export function nprfMixer(config: NprfMixerConfig): TokenMixer<NprfMixerParams, 
       });
     },
   };
+}
+
+/** -slope x distance a head, the farthest distance first; bounded, so that every distance keeps a gradient. */
+function fallingBias(device: Device, heads: number, distances: number): Tensor {
+  const values = lightning2Slopes({ heads }).flatMap((slope) =>
+    Array.from({ length: distances }, (_, i) => Math.max(-8, -slope * (distances - 1 - i))),
+  );
+  return tensor(device, values, [heads, distances]);
 }

@@ -25,7 +25,7 @@ import {
 } from './short-attention.js';
 
 /** Settings of a memory with short attention. */
-export interface TitansHybridConfig extends TitansMixerConfig, ShortAttentionConfig {}
+export interface TitansHybridConfig extends Omit<TitansMixerConfig, 'shortConv'>, ShortAttentionConfig {}
 
 /** Parameters of a memory with short attention. */
 export interface TitansHybridParams {

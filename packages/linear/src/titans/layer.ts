@@ -1,4 +1,6 @@
 import {
+  concat,
+  conv1d,
   HeedError,
   l2Normalize,
   matmul,
@@ -10,6 +12,7 @@ import {
   scope,
   sigmoid,
   silu,
+  slice,
   split,
   type Tensor,
   unsqueeze,
@@ -27,6 +30,8 @@ export interface TitansLayerParams {
   wq: Tensor;
   wk: Tensor;
   wv: Tensor;
+  /** Taps of causal depthwise convolutions behind the projections of q, k and v, [taps, 3, heads headDim]; the last is the own token's. */
+  taps?: Tensor | undefined;
   /** Step of each token, [heads, dim] and [heads]. */
   wRate: Tensor;
   bRate: Tensor;
@@ -75,34 +80,56 @@ export interface TitansDrive {
   stored: Tensor;
   /** The normed input that asks. */
   asking: Tensor;
+  /** The last projections, which the convolution of the next tokens reads: f32 [batch, taps - 1, 3 heads headDim]. */
+  past?: Tensor;
 }
 
-/** Queries, keys, values and steps of tokens. `x` is stored, `asks` (default x) asks. */
-export function titansDrive(params: TitansLayerParams, x: Tensor, options: TitansLayerOptions, asks: Tensor = x): TitansDrive {
+/**
+ * Queries, keys, values and steps of tokens.
+ * @param past what the tokens before gave, where `params.taps` are; default zeros
+ */
+export function titansDrive(params: TitansLayerParams, x: Tensor, options: TitansLayerOptions, past?: Tensor): TitansDrive {
   const { heads, maxRate = 1, rmsEpsilon: epsilon = 2 ** -23, precision = 'f32' } = options;
   const [batch, tokens] = [x.dim(0), x.dim(1)];
   const width = params.wq.dim(0);
   if (width % heads !== 0)
     throw new HeedError('SHAPE_MISMATCH', `titansLayer: wq is ${params.wq.describe()}; its rows must be a multiple of heads ${heads}`);
   const stored = rmsNorm(x, params.storeNorm, { epsilon });
-  const asking = rmsNorm(asks, params.retrieveNorm, { epsilon });
-  const project = (input: Tensor, w: Tensor): Tensor => {
-    const made = reshape(matmul(input, w, { transposeB: true, precision, outDType: 'f32' }), [batch, input.dim(1), heads, width / heads]);
+  const asking = rmsNorm(x, params.retrieveNorm, { epsilon });
+  const project = (input: Tensor, w: Tensor): Tensor => matmul(input, w, { transposeB: true, precision, outDType: 'f32' });
+  const projected = [project(asking, params.wq), project(stored, params.wk), project(stored, params.wv)];
+  const [mixed, left] = params.taps ? convolved(projected, params.taps, past) : [projected, undefined];
+  const [q, k, v] = mixed.map((one) => {
+    const made = reshape(one, [batch, tokens, heads, width / heads]);
     return options.projectionActivation === 'silu' ? silu(made) : made;
-  };
+  }) as [Tensor, Tensor, Tensor];
   const normed = (t: Tensor, gain: Tensor | undefined): Tensor => {
     const kind = options.qkNorm ?? (gain ? 'rms' : 'none');
     const unit = kind === 'rms' ? rmsNorm(t, undefined, { epsilon }) : kind === 'l2' ? l2Normalize(t) : t;
     return gain ? gained(unit, gain) : unit;
   };
   return {
-    q: normed(project(asking, params.wq), params.qGain),
-    k: normed(project(stored, params.wk), params.kGain),
-    v: project(stored, params.wv),
+    q: normed(q, params.qGain),
+    k: normed(k, params.kGain),
+    v,
     rate: rated(reshape(matmul(stored, params.wRate, { transposeB: true }), [batch, tokens, heads]), params.bRate, maxRate),
     stored,
     asking,
+    ...(left && { past: left }),
   };
+}
+
+/** Each channel of q, k and v convolved along the tokens, and what the convolution of later tokens needs of these. */
+function convolved(projected: readonly Tensor[], taps: Tensor, past: Tensor | undefined): [readonly Tensor[], Tensor | undefined] {
+  const all = concat(projected, 2);
+  const channels = all.dim(2);
+  if (taps.rank !== 3 || taps.dim(1) * taps.dim(2) !== channels)
+    throw new HeedError('SHAPE_MISMATCH', `titansLayer: taps are ${taps.describe()}; they must be [taps, 3, ${channels / 3}]`);
+  const reach = taps.dim(0) - 1;
+  const weight = reshape(taps, [reach + 1, 1, channels]);
+  const joined = past && concat([past, all], 1);
+  const mixed = joined ? conv1d(joined, weight, { groups: channels }) : conv1d(all, weight, { groups: channels, padding: 'causal' });
+  return [split(mixed, 3, 2), joined && slice(joined, 1, joined.dim(1) - reach)];
 }
 
 /**

@@ -28,6 +28,11 @@ export interface TitansMixerConfig extends Omit<TitansForm, 'transition' | 'chun
   projectionActivation?: 'none' | 'silu';
   /** RMS norm with gain a head on what was retrieved. Default false. */
   outNorm?: boolean;
+  /**
+   * Taps of causal depthwise convolutions behind the projections of q, k and v, as in the paper: the memory itself knows no order.
+   * 1: none. Default 4 for the memory alone, 1 beside attention, whose positions tell the order.
+   */
+  shortConv?: number;
   /** Starts of the biases behind step, momentum and forgetting. Default 0, 0 and -3: 5 % of the memory goes a chunk. */
   rateBias?: number;
   momentumBias?: number;
@@ -53,15 +58,22 @@ export interface TitansMixerParams {
 
 /** A configuration with its defaults. */
 export type Resolved = Required<
-  Pick<TitansMixerConfig, 'dim' | 'heads' | 'headDim' | 'depth' | 'expansion' | 'residualNorm' | 'orders' | 'qkNorm' | 'outNorm'>
+  Pick<
+    TitansMixerConfig,
+    'dim' | 'heads' | 'headDim' | 'depth' | 'expansion' | 'residualNorm' | 'orders' | 'qkNorm' | 'outNorm' | 'shortConv'
+  >
 > & {
   config: TitansMixerConfig;
   options: TitansLayerOptions;
 };
 
-/** @throws HeedError SHAPE_MISMATCH, INVALID_ARGUMENT */
-export function resolveTitans(who: string, config: TitansMixerConfig): Resolved {
+/**
+ * @param taps default of `shortConv`
+ * @throws HeedError SHAPE_MISMATCH, INVALID_ARGUMENT
+ */
+export function resolveTitans(who: string, config: TitansMixerConfig, taps = 1): Resolved {
   const { dim, heads, depth = 2, expansion = 4, residualNorm = true, orders = 1, qkNorm = 'rms', outNorm = false } = config;
+  const { shortConv = taps } = config;
   const headDim = config.headDim ?? dim / heads;
   if (!Number.isInteger(headDim))
     throw new HeedError('SHAPE_MISMATCH', `${who}: dim ${dim} is no multiple of heads ${heads}; choose a divisor or give headDim`);
@@ -77,6 +89,8 @@ export function resolveTitans(who: string, config: TitansMixerConfig): Resolved 
       'INVALID_ARGUMENT',
       `${who}: depth ${depth}, expansion ${expansion} and ${orders} orders of momentum; depth is 1 or more, expansion a width of whole channels, orders 0 or more`,
     );
+  if (!Number.isInteger(shortConv) || shortConv < 1)
+    throw new HeedError('INVALID_ARGUMENT', `${who}: shortConv is ${shortConv}; it must be an integer of 1 (none) or more`);
   const {
     chunkSize = 64,
     gradientPeriod,
@@ -105,12 +119,12 @@ export function resolveTitans(who: string, config: TitansMixerConfig): Resolved 
     ...(recompute !== undefined && { recompute }),
     ...(precision && { precision }),
   };
-  return { config, dim, heads, headDim, depth, expansion, residualNorm, orders, qkNorm, outNorm, options };
+  return { config, dim, heads, headDim, depth, expansion, residualNorm, orders, qkNorm, outNorm, shortConv, options };
 }
 
 /** First parameters: normal projections, Xavier memories, gains of 0 around 1. */
 export function initTitans(device: Device, random: RandomStream, resolved: Resolved): TitansMixerParams {
-  const { config, dim, heads, headDim, depth, expansion, orders } = resolved;
+  const { config, dim, heads, headDim, depth, expansion, orders, shortConv } = resolved;
   const width = heads * headDim;
   const matrix = (name: string, rows: number, columns: number, std = 1 / Math.sqrt(columns)): Tensor =>
     truncatedNormal(device, random.stream(name), [rows, columns], std);
@@ -131,6 +145,7 @@ export function initTitans(device: Device, random: RandomStream, resolved: Resol
     wq: matrix('wq', width, dim),
     wk: matrix('wk', width, dim),
     wv: matrix('wv', width, dim),
+    ...(shortConv > 1 && { taps: firstTaps(device, random.stream('taps'), [shortConv, 3, width]) }),
     wRate: matrix('wRate', heads, dim, 0.02),
     bRate: full(device, [heads], config.rateBias ?? 0),
     ...(orders > 0 && {
@@ -148,6 +163,15 @@ export function initTitans(device: Device, random: RandomStream, resolved: Resol
   };
 }
 
+/** The own token's tap is 1, the others are small: a start near no convolution that already tells orders apart. */
+function firstTaps(device: Device, random: RandomStream, shape: readonly [number, number, number]): Tensor {
+  const channels = shape[1] * shape[2];
+  const earlier = random.normal((shape[0] - 1) * channels).map((x) => 0.3 * x);
+  const values = new Float32Array(shape[0] * channels).fill(1, earlier.length);
+  values.set(earlier);
+  return tensor(device, values, shape);
+}
+
 /** The parameters as `titansLayer` takes them. */
 export function layerParams(params: TitansMixerParams): TitansLayerParams {
   const own = (name: string): Tensor | undefined => params[name] as Tensor | undefined;
@@ -157,6 +181,7 @@ export function layerParams(params: TitansMixerParams): TitansLayerParams {
     wq: params.wq,
     wk: params.wk,
     wv: params.wv,
+    taps: own('taps'),
     wRate: params.wRate,
     bRate: params.bRate,
     wMomentum: own('wMomentum'),

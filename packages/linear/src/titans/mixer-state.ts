@@ -165,12 +165,19 @@ export function memoryStep(
   orders: number,
 ): Tensor {
   const stream = state.memory(params, options, orders);
-  const { q, k, v, rate, stored, asking } = titansDrive(params, x, options);
+  const { q, k, v, rate, stored, asking, past } = titansDrive(params, x, options, pastOf(params, state));
   const { means, left } = pendingMeans(stored, state.sum, stream.pending, options.chunkSize);
   const { momentum, forget } = titansGates(params, means, options.heads);
   const out = titansStep(q, k, v, { learningRate: rate, forget, ...(momentum.length > 0 && { momentum }) }, stream);
   copyInto(state.sum, left);
+  if (past) state.carry({ ...state.rows, past });
   return titansFinish(params, out, asking, options);
+}
+
+/** What the convolution reads before these tokens: zeros at the start. */
+function pastOf({ taps, wq }: TitansLayerParams, state: TitansMixerState): Tensor | undefined {
+  if (!taps) return undefined;
+  return state.rows['past'] ?? zeros(state.device, [state.sum.dim(0), taps.dim(0) - 1, 3 * wq.dim(0)]);
 }
 
 /** Means of the chunks that `stored` completes, [batch, chunks, dim], and the sum of what is behind them. */

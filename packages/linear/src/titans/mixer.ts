@@ -9,7 +9,7 @@ import { memoryStep, TitansMixerState } from './mixer-state.js';
  * @throws HeedError SHAPE_MISMATCH, INVALID_ARGUMENT
  */
 export function titansMixer(config: TitansMixerConfig): TokenMixer<TitansMixerParams, TitansMixerState> {
-  const resolved = resolveTitans('titansMixer', config);
+  const resolved = resolveTitans('titansMixer', config, 4);
   const { options, orders, dim } = resolved;
   return {
     name: 'titans',
