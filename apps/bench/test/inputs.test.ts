@@ -1,4 +1,4 @@
-import { openDevice, type Device } from '@heed/core';
+import { openDevice, slice, type Device } from '@heed/core';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { input, inputAt } from '../src/inputs.js';
 
@@ -7,6 +7,16 @@ beforeAll(async () => {
   device = await openDevice();
 });
 afterAll(() => device.close());
+
+test('a tensor longer than one dispatch writes holds the same numbers to its end', async () => {
+  const made = input(device, 'q', [1, 2 ** 18 + 1, 8, 8]);
+  for (const token of [0, 2 ** 18]) {
+    const row = slice(made, 1, token, token + 1);
+    expect(Array.from(await row.read(), Number)).toEqual(Array.from({ length: 64 }, (_, i) => inputAt('q')(64 * token + i)));
+    row.dispose();
+  }
+  made.dispose();
+});
 
 test('the numbers are those of the Python peers', () => {
   const q = inputAt('q');

@@ -74,6 +74,23 @@ test('a view keeps the elements alive, and the buffer goes back with the last of
   expect(device.memory().liveBytes).toBe(before);
 });
 
+test('a view of other axes is row-major, and refused where the elements do not lie so', async () => {
+  const x = tensor(
+    device,
+    Float32Array.from({ length: 24 }, (_, i) => i),
+    [2, 3, 4],
+  );
+  const flat = x.view({ shape: [24] });
+  expect([flat.strides, flat.contiguous]).toEqual([[1], true]);
+  const tail = slice(flat, 0, 17, 20);
+  expect([...(await tail.read())]).toEqual([17, 18, 19]);
+  const merged = x.view({ shape: [6, 4] });
+  expect(merged.strides).toEqual([4, 1]);
+  const columns = slice(x, 2, 1, 3);
+  expect(() => columns.view({ shape: [12] })).toThrow('[2, 3, 2] f32 is a strided view; to see it as [12] give strides');
+  for (const t of [x, flat, tail, merged, columns]) t.dispose();
+});
+
 test('what a scope frees cannot be used outside of it', () => {
   let leaked: Tensor | undefined;
   const kept = scope(() => {

@@ -1,5 +1,6 @@
 import { bufferUsage, mapModeRead } from './constants.js';
 import { formatBytes, HeedError } from '../errors.js';
+import { type BindLayout, BindGroups } from './bind-groups.js';
 import type { Capabilities, DeviceLimits, DeviceReport, Tier } from './capabilities.js';
 import { type BufferLabel, BufferPool, type Storage } from './pool.js';
 import { type Dispatch, Recorder } from './recorder.js';
@@ -33,8 +34,7 @@ export interface Pipeline {
   wgsl: string;
   tier: Tier;
   pipeline: GPUComputePipeline;
-  layout: GPUBindGroupLayout;
-  layoutKey: string;
+  layout: BindLayout;
   /** Milliseconds from creation to readiness; undefined until known. */
   compileMs?: number;
 }
@@ -59,8 +59,8 @@ export class Device {
   readonly pool: BufferPool;
   readonly recorder: Recorder;
   readonly pipelines: Map<string, Pipeline> = new Map();
-  readonly bindGroups: Map<string, { group: GPUBindGroup; storages: readonly Storage[] }> = new Map();
-  readonly bindGroupLayouts: Map<string, GPUBindGroupLayout> = new Map();
+  readonly bindGroups: BindGroups;
+  readonly bindLayouts: Map<string, BindLayout> = new Map();
   /** Live tensors; kept by the tensor floor. */
   tensors = 0;
   /** Specialisations by the number of their kernel; kept by the kernel floor. */
@@ -86,10 +86,15 @@ export class Device {
     this.pool = new BufferPool(
       gpu,
       capabilities.limits,
-      (storage) => this.dropBindGroups(storage),
+      (storage) => this.bindGroups.drop(storage),
       () => this.recorder.flush(),
       (what, create, failed) => this.guarded(what, create, failed),
     );
+    const uniforms = { binding: 0, resource: { buffer: this.recorder.uniformBuffer, size: 1024 } };
+    this.bindGroups = new BindGroups((label, layout, windows) => {
+      const entries = windows.map(({ storage: { buffer }, offset, size }, i) => ({ binding: i + 1, resource: { buffer, offset, size } }));
+      return this.guarded(`binding ${label}`, () => gpu.createBindGroup({ label, layout, entries: [uniforms, ...entries] }));
+    });
     this.lost = gpu.lost.then((info) => {
       this.lostError ??= new HeedError(
         'DEVICE_LOST',
@@ -332,21 +337,6 @@ export class Device {
       return;
     }
     this.failures.push(new HeedError('KERNEL_FAILED', `core: the GPU reported an error ${during}: ${error.message}`));
-  }
-
-  /** Drops the bind groups made so far when there are too many: shapes that vary without end must not grow the cache. */
-  limitBindGroups(most: number): void {
-    if (this.bindGroups.size < most) return;
-    for (const { storages } of this.bindGroups.values()) for (const storage of storages) storage.bindGroups.clear();
-    this.bindGroups.clear();
-  }
-
-  private dropBindGroups(storage: Storage): void {
-    for (const key of storage.bindGroups) {
-      for (const other of this.bindGroups.get(key)?.storages ?? []) if (other !== storage) other.bindGroups.delete(key);
-      this.bindGroups.delete(key);
-    }
-    storage.bindGroups.clear();
   }
 
   private takeStaging(bytes: number): GPUBuffer {

@@ -1,3 +1,4 @@
+import type { BoundGroup } from './bind-groups.js';
 import { bufferUsage } from './constants.js';
 import { formatBytes, HeedError } from '../errors.js';
 
@@ -16,7 +17,7 @@ export class Storage {
   /** The GPU could not make this buffer: it must not be handed out again. */
   failed = false;
   /** Bind groups that name this buffer; they go with it. */
-  readonly bindGroups: Set<string> = new Set();
+  readonly boundBy: Set<BoundGroup> = new Set();
 
   constructor(owner: BufferPool, id: number, buffer: GPUBuffer, bytes: number) {
     this.owner = owner;
@@ -46,7 +47,7 @@ const smallest = 256;
 export function sizeClass(bytes: number): number {
   if (bytes <= smallest) return smallest;
   // of a number below 2^32 the leading bit is counted, of a larger one it is found by the logarithm
-  const power = bytes < 2 ** 32 ? 2 ** (31 - Math.clz32(bytes)) : 2 ** Math.floor(Math.log2(bytes));
+  const power = bytes < 2 ** 32 ? 0x80000000 >>> Math.clz32(bytes) : 2 ** Math.floor(Math.log2(bytes));
   const step = power / 4;
   return Math.ceil(bytes / step) * step;
 }

@@ -1,3 +1,4 @@
+import type { BoundGroup } from './bind-groups.js';
 import { bufferUsage } from './constants.js';
 import type { Storage } from './pool.js';
 
@@ -9,11 +10,11 @@ const dispatchesPerBatch = 128;
 export interface Dispatch {
   kernel: string;
   pipeline: GPUComputePipeline;
-  bindGroup: GPUBindGroup;
+  bound: BoundGroup;
   /** Where `uniformSlot` placed the uniform values of this dispatch. */
   uniformOffset: number;
-  storages: readonly Storage[];
-  grid: readonly [number, number, number] | { indirect: Storage; byteOffset: number };
+  /** Workgroups along x, y and z, 1 where left out. */
+  grid: readonly number[] | { indirect: Storage; byteOffset: number };
 }
 
 export interface TimestampSlot {
@@ -67,14 +68,15 @@ export class Recorder {
     const pass = this.timestamps ? this.timedPass(d.kernel) : this.openPass();
     if (d.pipeline !== this.pipeline) pass.setPipeline((this.pipeline = d.pipeline));
     this.offsets[0] = d.uniformOffset;
-    pass.setBindGroup(0, d.bindGroup, this.offsets);
-    if ('indirect' in d.grid) {
-      d.grid.indirect.lastBatch = this.batch;
-      pass.dispatchWorkgroupsIndirect(d.grid.indirect.buffer, d.grid.byteOffset);
-    } else {
-      pass.dispatchWorkgroups(d.grid[0], d.grid[1], d.grid[2]);
-    }
-    for (const storage of d.storages) storage.lastBatch = this.batch;
+    pass.setBindGroup(0, d.bound.group, this.offsets);
+    const { grid } = d;
+    if ('indirect' in grid) {
+      grid.indirect.lastBatch = this.batch;
+      pass.dispatchWorkgroupsIndirect(grid.indirect.buffer, grid.byteOffset);
+    } else if (grid.length === 1) pass.dispatchWorkgroups(grid[0] as number);
+    else pass.dispatchWorkgroups(grid[0] ?? 1, grid[1], grid[2]);
+    const { storages } = d.bound;
+    for (let i = 0; i < storages.length; i++) (storages[i] as Storage).lastBatch = this.batch;
     this.dispatches++;
     this.kernels.push(d.kernel);
     if (this.timestamps) this.endPass();

@@ -14,10 +14,11 @@ export function defineKernel<S extends Spec, const B extends Bindings<S>, const 
   definition: KernelDefinition<S, B, U>,
 ): Kernel<S, B, U> {
   const direct = directKernel(definition);
+  const outputs = Object.keys(definition.bindings).filter((name) => definition.bindings[name]?.access !== 'read');
 
   function run(device: Device, options: RunOptions<S, B, U>): void {
-    const temporary = packedOutputs(device, definition.bindings, options);
-    if (temporary.length === 0) {
+    const temporary = packedOutputs(device, definition.bindings, outputs, options);
+    if (temporary === undefined) {
       direct.run(device, options);
       return;
     }
@@ -46,14 +47,15 @@ interface TemporaryOutput {
 function packedOutputs<S extends Spec, B extends Bindings<S>, U extends Uniforms>(
   device: Device,
   bindings: B,
+  outputs: readonly string[],
   options: RunOptions<S, B, U>,
-): TemporaryOutput[] {
-  const list: TemporaryOutput[] = [];
-  for (const name in bindings) {
-    const binding = bindings[name] as Binding<S>;
+): TemporaryOutput[] | undefined {
+  let list: TemporaryOutput[] | undefined;
+  for (let i = 0; i < outputs.length; i++) {
+    const name = outputs[i] as string;
     const operand = options.tensors[name];
-    if (binding.access === 'read' || !operand) continue;
-    if (!(operand.dtype === 'u8' || (operand.dtype === 'f16' && !device.capabilities.f16))) continue;
+    if (!operand || !(operand.dtype === 'u8' || (operand.dtype === 'f16' && !device.capabilities.f16))) continue;
+    const binding = bindings[name] as Binding<S>;
     const resolved = resolveBinding(name, binding, operand.dtype, options.spec, device.capabilities.f16);
     if (resolved.width !== 1 || resolved.raw !== undefined) continue;
     if (binding.access !== 'write')
@@ -62,7 +64,7 @@ function packedOutputs<S extends Spec, B extends Bindings<S>, U extends Uniforms
         `core: kernel binding "${name}" is updated in place as ${operand.dtype}, which has no scalar store on this device; use f32`,
       );
     const storage = device.allocate(operand.extent * 4, `${name} before packing`);
-    list.push({
+    (list ??= []).push({
       name,
       operand: { storage, dtype: operand.dtype === 'f16' ? 'f32' : 'u32', offset: 0, extent: operand.extent, label: operand.label },
       target: operand,

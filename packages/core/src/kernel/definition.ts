@@ -2,6 +2,7 @@ import type { Capabilities, Tier } from '../device/capabilities.js';
 import type { Device } from '../device/device.js';
 import type { DType } from '../dtype.js';
 import type { Binding, Operand, Spec } from './bindings.js';
+import type { WantedGrid } from './grid.js';
 import type { WgslModule } from './modules.js';
 import type { UniformType, UniformValue } from './uniforms.js';
 
@@ -40,7 +41,7 @@ export interface RunOptions<S extends Spec, B extends Bindings<S>, U extends Uni
    * Workgroups. `[n]` alone folds over 65,535 into y: such kernels compute their index by `workgroupIndex(group, groups)`.
    * Or the place of three u32 in a buffer that an earlier dispatch wrote.
    */
-  grid: readonly number[] | { indirect: Operand; byteOffset?: number };
+  grid: WantedGrid;
 }
 
 export interface Kernel<S extends Spec, B extends Bindings<S>, U extends Uniforms> {

@@ -1,4 +1,5 @@
 import type { Tier } from '../device/capabilities.js';
+import type { BindLayout } from '../device/bind-groups.js';
 import { shaderStageCompute } from '../device/constants.js';
 import type { Device, KernelTrace, Pipeline } from '../device/device.js';
 import type { DType } from '../dtype.js';
@@ -79,34 +80,40 @@ function createPipeline(
   tier: Tier,
   bindings: readonly ResolvedBinding[],
 ): Pipeline {
-  const layoutKey = bindings.map((b) => (b.access === 'read' ? 'r' : 'w')).join('');
   const { gpu } = device;
   return device.guarded(`compiling kernel ${name}`, () => {
-    let layout = device.bindGroupLayouts.get(layoutKey);
-    if (!layout) {
-      layout = gpu.createBindGroupLayout({
-        label: layoutKey,
-        entries: [
-          { binding: 0, visibility: shaderStageCompute, buffer: { type: 'uniform', hasDynamicOffset: true } },
-          ...bindings.map((b, i) => ({
-            binding: i + 1,
-            visibility: shaderStageCompute,
-            buffer: { type: (b.access === 'read' ? 'read-only-storage' : 'storage') as GPUBufferBindingType },
-          })),
-        ],
-      });
-      device.bindGroupLayouts.set(layoutKey, layout);
-    }
+    const layout = bindLayout(device, bindings);
     const module = gpu.createShaderModule({ label: name, code: wgsl });
     const descriptor: GPUComputePipelineDescriptor = {
       label: name,
-      layout: gpu.createPipelineLayout({ bindGroupLayouts: [layout] }),
+      layout: gpu.createPipelineLayout({ bindGroupLayouts: [layout.layout] }),
       compute: { module, entryPoint: 'main' },
     };
     const started = performance.now();
-    const made: Pipeline = { name, key, wgsl, tier, pipeline: gpu.createComputePipeline(descriptor), layout, layoutKey };
+    const made: Pipeline = { name, key, wgsl, tier, pipeline: gpu.createComputePipeline(descriptor), layout };
     made.compileMs = performance.now() - started;
     device.pipelines.set(key, made);
     return made;
   });
+}
+
+/** One layout for all kernels whose bindings are of the same kinds. */
+function bindLayout(device: Device, bindings: readonly ResolvedBinding[]): BindLayout {
+  const label = bindings.map((b) => (b.access === 'read' ? 'r' : 'w')).join('');
+  const found = device.bindLayouts.get(label);
+  if (found) return found;
+  const layout = device.gpu.createBindGroupLayout({
+    label,
+    entries: [
+      { binding: 0, visibility: shaderStageCompute, buffer: { type: 'uniform', hasDynamicOffset: true } },
+      ...bindings.map((b, i) => ({
+        binding: i + 1,
+        visibility: shaderStageCompute,
+        buffer: { type: (b.access === 'read' ? 'read-only-storage' : 'storage') as GPUBufferBindingType },
+      })),
+    ],
+  });
+  const made = { number: device.bindLayouts.size, layout };
+  device.bindLayouts.set(label, made);
+  return made;
 }

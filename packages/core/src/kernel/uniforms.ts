@@ -2,11 +2,18 @@
 export type UniformType = 'u32' | 'i32' | 'f32' | 'u32x8';
 export type UniformValue<T extends UniformType> = T extends 'u32x8' ? readonly number[] : number;
 
+interface UniformField {
+  name: string;
+  type: UniformType;
+  /** The first word of it in the struct. */
+  word: number;
+}
+
 export interface UniformLayout {
   wgsl: string;
   bytes: number;
-  /** The values of a call: type and first word of each. */
-  values: readonly { name: string; type: UniformType; word: number }[];
+  /** The values of a run. */
+  values: readonly UniformField[];
   /** The word that holds the first item of each binding. */
   offsets: readonly number[];
 }
@@ -15,7 +22,7 @@ export interface UniformLayout {
 export function layoutUniforms(offsetNames: readonly string[], values: readonly (readonly [string, UniformType])[]): UniformLayout {
   const fields = [...offsetNames.map((name) => [name, 'u32'] as const), ...values];
   const ordered = [...fields.filter(([, type]) => type === 'u32x8'), ...fields.filter(([, type]) => type !== 'u32x8')];
-  const placed: { name: string; type: UniformType; word: number }[] = [];
+  const placed: UniformField[] = [];
   let offset = 0;
   for (const [name, type] of ordered) {
     placed.push({ name, type, word: offset / 4 });
@@ -32,21 +39,23 @@ export function layoutUniforms(offsetNames: readonly string[], values: readonly 
   };
 }
 
-/** Writes values into the ring from word `at` on, as the struct lays them out. */
+/** Writes the values of a run and the first items of its bindings into the ring from word `at` on, as the struct lays them out. */
 export function packUniforms(
   layout: UniformLayout,
   values: Readonly<Record<string, number | readonly number[]>>,
+  places: readonly { readonly item: number }[],
   ring: { readonly words: Uint32Array; readonly floats: Float32Array },
   at: number,
 ): void {
   const { words, floats } = ring;
-  for (const { name, type, word } of layout.values) {
+  for (let i = 0; i < layout.offsets.length; i++) words[at + (layout.offsets[i] as number)] = (places[i] as { item: number }).item;
+  for (let i = 0; i < layout.values.length; i++) {
+    const { name, type, word } = layout.values[i] as UniformField;
     const value = values[name];
     if (value === undefined) throw new Error(`kernel: uniform "${name}" was not given`);
     const place = at + word;
-    if (typeof value !== 'number') {
-      for (let i = 0; i < 8; i++) words[place + i] = value[i] ?? 0;
-    } else if (type === 'f32') floats[place] = value;
+    if (typeof value !== 'number') for (let j = 0; j < 8; j++) words[place + j] = value[j] ?? 0;
+    else if (type === 'f32') floats[place] = value;
     else words[place] = value; // i32 wraps to the same bits
   }
 }

@@ -4,7 +4,7 @@ import { HeedError } from '../errors.js';
 import { write } from '../kernel/bindings.js';
 import { defineKernel } from '../kernel/define.js';
 import { float32ArrayToHalf } from './half.js';
-import { contiguousStrides, type Shape, sizeOf, Tensor } from './tensor.js';
+import { type Shape, sizeOf, Tensor } from './tensor.js';
 
 const maxRank = 6;
 
@@ -12,7 +12,8 @@ const maxRank = 6;
 export function checkShape(who: string, shape: Shape): void {
   if (shape.length > maxRank)
     throw new HeedError('SHAPE_MISMATCH', `${who}: shape [${shape.join(', ')}] has ${shape.length} axes; at most ${maxRank} are supported`);
-  for (const n of shape) {
+  for (let axis = 0; axis < shape.length; axis++) {
+    const n = shape[axis] as number;
     if (!Number.isInteger(n) || n < 0)
       throw new HeedError('SHAPE_MISMATCH', `${who}: shape [${shape.join(', ')}] has the length ${n}; lengths are integers of 0 or more`);
   }
@@ -23,7 +24,7 @@ export function empty(device: Device, shape: Shape, dtype: DType = 'f32', label?
   checkShape('core', shape);
   // 16 bytes of slack: kernels may load whole vectors at the tail
   const storage = device.allocate(Math.ceil((sizeOf(shape) * dtypeBytes(dtype)) / 16) * 16, label ?? { shape, dtype });
-  return new Tensor(device, storage, dtype, { shape, strides: contiguousStrides(shape), offset: 0 }, label);
+  return new Tensor(device, storage, dtype, { shape, strides: undefined, offset: 0 }, label);
 }
 
 type TensorValues = Float32Array | Float64Array | Int32Array | Uint32Array | Uint8Array | Uint16Array | readonly number[];

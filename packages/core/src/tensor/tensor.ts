@@ -37,8 +37,8 @@ function describe({ shape, dtype, label }: { shape: Shape; dtype: DType; label: 
 /** How a tensor lies in its buffer. The last axis is contiguous. */
 export interface TensorLayout {
   shape: Shape;
-  /** Elements from one index to the next, an axis; the last is 1. */
-  strides: Shape;
+  /** Elements from one index to the next, an axis; the last is 1. Undefined: row-major without gaps. */
+  strides: Shape | undefined;
   /** Element of the buffer that index 0 lies at. */
   offset: number;
 }
@@ -55,7 +55,9 @@ export function contiguousStrides(shape: Shape): number[] {
 }
 
 export function sizeOf(shape: Shape): number {
-  return shape.reduce((product, n) => product * n, 1);
+  let size = 1;
+  for (let axis = 0; axis < shape.length; axis++) size *= shape[axis] as number;
+  return size;
 }
 
 /**
@@ -67,12 +69,13 @@ export class Tensor implements Operand {
   readonly device: Device;
   readonly dtype: DType;
   readonly shape: Shape;
-  readonly strides: Shape;
   readonly offset: number;
   /** Number of elements. */
   readonly size: number;
   /** Elements from the first to the last, inclusive: more than `size` in a strided view. */
   readonly extent: number;
+  /** True when the elements lie in row-major order without gaps. */
+  readonly contiguous: boolean;
   label: string | undefined;
   static {
     Object.defineProperty(Tensor.prototype, tensorBrand, { value: copyOfCore });
@@ -80,6 +83,8 @@ export class Tensor implements Operand {
   /** The scope that will dispose it. */
   owner: Scope | undefined;
   private readonly held: Storage;
+  /** Made when somebody asks, where the elements lie without gaps. */
+  private steps: Shape | undefined;
   private gone = false;
   private watched = false;
 
@@ -89,20 +94,21 @@ export class Tensor implements Operand {
     this.held = storage;
     this.dtype = dtype;
     this.shape = frozen(layout.shape);
-    this.strides = frozen(layout.strides);
+    this.steps = layout.strides && frozen(layout.strides);
     this.offset = layout.offset;
-    let [size, last] = [1, 0];
-    for (let axis = 0; axis < this.shape.length; axis++) {
-      const n = this.shape[axis] as number;
-      size *= n;
-      last += (n - 1) * (this.strides[axis] ?? 0);
-    }
+    const size = sizeOf(this.shape);
     this.size = size;
-    this.extent = size === 0 ? 0 : 1 + last;
+    this.extent = size === 0 || !this.steps ? size : 1 + lastElement(this.shape, this.steps);
+    this.contiguous = !this.steps || isRowMajor(this.shape, this.steps);
     this.label = label;
     device.tensors++;
     this.owner = enterScope(this);
     if (!this.owner) this.watch();
+  }
+
+  /** Elements from one index to the next, an axis. */
+  get strides(): Shape {
+    return (this.steps ??= Object.freeze(contiguousStrides(this.shape)));
   }
 
   get rank(): number {
@@ -129,17 +135,6 @@ export class Tensor implements Operand {
     return this.held;
   }
 
-  /** True when the elements lie in row-major order without gaps. */
-  get contiguous(): boolean {
-    let step = 1;
-    for (let axis = this.shape.length - 1; axis >= 0; axis--) {
-      const n = this.shape[axis] ?? 1;
-      if (n !== 1 && this.strides[axis] !== step) return false;
-      step *= n;
-    }
-    return true;
-  }
-
   /** Length of an axis; negative axes count from the end. @throws HeedError SHAPE_MISMATCH when there is no such axis */
   dim(axis: number): number {
     const n = this.shape[axis < 0 ? axis + this.rank : axis];
@@ -158,20 +153,26 @@ export class Tensor implements Operand {
 
   /** A further handle of the same elements, to be disposed by itself. */
   alias(): Tensor {
-    return this.view({});
+    return this.another(this.shape, this.steps, this.offset);
   }
 
-  /** A view with another shape, strides or offset; checked by the caller. */
-  view(layout: Partial<TensorLayout>): Tensor {
+  /**
+   * A view with another shape, strides or offset; checked by the caller. Strides are kept where the number of axes is, else
+   * they are row-major. @throws HeedError SHAPE_MISMATCH for other axes of a strided view without strides
+   */
+  view({ shape = this.shape, strides, offset = this.offset }: Partial<TensorLayout>): Tensor {
+    if (strides || shape.length === this.rank) return this.another(shape, strides ?? this.strides, offset);
+    if (this.contiguous) return this.another(shape, undefined, offset);
+    throw new HeedError(
+      'SHAPE_MISMATCH',
+      `core: tensor ${this.describe()} is a strided view; to see it as [${shape.join(', ')}] give strides, or make it contiguous first`,
+    );
+  }
+
+  private another(shape: Shape, strides: Shape | undefined, offset: number): Tensor {
     const { storage } = this;
     this.device.pool.retain(storage);
-    return new Tensor(
-      this.device,
-      storage,
-      this.dtype,
-      { shape: layout.shape ?? this.shape, strides: layout.strides ?? this.strides, offset: layout.offset ?? this.offset },
-      this.label,
-    );
+    return new Tensor(this.device, storage, this.dtype, { shape, strides, offset }, this.label);
   }
 
   /** Takes the tensor out of its scope; the caller disposes it. */
@@ -218,6 +219,23 @@ export class Tensor implements Operand {
     const { device, held, shape, dtype, label } = this;
     net.register(this, { device, storage: held, shape, dtype, label }, this);
   }
+}
+
+/** The place of the last element from the first, in elements. */
+function lastElement(shape: Shape, strides: Shape): number {
+  let last = 0;
+  for (let axis = 0; axis < shape.length; axis++) last += ((shape[axis] as number) - 1) * (strides[axis] ?? 0);
+  return last;
+}
+
+function isRowMajor(shape: Shape, strides: Shape): boolean {
+  let step = 1;
+  for (let axis = shape.length - 1; axis >= 0; axis--) {
+    const n = shape[axis] as number;
+    if (n !== 1 && strides[axis] !== step) return false;
+    step *= n;
+  }
+  return true;
 }
 
 /** A frozen copy, or the array itself where it is frozen: views and results share the lengths of their operands. */
