@@ -35,6 +35,7 @@ describe('f16 operands with f32 sums', () => {
       tolerance: { atol: 2e-2, rtol: 2e-2 },
       gradientTolerance: { atol: 0.3, rtol: 5e-2 },
     },
+    'a cotangent of the logsumexp alone': { ...half, shape: { Tq: 20, Tk: 35, D: 16 }, cotangents: 'lse' },
     'a head dimension padded to fragments, values of another': { ...half, shape: { Tq: 20, D: 20, Dv: 40 } },
     'sinks, key biases and softcap': {
       ...half,

@@ -38,7 +38,7 @@ export function runBackward(
   const stats = empty(device, [lse.size + 1, 2], 'f32', 'attention statistics');
   runStats(device, { out, lse, dOut, dLse, stats });
   const prepared = { inputs, dOut: dOut ?? zeros(device, out.shape, { dtype: out.dtype }), stats };
-  if (plan.dq.fragments) runUnit(device, prepared.dOut, stats, lse.size);
+  if (plan.dq.fragments) runUnit(device, prepared.dOut, asContiguous(inputs.v), stats, lse.size);
   const arrays: (Tensor | null)[] = call.arrays.map(() => null);
   const indexOf = (name: string): number => call.arrays.findIndex((array) => array.name === name);
   const wants = (name: string): boolean => wanted.arrays[indexOf(name)] ?? false;

@@ -3,8 +3,9 @@
 // - keys own the rows: P^T and dS^T against the queries that see them, dv = P^T dOut, dk = scale dS^T q, row sums give dBias
 // tile    16 x blocks rows a subgroup, `columns` rows of the other side a step; scores go through workgroup memory twice a step
 // bytes   the owned rows once, the streamed rows once a tile that they meet
-// limits  head dimensions up to 128; no score function (those run on register tiles); dS is divided by a power of two near the
-//         largest |dOut| before it is rounded to f16, so that loss scales neither overflow nor vanish
+// limits  head dimensions up to 128; no score function (those run on register tiles). Before dS and P^T are rounded to f16, dS is
+//         divided by a power of two that it cannot reach 2^15 of (stats.ts) and P multiplied by 2^14: loss scales neither overflow
+//         nor vanish, and weights down to 2^-28 keep all digits
 // source  Dao 2023 (FlashAttention-2), algorithm 2
 import type { Device } from '../../device/device.js';
 import { read, write } from '../../kernel/bindings.js';
@@ -68,6 +69,10 @@ const uniforms = {
   firstTile: 'u32',
   storedKeys: 'u32',
 } as const;
+
+/** The sweep of keys computes P, and what follows from it, times 2^weightBits. */
+const weightBits = 14;
+const weightShare = (2 ** -weightBits).toString();
 
 type BackwardKernel = Kernel<MatrixBackwardSpec, typeof shared, typeof uniforms>;
 
@@ -215,7 +220,7 @@ function backwardText(spec: MatrixBackwardSpec, { capabilities }: KernelContext,
     ${eightLoader('dOut', valueDim, spec.load)}
     ${scoreFunctions(spec)}
     ${statFunction}
-    // a power of two near the largest |dOut|, and its inverse, behind the statistics of all rows
+    // what dS is counted in, and its inverse, behind the statistics of all rows
     fn unitOf(batches: u32) -> vec2f { return stats[base_stats() + batches * uniforms.queries * uniforms.heads]; }
     ${f.entry(spec.subgroups, main, { lanesInOrder: true })}`;
 }
@@ -264,24 +269,25 @@ function mainOfKeys(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles: r
   const bias = (m: number): string => `
       ${f.exchange(`dBiasThere${m}`, `dBias${m}`, 1)}
       if (pair == 0u && keyAt${m} < keyLimit) {
-        store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.storedKeys + keyAt${m}, dBias${m} + dBiasThere${m});
+        store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.storedKeys + keyAt${m}, (dBias${m} + dBiasThere${m}) * ${weightShare});
       }`;
+  const columnStat = `statOf((b * uniforms.queries + nextStart + lane) * uniforms.heads + h, nextStart + lane < nextStop) - vec2f(${weightBits}.0, 0.0)`;
   const stats = f.hardware
     ? {
         declare: 'var nextStat = vec2f();',
-        fetch: `if (lane < ${columns}u) { nextStat = statOf((b * uniforms.queries + nextStart + lane) * uniforms.heads + h, nextStart + lane < nextStop); }`,
+        fetch: `if (lane < ${columns}u) { nextStat = ${columnStat}; }`,
         put: `if (lane < ${columns}u) { columnStats[lane] = nextStat; }`,
       }
     : {
         declare: '',
         fetch: '',
-        put: `if (lane < ${columns}u) { columnStats[lane] = statOf((b * uniforms.queries + nextStart + lane) * uniforms.heads + h, nextStart + lane < nextStop); }`,
+        put: `if (lane < ${columns}u) { columnStats[lane] = ${columnStat}; }`,
       };
   return `
     ${keyPosition(spec, { tile: 'group.y', head: 'group.x' })}
     ${lanePlace}
     ${blocks.map((m) => `let keyAt${m} = keyStart + ${ownedRow(spec, m)} + row;`).join(' ')}
-    let unit = unitOf(groups.z);
+    let unit = unitOf(groups.z) * vec2f(1.0, ${weightShare});
     ${owned}
     ${t.declareOutput('dk', headDim)}
     ${t.declareOutput('dv', valueDim)}
@@ -294,5 +300,5 @@ function mainOfKeys(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles: r
       ${biasGradient ? blocks.map(bias).join('\n') : ''}
     }
     ${out('dk', headDim, '', 'unit.x * uniforms.scale')}
-    ${out('dv', valueDim, 'uniforms.dvAt + ', '1.0')}`;
+    ${out('dv', valueDim, 'uniforms.dvAt + ', weightShare)}`;
 }

@@ -1,6 +1,7 @@
 import type { Device } from '../../device/device.js';
 import { read, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
+import { range } from '../../kernel/modules.js';
 import { empty } from '../../tensor/create.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { log2e } from './common.js';
@@ -68,51 +69,73 @@ export function runStats(
   });
 }
 
-type UnitSpec = { last: boolean; width: 1 | 4 };
+type UnitSpec = { last: boolean; width: 1 | 4; values: 1 | 4 };
 
-// A power of two near the largest |dOut|, and its inverse, behind the row statistics: what keeps dS in the range of f16.
-// tile    256 lanes a workgroup; each writes its largest value, and a second dispatch of one workgroup ends it
-// bytes   reads dOut once
+// A power of two that score gradients are counted in, and its inverse, behind the row statistics: no |dS| reaches 2^15 of it, so that
+// f16 holds all of them, and small ones keep their digits. |dS| = P |dP - delta| is at most the largest |dP| and the largest |delta|
+// together, and |dP| at most valueDim times the largest |dOut| times the largest |v|.
+// tile    256 lanes a workgroup, which writes the largest values that it met; a second dispatch of one workgroup ends it
+// bytes   reads dOut and v once, 8 a row
 const unit = defineKernel({
   name: 'attention-unit',
   bindings: {
-    x: read<UnitSpec>('float', { width: (s) => s.width }),
+    dOut: read<UnitSpec>('float', { width: (s) => s.width }),
+    v: read<UnitSpec>('float', { width: (s) => s.values }),
+    delta: read<UnitSpec>('f32', { raw: (s) => (s.last ? 'f32' : 'vec2f') }),
     out: write<UnitSpec>('f32', { raw: (s) => (s.last ? 'vec2f' : 'f32') }),
   },
-  uniforms: { items: 'u32', at: 'u32' },
-  wgsl: ({ last, width }: UnitSpec) => `
-    var<workgroup> partial: array<f32, 256>;
+  uniforms: { items: 'u32', valueItems: 'u32', rows: 'u32', valueDim: 'f32' },
+  wgsl: ({ last, width, values }: UnitSpec) => {
+    const largest = (part: string, items: string, value: string, n: 1 | 4): string => `{
+      var top = ${n === 4 ? 'vec4f()' : '0.0'};
+      for (var i = group.x * 256u + lane; i < uniforms.${items}; i += groups.x * 256u) { top = max(top, abs(${value})); }
+      largest.${part} = ${n === 4 ? 'max(max(top.x, top.y), max(top.z, top.w))' : 'top'}; }`;
+    return `
+    var<workgroup> partial: array<vec4f, 256>;
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      var top = ${width === 4 ? 'vec4f()' : '0.0'};
-      for (var i = group.x * 256u + lane; i < uniforms.items; i += groups.x * 256u) { top = max(top, abs(load_x(i))); }
-      partial[lane] = ${width === 4 ? 'max(max(top.x, top.y), max(top.z, top.w))' : 'top'};
+      var largest = vec4f();
+      ${largest('x', 'items', 'load_dOut(i)', width)}
+      ${largest('y', 'valueItems', 'load_v(i)', values)}
+      ${largest('z', last ? 'items' : 'rows', `delta[base_delta() + i]${last ? '' : '.y'}`, 1)}
+      partial[lane] = largest;
       for (var half = 128u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if (lane < half) { partial[lane] = max(partial[lane], partial[lane + half]); }
       }
       if (lane == 0u) {
+        let top = min(partial[0], vec4f(1e15));
         ${
           last
-            ? `let exponent = round(log2(clamp(partial[0], 1e-30, 1e30)));
-        out[base_out() + uniforms.at] = vec2f(exp2(exponent), exp2(-exponent));`
-            : 'out[base_out() + group.x] = partial[0];'
+            ? `let exponent = ceil(log2(clamp(top.x * top.y * uniforms.valueDim + top.z, 1e-30, 1e30))) - 15.0;
+        out[base_out() + uniforms.rows] = vec2f(exp2(exponent), exp2(-exponent));`
+            : range(3)
+                .map((i) => `out[base_out() + ${i}u * groups.x + group.x] = top[${i}];`)
+                .join(' ')
         }
       }
-    }`,
+    }`;
+  },
 });
 
-/** Writes the unit behind the statistics of `rows` rows. */
-export function runUnit(device: Device, dOut: Tensor, stats: Tensor, rows: number): void {
-  const width = rowWidth(dOut.dim(-1), [dOut]);
-  const items = dOut.size / width;
-  const workgroups = Math.max(1, Math.min(1024, Math.ceil(items / 1024)));
-  const tops = empty(device, [workgroups], 'f32');
-  unit.run(device, { spec: { last: false, width }, tensors: { x: dOut, out: tops }, uniforms: { items, at: 0 }, grid: [workgroups] });
+/** Writes the unit behind the statistics of `rows` rows; dOut and v are contiguous. */
+export function runUnit(device: Device, dOut: Tensor, v: Tensor, stats: Tensor, rows: number): void {
+  const valueDim = dOut.dim(-1);
+  const [width, values] = [rowWidth(valueDim, [dOut]), rowWidth(valueDim, [v])];
+  const [items, valueItems] = [dOut.size / width, v.size / values];
+  const workgroups = Math.max(1, Math.min(1024, Math.ceil(Math.max(items, valueItems) / 1024)));
+  const tops = empty(device, [3, workgroups], 'f32');
+  const part = (row: number): Tensor => tops.view({ shape: [workgroups], strides: [1], offset: row * workgroups });
   unit.run(device, {
-    spec: { last: true, width: 1 },
-    tensors: { x: tops, out: stats },
-    uniforms: { items: workgroups, at: rows },
+    spec: { last: false, width, values },
+    tensors: { dOut, v, delta: stats, out: tops },
+    uniforms: { items, valueItems, rows, valueDim },
+    grid: [workgroups],
+  });
+  unit.run(device, {
+    spec: { last: true, width: 1, values: 1 },
+    tensors: { dOut: part(0), v: part(1), delta: part(2), out: stats },
+    uniforms: { items: workgroups, valueItems: workgroups, rows, valueDim },
     grid: [1],
   });
 }
