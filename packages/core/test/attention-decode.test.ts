@@ -1,6 +1,7 @@
 // Decode: few query rows over many keys, in parts of the keys.
 import { expect, test } from 'vitest';
-import { planDecode, planDecodeCall, runDecode } from '../src/attention/decode.js';
+import { planDecode, planDecodeCall } from '../src/attention/decode.js';
+import { runForward } from '../src/attention/forward.js';
 import { prepareCall } from '../src/attention/call.js';
 import { referenceAttention } from '../src/attention/reference.js';
 import { RandomStream } from '../src/random/stream.js';
@@ -93,7 +94,7 @@ test.each([
     };
     const whole = planDecodeCall(call, tensors);
     expect(whole === undefined).toBe(Tq > 1);
-    const [first, second] = [0, 1].map(() => scope(() => runDecode(call, tensors, plan)));
+    const [first, second] = [0, 1].map(() => scope(() => runForward(call, tensors, { decode: plan })));
     const tolerance = half ? { atol: 3e-3, rtol: 3e-3 } : { atol: 1e-5, rtol: 1e-5 };
     const places = { causal: true, window: rest.window ?? Tk, sinkTokens: rest.sinkTokens ?? 0 };
     const expected = referenceAttention(arrays[0], arrays[1], arrays[2], {

@@ -27,7 +27,7 @@ const forced: Pick<AttentionCase, 'cotangents' | 'call'> = {
       fragments: undefined,
       shuffle: { lanes: 16, rowsALane: 2, keysALane: 2 },
     };
-    return scope(() => runForward(call, { q, k, v, arrays: call.arrays.map((a) => a.tensor), selection: [] }, plan));
+    return scope(() => runForward(call, { q, k, v, arrays: call.arrays.map((a) => a.tensor), selection: [] }, { plan }));
   },
 };
 const ids = Int32Array.from({ length: 21 }, (_, i) => i >> 3);

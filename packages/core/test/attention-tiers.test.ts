@@ -75,7 +75,7 @@ test('tiles of vec4, as hardware runs them, give the same', async () => {
     const plan = planAttention({ ...call.sizes, sharedList: false }, device.capabilities);
     expect(plan.forward.tile.width).toBe(4);
     const tensors = { q: tq, k: tk, v: tv, arrays: [], selection: [] };
-    const { out, lse } = runForward(call, tensors, plan.forward);
+    const { out, lse } = runForward(call, tensors, { plan: plan.forward });
     const grads = runBackward(call, { ...tensors, out, lse, dOut: tOut, dLse: null }, { q: true, k: true, v: true, arrays: [] }, plan);
     return { out, lse, dq: grads.q as Tensor, dk: grads.k as Tensor, dv: grads.v as Tensor };
   });

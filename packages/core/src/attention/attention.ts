@@ -4,8 +4,10 @@ import type { Tensor } from '../tensor/tensor.js';
 import { runBackward } from './backward.js';
 import { prepareCall } from './call.js';
 import { runForward } from './forward.js';
+import { backwardInPieces, forwardInPieces } from './in-pieces.js';
 import type { AttentionResult } from './merge.js';
 import type { AttentionOptions } from './options.js';
+import { pieceProblem } from './pieces.js';
 
 /**
  * Softmax attention: out = softmax(scale q k^T, with what the options add) v. Differentiable in q, k, v, sinks, keyBias and
@@ -32,7 +34,9 @@ export function attentionWithLse(q: Tensor, k: Tensor, v: Tensor, options: Atten
       name: 'attention',
       inputs: [q, k, v, ...differentiable],
       forward: () => {
-        const result = runForward(call, { q, k, v, arrays: call.arrays.map((array) => array.tensor), selection: chosen });
+        const tensors = { q, k, v, arrays: call.arrays.map((array) => array.tensor), selection: chosen };
+        const problem = pieceProblem(call, tensors);
+        const result = problem ? forwardInPieces(call, tensors, problem) : runForward(call, tensors);
         return [result.out, result.lse];
       },
       saves: (outputs) => [q, k, v, ...outputs, ...chosen, ...call.arrays.map((array) => array.tensor)],
@@ -42,7 +46,9 @@ export function attentionWithLse(q: Tensor, k: Tensor, v: Tensor, options: Atten
         let next = 3;
         const wanted = call.arrays.map((array) => array.differentiable && (needs[next++] ?? false));
         const inputs = { q: sq, k: sk, v: sv, arrays, selection, out, lse, dOut: dOut ?? null, dLse: dLse ?? null };
-        const grads = runBackward(call, inputs, { q: needs[0] ?? false, k: needs[1] ?? false, v: needs[2] ?? false, arrays: wanted });
+        const which = { q: needs[0] ?? false, k: needs[1] ?? false, v: needs[2] ?? false, arrays: wanted };
+        const problem = pieceProblem(call, inputs);
+        const grads = problem ? backwardInPieces(call, inputs, which, problem) : runBackward(call, inputs, which);
         return [grads.q, grads.k, grads.v, ...grads.arrays.filter((_, i) => call.arrays[i]?.differentiable)];
       },
     });

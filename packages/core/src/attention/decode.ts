@@ -70,13 +70,12 @@ export function planDecodeCall(call: AttentionCall, { q, k, v }: CallTensors): D
   return planDecode({ ...sizes, group: sizes.heads / sizes.kvHeads }, device.capabilities, { software: device.isSoftware });
 }
 
-export function runDecode(call: AttentionCall, tensors: CallTensors, plan: DecodePlan): AttentionResult {
+/** Parts of the keys, then their merge into `result`. */
+export function runDecode(call: AttentionCall, tensors: CallTensors, plan: DecodePlan, { out, lse }: AttentionResult): void {
   const { sizes, device } = call;
   const { batch, queries, heads, kvHeads, valueDim } = sizes;
   const { q, k, v } = tensors;
   const { tiles, splits, splitKeys, ...tile } = plan;
-  const out = empty(device, [batch, queries, heads, valueDim], q.dtype);
-  const lse = empty(device, [batch, queries, heads], 'f32');
   const parts = empty(device, [batch, queries, heads, splits, valueDim + 4]);
   const halves = k.dtype === 'f16';
   const bound = bindCall(call, tensors, {
@@ -92,5 +91,4 @@ export function runDecode(call: AttentionCall, tensors: CallTensors, plan: Decod
     [kvHeads, tiles * splits, batch],
   );
   runDecodeMerge(device, parts, splits, out, lse);
-  return { out, lse };
 }

@@ -1,7 +1,8 @@
+import type { DType } from '../dtype.js';
 import { empty } from '../tensor/create.js';
 import { bindCall, type CallTensors, foldedScale, rowLoad } from './bind.js';
 import type { AttentionCall } from './call.js';
-import { planDecodeCall, runDecode } from './decode.js';
+import { type DecodePlan, planDecodeCall, runDecode } from './decode.js';
 import { runForwardKernel } from './kernels/forward.js';
 import { runMatrixForward } from './kernels/matrix-forward.js';
 import { runShuffleForward, shuffleSizes, type ShuffleTile } from './kernels/shuffle-forward.js';
@@ -35,18 +36,34 @@ export function queryTiles({ sizes, selection }: AttentionCall, rows: number, gr
   return selection.queryBlocks * Math.ceil((selection.blockQueries * group) / rows);
 }
 
+/** Where a forward pass writes, and by which plan: by default tensors of its own, and the plan of `planCall`. */
+export interface ForwardOptions {
+  plan?: AttentionPlan['forward'] | undefined;
+  decode?: DecodePlan | undefined;
+  into?: AttentionResult | undefined;
+}
+
+/** Room for output and logsumexp. */
+export function resultOf({ device, sizes }: AttentionCall, dtype: DType): AttentionResult {
+  const { batch, queries, heads, valueDim } = sizes;
+  return { out: empty(device, [batch, queries, heads, valueDim], dtype), lse: empty(device, [batch, queries, heads], 'f32') };
+}
+
 /** Output and natural logsumexp of an attention call; what else it makes is freed by the scope around it. */
-export function runForward(call: AttentionCall, tensors: CallTensors, given?: AttentionPlan['forward']): AttentionResult {
-  const decode = given ? undefined : planDecodeCall(call, tensors);
-  if (decode) return runDecode(call, tensors, decode);
-  const plan = given ?? planCall(call).forward;
+export function runForward(call: AttentionCall, tensors: CallTensors, options: ForwardOptions = {}): AttentionResult {
+  const result = options.into ?? resultOf(call, tensors.q.dtype);
+  const decode = options.decode ?? (options.plan ? undefined : planDecodeCall(call, tensors));
+  if (decode) runDecode(call, tensors, decode, result);
+  else runTiles(call, tensors, options.plan ?? planCall(call).forward, result);
+  return result;
+}
+
+function runTiles(call: AttentionCall, tensors: CallTensors, plan: AttentionPlan['forward'], { out, lse }: AttentionResult): void {
   const { sizes, device } = call;
   const { batch, queries, heads, kvHeads, valueDim } = sizes;
-  if (plan.fragments) return runOnFragments(call, tensors, plan.fragments);
-  if (plan.shuffle) return runWithShuffles(call, tensors, plan.shuffle);
+  if (plan.fragments) return runOnFragments(call, tensors, plan.fragments, { out, lse });
+  if (plan.shuffle) return runWithShuffles(call, tensors, plan.shuffle, { out, lse });
   const { tile, splits } = plan;
-  const out = empty(device, [batch, queries, heads, valueDim], tensors.q.dtype);
-  const lse = empty(device, [batch, queries, heads], 'f32');
   const group = heads / kvHeads;
   const tiles = queryTiles(call, tile.rows, plan.packed ? group : 1);
   const outRows = batch * queries * heads;
@@ -73,15 +90,12 @@ export function runForward(call: AttentionCall, tensors: CallTensors, given?: At
     [tiles * splits, plan.packed ? kvHeads : heads, batch],
   );
   if (split) runMergeParts(device, { parts, partLse, out, lse }, splits);
-  return { out, lse };
 }
 
-function runOnFragments(call: AttentionCall, tensors: CallTensors, tile: ForwardFragmentPlan): AttentionResult {
+function runOnFragments(call: AttentionCall, tensors: CallTensors, tile: ForwardFragmentPlan, { out, lse }: AttentionResult): void {
   const { sizes, device, scale } = call;
-  const { batch, queries, heads, valueDim } = sizes;
+  const { batch, heads, valueDim } = sizes;
   const { q, k, v } = tensors;
-  const out = empty(device, [batch, queries, heads, valueDim], q.dtype);
-  const lse = empty(device, [batch, queries, heads], 'f32');
   const bound = bindCall(call, tensors, {
     width: call.halves ? 8 : 4,
     tiles: { query: tile.rows, key: tile.columns },
@@ -97,15 +111,12 @@ function runOnFragments(call: AttentionCall, tensors: CallTensors, tile: Forward
     { ...bound.uniforms, tiles, hidden },
     [heads, tiles * tile.parts, batch],
   );
-  return { out, lse };
 }
 
-function runWithShuffles(call: AttentionCall, tensors: CallTensors, tile: ShuffleTile): AttentionResult {
+function runWithShuffles(call: AttentionCall, tensors: CallTensors, tile: ShuffleTile, { out, lse }: AttentionResult): void {
   const { sizes, device } = call;
-  const { batch, queries, heads, valueDim } = sizes;
+  const { batch, heads, valueDim } = sizes;
   const { q, k, v } = tensors;
-  const out = empty(device, [batch, queries, heads, valueDim], q.dtype);
-  const lse = empty(device, [batch, queries, heads], 'f32');
   const { rows, columns } = shuffleSizes(tile);
   const bound = bindCall(call, tensors, { width: 4, tiles: { query: rows, key: columns }, transposed: false });
   const tiles = queryTiles(call, rows);
@@ -116,5 +127,4 @@ function runWithShuffles(call: AttentionCall, tensors: CallTensors, tile: Shuffl
     { ...bound.uniforms, tiles },
     [heads, tiles, batch],
   );
-  return { out, lse };
 }
