@@ -55,9 +55,11 @@ def sample_rows(tokens, heads):
 
 
 def row_error(got, expected):
-    """|got - expected| / |expected|, Euclidean."""
+    """|got - expected| / |expected|, Euclidean; rows below the smallest normal number of `got`'s format count against that number."""
     apart = (got.double() - expected).norm().item()
     length = expected.norm().item()
     if apart != apart or apart == float("inf"):
         return float("inf")
-    return apart if length == 0 else apart / length
+    if length == 0:
+        return apart
+    return apart / max(length, expected.numel() ** 0.5 * torch.finfo(got.dtype).tiny)

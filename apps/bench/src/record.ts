@@ -43,7 +43,7 @@ export interface RecordEntry {
   readonly warm?: { readonly ms: number; readonly quartiles: readonly [number, number] };
   /** Median from the first record to the end of the GPU's work; of a backward pass with its forward. */
   readonly wallMs: number;
-  /** Worst relative error of sampled rows against float64. */
+  /** Worst relative error of sampled rows against float64; see `rowError`. */
   readonly error: number;
   /** Unmasked work over `ms`. */
   readonly tflops?: number;

@@ -1,6 +1,7 @@
 import { openDevice, slice, type Device } from '@heed/core';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { input, inputAt } from '../src/inputs.js';
+import { rowError } from '../src/samples.js';
 
 let device: Device;
 beforeAll(async () => {
@@ -58,4 +59,13 @@ test('every batch entry has numbers of its own, and its own tokens left out', as
   const values = Array.from(await sparse.read(), Number);
   sparse.dispose();
   values.forEach((value, i) => expect(value).toBe((Math.floor(i / 4) % 6) % 4 === 3 ? inputAt('dOut')(i) : 0));
+});
+
+test('rows below the smallest normal number of their format are held against that number, others against themselves', () => {
+  expect(rowError([1.5, 2], [1, 2])).toBeCloseTo(0.5 / Math.sqrt(5), 12);
+  expect(rowError([1.5, 2], [1, 2], 'f16')).toBeCloseTo(0.5 / Math.sqrt(5), 12);
+  // half a step of subnormal f16 off: a row of 4e-7 cannot be stored better
+  expect(rowError([2 ** -25, 0], [4e-7, 4e-7], 'f32')).toBeGreaterThan(0.5);
+  expect(rowError([4e-7 + 2 ** -25, 4e-7], [4e-7, 4e-7], 'f16')).toBeLessThan(4e-4);
+  expect(rowError([NaN], [1], 'f16')).toBe(Infinity);
 });
