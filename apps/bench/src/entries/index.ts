@@ -11,6 +11,7 @@ import { matmulFamily } from './matmul.js';
 import { memories } from './memories.js';
 import { memoryFamily } from './memory.js';
 import { nalaformerFamily } from './nalaformer.js';
+import { states } from './states.js';
 import { training } from './training.js';
 import { zetaFamily } from './zeta.js';
 
@@ -22,6 +23,7 @@ function families(device: Pick<Device, 'capabilities' | 'isSoftware'>): readonly
     matmulFamily,
     dense,
     decoding,
+    states,
     lightning2Family,
     linear,
     memories,
