@@ -107,19 +107,20 @@ export class Tape {
   }
 }
 
-const tapes: (Tape | null)[] = [];
+let current: Tape | null = null;
 
 /** The tape of the innermost `valueAndGrad` or `checkpoint`, if recording is on. */
 export function currentTape(): Tape | null {
-  return tapes.at(-1) ?? null;
+  return current;
 }
 
 export function withTape<T>(tape: Tape | null, work: () => T): T {
-  tapes.push(tape);
+  const outer = current;
+  current = tape;
   try {
     return work();
   } finally {
-    tapes.pop();
+    current = outer;
   }
 }
 

@@ -190,7 +190,7 @@ export class Device {
   }
 
   /** Runs `create` in error scopes; what it reports surfaces on the next `read()` or `idle()`, after `failed` has been called. */
-  guarded<T>(what: string, create: () => T, failed?: () => void): T {
+  guarded<T>(what: string | (() => string), create: () => T, failed?: () => void): T {
     const { gpu } = this;
     gpu.pushErrorScope('validation');
     gpu.pushErrorScope('out-of-memory');
@@ -199,16 +199,16 @@ export class Device {
       return create();
     } finally {
       for (let i = 0; i < 3; i++) {
-        const check = gpu.popErrorScope().then(
+        const check: Promise<void> = gpu.popErrorScope().then(
           (error) => {
+            this.checks.delete(check);
             if (!error) return;
             failed?.();
-            this.fail(error, what);
+            this.fail(error, typeof what === 'string' ? what : what());
           },
-          () => {}, // a lost device rejects; `lost` tells
+          () => void this.checks.delete(check), // a lost device rejects; `lost` tells
         );
         this.checks.add(check);
-        void check.finally(() => this.checks.delete(check));
       }
     }
   }
@@ -295,9 +295,11 @@ export class Device {
   }
 
   private submit(kernels: readonly string[], submit: () => void): void {
-    const names = [...new Set(kernels)];
-    const what = names.length === 0 ? 'copying' : `running ${names.slice(0, 6).join(', ')}`;
-    this.guarded(`${what}${names.length > 6 ? `, and ${names.length - 6} more` : ''}`, submit);
+    this.guarded(() => {
+      const names = [...new Set(kernels)];
+      const what = names.length === 0 ? 'copying' : `running ${names.slice(0, 6).join(', ')}`;
+      return `${what}${names.length > 6 ? `, and ${names.length - 6} more` : ''}`;
+    }, submit);
   }
 
   /** Waits for `work`, loss or an error in what was submitted, whichever tells first. */

@@ -67,13 +67,17 @@ export class BufferPool {
   private pooled = 0;
   private count = 0;
 
+  private readonly largest: number;
+
   constructor(
     private readonly gpu: GPUDevice,
     private readonly limits: { maxBufferSize: number },
     private readonly onDestroy: (storage: Storage) => void,
     private readonly beforeDestroy: () => void,
     private readonly guarded: <T>(what: string, create: () => T, failed: () => void) => T,
-  ) {}
+  ) {
+    this.largest = Math.floor(limits.maxBufferSize / 4) * 4;
+  }
 
   allocate(bytes: number, wanted: BufferLabel): Storage {
     if (bytes > this.limits.maxBufferSize) {
@@ -83,7 +87,7 @@ export class BufferPool {
           'split the batch or heads axis, or use a device with larger limits',
       );
     }
-    const size = Math.min(sizeClass(bytes), Math.floor(this.limits.maxBufferSize / 4) * 4);
+    const size = Math.min(sizeClass(bytes), this.largest);
     const list = this.free.get(size);
     const reused = list && takeLowest(list);
     if (reused) {

@@ -27,11 +27,11 @@ export interface PointwisePlan {
   /** One `Mode` an operand. */
   modes: string;
   /** Lengths that an item index is taken apart by. */
-  shape: number[];
+  shape: readonly number[];
   /** For each operand, what one step along each axis of `shape` adds: vectors for `v`, elements otherwise. */
-  strides: number[][];
+  strides: readonly (readonly number[])[];
   /** For each operand, elements between the four of an item (`g`). */
-  steps: number[];
+  steps: readonly number[];
 }
 
 /**
@@ -65,15 +65,25 @@ export function planPointwise(shape: Shape, operands: readonly (Layout | number)
   return flatPlan(shape, operands) ?? stridedPlan(shape, operands);
 }
 
+const flatPlans: Map<number, PointwisePlan> = new Map();
+const flatModes = ['n', 's', 'v'] as const;
+
+/** The plan where nothing is looked up; there are few, and this runs for each op, so they are kept. */
 function flatPlan(shape: Shape, operands: readonly (Layout | number)[]): PointwisePlan | undefined {
-  let modes = '';
-  for (const operand of operands) {
-    if (typeof operand === 'number') modes += 'n';
-    else if (operand.size === 1) modes += 's';
-    else if (operand.contiguous && operand.offset % 4 === 0 && sameShape(shape, operand.shape)) modes += 'v';
+  let code = 1; // a digit an operand, behind a leading one
+  for (let i = 0; i < operands.length; i++) {
+    const operand = operands[i] as Layout | number;
+    if (typeof operand === 'number') code = 3 * code;
+    else if (operand.size === 1) code = 3 * code + 1;
+    else if (operand.contiguous && operand.offset % 4 === 0 && sameShape(shape, operand.shape)) code = 3 * code + 2;
     else return undefined;
   }
-  return { form: 'flat', modes, shape: [], strides: [], steps: [] };
+  let plan = flatPlans.get(code);
+  if (!plan) {
+    const modes = Array.from(code.toString(3).slice(1), (digit) => flatModes[Number(digit)]).join('');
+    flatPlans.set(code, (plan = { form: 'flat', modes, shape: [], strides: [], steps: [] }));
+  }
+  return plan;
 }
 
 function stridedPlan(shape: Shape, operands: readonly (Layout | number)[]): PointwisePlan {

@@ -1,4 +1,5 @@
-import { apply, type Backward, currentTape, sameDevices, withoutTape } from '../autodiff/tape.js';
+import { apply, type Backward, currentTape, sameDevices, type Tape, withoutTape } from '../autodiff/tape.js';
+import type { Device } from '../device/device.js';
 import { type DType, type FloatDType, isFloat } from '../dtype.js';
 import { HeedError } from '../errors.js';
 import {
@@ -15,7 +16,7 @@ import {
   variable,
 } from '../kernel/expr/index.js';
 import { empty } from '../tensor/create.js';
-import { Tensor } from '../tensor/tensor.js';
+import { type Shape, Tensor } from '../tensor/tensor.js';
 import { broadcastShapes, planPointwise } from './broadcast.js';
 import { sameShape } from './check.js';
 import { fusedKernel, type FusedKernel } from './pointwise-kernel.js';
@@ -87,7 +88,8 @@ const types: Record<DType, NumericType> = { f32: 'f32', f16: 'f32', i32: 'i32', 
 export function commonType(name: string, operands: readonly PointwiseOperand[], allowed: readonly NumericType[]): NumericType {
   let type: NumericType | undefined;
   let first: Tensor | undefined;
-  for (const operand of operands) {
+  for (let i = 0; i < operands.length; i++) {
+    const operand = operands[i] as PointwiseOperand;
     if (typeof operand === 'number') continue;
     const own = types[operand.dtype];
     if (type !== undefined && own !== type) {
@@ -170,71 +172,90 @@ interface Gradient {
   passes: boolean;
 }
 
-function checkOperands({ name, f }: Compiled, operands: readonly PointwiseOperand[]): void {
+/** The first tensor among the operands. @throws HeedError where they are not what the function takes, or of two devices */
+function checkOperands({ name, f }: Compiled, operands: readonly PointwiseOperand[]): Tensor {
   if (operands.length !== f.inputs.length) {
     throw new HeedError('INVALID_ARGUMENT', `${name}: ${operands.length} operands were given; it takes ${f.inputs.length}`);
   }
+  let first: Tensor | undefined;
   for (let i = 0; i < operands.length; i++) {
     const operand = operands[i];
     if (!(operand instanceof Tensor)) continue;
     const type = f.inputs[i]?.type;
     const own = types[operand.dtype];
-    if (own === type || (type === 'bool' && own !== 'f32')) continue;
-    throw new HeedError(
-      'DTYPE_MISMATCH',
-      `${name}: operand ${i} is ${operand.describe()}; it must be ${type === 'bool' ? 'u8 (0 is false)' : type === 'f32' ? 'f32 or f16' : type}, convert it with cast()`,
-    );
+    if (own !== type && (type !== 'bool' || own === 'f32')) {
+      throw new HeedError(
+        'DTYPE_MISMATCH',
+        `${name}: operand ${i} is ${operand.describe()}; it must be ${type === 'bool' ? 'u8 (0 is false)' : type === 'f32' ? 'f32 or f16' : type}, convert it with cast()`,
+      );
+    }
+    first ??= operand;
+    if (operand.device !== first.device) sameDevices(name, [first, operand]);
   }
+  if (!first) throw new HeedError('INVALID_ARGUMENT', `${name}: all operands are numbers; at least one must be a tensor`);
+  return first;
 }
 
 /** Runs a compiled function, on the tape where its result is float. `dtype` overrides the dtype of the output. */
 export function runPointwise(compiled: Compiled, operands: readonly PointwiseOperand[], dtype?: DType): Tensor {
-  checkOperands(compiled, operands);
-  const { name, f } = compiled;
-  const tensors = operands.filter((operand) => typeof operand !== 'number');
-  const first = tensors[0];
-  if (!first) throw new HeedError('INVALID_ARGUMENT', `${name}: all operands are numbers; at least one must be a tensor`);
-  const float = f.body.type === 'f32';
-  const outDType = dtype ?? (float ? floatOf(tensors) : f.body.type === 'bool' ? 'u8' : (f.body.type as DType));
-  const shape = tensors.every((t) => sameShape(t.shape, first.shape))
-    ? first.shape
-    : broadcastShapes(
-        name,
-        tensors.map((t) => t.shape),
-      );
-  const forward = (): Tensor => {
-    const out = empty(first.device, shape, outDType);
-    try {
-      compiled.forward.run(first.device, planPointwise(shape, operands), operands, [out]);
-    } catch (error) {
-      out.dispose();
-      throw error;
-    }
-    return out;
-  };
+  const first = checkOperands(compiled, operands);
+  const { type } = compiled.f.body;
+  const shape = outputShape(compiled.name, first, operands);
+  const outDType = dtype ?? (type === 'f32' ? floatOf(operands) : type === 'bool' ? 'u8' : (type as DType));
   const tape = currentTape();
-  if (tape === null) {
-    // nothing to record and nothing made but the output: no scope
-    sameDevices(name, tensors);
-    return forward();
+  // nothing to record and nothing made but the output: no scope
+  if (tape === null) return evaluate(compiled, operands, first.device, shape, outDType);
+  return record(compiled, operands, tape, first.device, shape, outDType);
+}
+
+function evaluate(compiled: Compiled, operands: readonly PointwiseOperand[], device: Device, shape: Shape, dtype: DType): Tensor {
+  const out = empty(device, shape, dtype);
+  try {
+    compiled.forward.run(device, planPointwise(shape, operands), operands, [out]);
+  } catch (error) {
+    out.dispose();
+    throw error;
   }
+  return out;
+}
+
+function record(compiled: Compiled, operands: readonly PointwiseOperand[], tape: Tape, device: Device, shape: Shape, dtype: DType): Tensor {
+  const { name, f } = compiled;
+  const forward = (): Tensor => evaluate(compiled, operands, device, shape, dtype);
+  const inputs = operands.filter((operand) => typeof operand !== 'number');
   const tracked = operands.map((operand) => typeof operand !== 'number' && isFloat(operand.dtype) && tape.isTracked(operand));
-  if (!float || !tracked.includes(true)) return withoutTape(() => apply({ name, inputs: tensors, forward }));
+  if (f.body.type !== 'f32' || !tracked.includes(true)) return withoutTape(forward);
   const list = compiled.gradients(tracked);
   const saved = operands.map((_, i) => i).filter((i) => typeof operands[i] !== 'number' && list.some((g) => g.reads.includes(i)));
   return apply({
     name,
-    inputs: tensors,
+    inputs,
     forward,
     saves: () => saved.map((i) => operands[i] as Tensor),
     backward: backwardOf(compiled, operands, list, saved),
   });
 }
 
+/** The shape that all operands broadcast to: mostly that of the first tensor. */
+function outputShape(name: string, first: Tensor, operands: readonly PointwiseOperand[]): Shape {
+  for (let i = 0; i < operands.length; i++) {
+    const operand = operands[i];
+    if (!(operand instanceof Tensor) || sameShape(operand.shape, first.shape)) continue;
+    return broadcastShapes(
+      name,
+      operands.filter((other) => typeof other !== 'number').map((t) => t.shape),
+    );
+  }
+  return first.shape;
+}
+
 /** f16 where all floats are f16, else f32. */
-function floatOf(tensors: readonly Tensor[]): FloatDType {
+function floatOf(operands: readonly PointwiseOperand[]): FloatDType {
   let dtype: FloatDType | undefined;
-  for (const t of tensors) if (isFloat(t.dtype) && dtype !== 'f32') dtype = t.dtype;
+  for (let i = 0; i < operands.length; i++) {
+    const operand = operands[i];
+    if (operand instanceof Tensor && isFloat(operand.dtype) && dtype !== 'f32') dtype = operand.dtype;
+  }
   return dtype ?? 'f32';
 }
 

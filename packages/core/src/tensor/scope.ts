@@ -3,16 +3,36 @@ import type { Tensor } from './tensor.js';
 
 /** A scope that is running; it owns tensors and disposes what is left of them at its end. */
 export interface Scope {
-  tensors: Set<Tensor> | undefined;
+  /** The tensor that came last; each knows the one before and behind it, so that one leaves without a search or an object. */
+  last: Tensor | undefined;
 }
 
-const scopes: Scope[] = [];
+let innermost: Scope | undefined;
 
-/** Puts a new tensor into the innermost scope, which will dispose it; undefined where there is none. */
-export function enterScope(tensor: Tensor): Scope | undefined {
-  const inner = scopes.at(-1);
-  if (inner) (inner.tensors ??= new Set()).add(tensor);
-  return inner;
+/** Puts a new tensor into the innermost scope, which will dispose it; false where there is none. */
+export function enterScope(tensor: Tensor): boolean {
+  if (innermost) join(innermost, tensor);
+  return innermost !== undefined;
+}
+
+/** Moves a tensor from the scope that owns it to another, or to nobody. */
+export function moveToScope(tensor: Tensor, scope: Scope | undefined): void {
+  if (tensor.owner) leave(tensor.owner, tensor);
+  if (scope) join(scope, tensor);
+}
+
+function join(scope: Scope, tensor: Tensor): void {
+  tensor.owner = scope;
+  tensor.before = scope.last;
+  if (scope.last) scope.last.behind = tensor;
+  scope.last = tensor;
+}
+
+function leave(scope: Scope, tensor: Tensor): void {
+  if (tensor.before) tensor.before.behind = tensor.behind;
+  if (tensor.behind) tensor.behind.before = tensor.before;
+  else scope.last = tensor.before;
+  tensor.owner = tensor.before = tensor.behind = undefined;
 }
 
 /**
@@ -21,9 +41,9 @@ export function enterScope(tensor: Tensor): Scope | undefined {
  * @throws HeedError INVALID_ARGUMENT when `work` returns a promise: a scope is synchronous
  */
 export function scope<T>(work: () => T): T {
-  const inner: Scope = { tensors: undefined };
-  const outer = scopes.at(-1);
-  scopes.push(inner);
+  const inner: Scope = { last: undefined };
+  const outer = innermost;
+  innermost = inner;
   try {
     const result = work();
     if (isTensor(result)) {
@@ -40,8 +60,8 @@ export function scope<T>(work: () => T): T {
     if (typeof result === 'object') for (const tensor of tensorsIn(result)) if (tensor.owner === inner) tensor.handTo(outer);
     return result;
   } finally {
-    scopes.pop();
-    if (inner.tensors) for (const tensor of inner.tensors) tensor.dispose();
+    innermost = outer;
+    while (inner.last) inner.last.dispose();
   }
 }
 

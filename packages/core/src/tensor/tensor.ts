@@ -3,7 +3,7 @@ import type { Storage } from '../device/pool.js';
 import { type DType, dtypeBytes, type NumericArray } from '../dtype.js';
 import { HeedError } from '../errors.js';
 import type { Operand } from '../kernel/bindings.js';
-import { copyOfCore, enterScope, type Scope, tensorBrand } from './scope.js';
+import { copyOfCore, enterScope, moveToScope, type Scope, tensorBrand } from './scope.js';
 
 export type Shape = readonly number[];
 
@@ -80,8 +80,10 @@ export class Tensor implements Operand {
   static {
     Object.defineProperty(Tensor.prototype, tensorBrand, { value: copyOfCore });
   }
-  /** The scope that will dispose it. */
+  /** The scope that will dispose it, and its neighbours there; kept by scopes. */
   owner: Scope | undefined;
+  before: Tensor | undefined;
+  behind: Tensor | undefined;
   private readonly held: Storage;
   /** Made when somebody asks, where the elements lie without gaps. */
   private steps: Shape | undefined;
@@ -102,8 +104,7 @@ export class Tensor implements Operand {
     this.contiguous = !this.steps || isRowMajor(this.shape, this.steps);
     this.label = label;
     device.tensors++;
-    this.owner = enterScope(this);
-    if (!this.owner) this.watch();
+    if (!enterScope(this)) this.watch();
   }
 
   /** Elements from one index to the next, an axis. */
@@ -184,10 +185,8 @@ export class Tensor implements Operand {
   /** Moves the tensor from the scope that owns it to another, or to nobody. */
   handTo(scope: Scope | undefined): void {
     if (this.owner === scope || this.gone) return;
-    this.owner?.tensors?.delete(this);
-    this.owner = scope;
-    if (scope) (scope.tensors ??= new Set()).add(this);
-    else this.watch();
+    moveToScope(this, scope);
+    if (!scope) this.watch();
   }
 
   /** Frees the tensor; the buffer goes back to the pool with its last view. A second call does nothing. */
@@ -195,8 +194,7 @@ export class Tensor implements Operand {
     if (this.gone) return;
     this.gone = true;
     if (this.watched) net.unregister(this);
-    this.owner?.tensors?.delete(this);
-    this.owner = undefined;
+    if (this.owner) moveToScope(this, undefined);
     this.device.tensors--;
     this.device.pool.release(this.held);
   }
