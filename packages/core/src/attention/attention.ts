@@ -18,7 +18,7 @@ import { pieceProblem } from './pieces.js';
  *   its tile (0 times NaN), as in other flash kernels; keys past `lengths` never do
  * @returns [batch, queries, heads, valueDim] in the dtype of q; rows that see no key are 0
  * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT when arguments do not fit together, LIMIT_EXCEEDED when a
- *   tensor needs a larger binding than the device has
+ *   tensor is larger than a binding of the device and a mask or selection keeps it from being cut by tokens
  */
 export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
   return scope(() => attentionWithLse(q, k, v, options).out);

@@ -1,4 +1,4 @@
-import { add } from '../ops/arithmetic.js';
+import { accumulate } from '../autodiff/accumulate.js';
 import { copyInto } from '../ops/assign.js';
 import { empty, zeros } from '../tensor/create.js';
 import { scope } from '../tensor/scope.js';
@@ -97,5 +97,5 @@ export function backwardInPieces(call: AttentionCall, inputs: BackwardInputs, wa
 
 /** The sum of those that are there, in order. */
 function sum(list: readonly (Tensor | null)[]): Tensor | null {
-  return list.reduce((total, x) => (total && x ? add(total, x) : (total ?? x)), null);
+  return list.reduce((total, x) => (total && x ? accumulate(total, x) : (total ?? x)), null);
 }

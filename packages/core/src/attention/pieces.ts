@@ -1,8 +1,9 @@
 import { dtypeBytes } from '../dtype.js';
 import { HeedError } from '../errors.js';
+import { read, write } from '../kernel/bindings.js';
+import { defineKernel } from '../kernel/define.js';
 import { exprFunction, type Expr, type ExprFunction, substitute, uniform, variable } from '../kernel/expr/index.js';
-import { sub } from '../ops/arithmetic.js';
-import { slice } from '../ops/slice.js';
+import { empty } from '../tensor/create.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { CallTensors } from './bind.js';
 import { type AttentionCall, prepareCall } from './call.js';
@@ -158,8 +159,8 @@ export function tokensOf(x: Tensor, entry: number, { first, count }: TokenRange)
   return x.view({ shape: [1, count, ...x.shape.slice(2)], offset });
 }
 
-/** Options that mean the same wherever a part begins. */
-const unmoved = ['causal', 'window', 'softcap', 'precision'] as const;
+/** Options that mean the same wherever a part begins; a mask that is left is a band. */
+const unmoved = ['causal', 'window', 'mask', 'softcap', 'precision'] as const;
 
 /** Part of a call as a call of its own: positions count from its first key. */
 export function pieceCall(
@@ -170,25 +171,15 @@ export function pieceCall(
   const { options } = call;
   const { alibi, scoreMod: mod, sinkTokens = 0 } = options;
   const array = (name: string): Tensor | undefined => arrays[call.arrays.findIndex((a) => a.name === name)];
-  const at = (name: string): Tensor | undefined => {
-    const of = array(name);
-    return of && slice(of, 0, entry, entry + 1);
-  };
-  const [lengths, offsets, learned, bias, slopes] = [
-    at('lengths'),
-    at('offsets'),
-    array('sinks'),
-    array('keyBias'),
-    array('score heedSlopes'),
-  ];
+  const [lengths, offsets, learned, bias, slopes] = ['lengths', 'offsets', 'sinks', 'keyBias', 'score heedSlopes'].map(array);
   const leading = Math.max(0, sinkTokens - keys.first);
   const shift = keys.first - queries.first;
   const part: AttentionOptions = {
     ...Object.fromEntries(unmoved.map((name) => [name, options[name]]).filter(([, value]) => value !== undefined)),
     scale: call.scale,
-    queryOffset: offsets ? sub(offsets, shift) : (call.queryOffset ?? 0) - shift,
+    queryOffset: offsets ? numberLess(offsets, entry, shift) : (call.queryOffset ?? 0) - shift,
     ...(leading > 0 && { sinkTokens: leading }),
-    ...(lengths && { lengths: sub(lengths, keys.first) }),
+    ...(lengths && { lengths: numberLess(lengths, entry, keys.first) }),
     ...(learned && sinks && { sinks: learned }),
     ...(bias && { keyBias: biasOf(bias, entry, keys) }),
     ...(alibi && slopes && { alibi: slopes }),
@@ -201,9 +192,26 @@ export function pieceCall(
 
 /** The key bias of a range of keys of one batch entry. */
 export function biasOf(bias: Tensor, entry: number, { first, count }: TokenRange): Tensor {
-  const [batch = 1] = bias.shape;
-  if (bias.rank === 1) return slice(bias, 0, first, first + count);
-  return slice(batch === 1 ? bias : slice(bias, 0, entry, entry + 1), 2, first, first + count);
+  const { shape, strides } = bias;
+  if (bias.rank === 1) return bias.view({ shape: [count], strides, offset: bias.offset + first });
+  const from = (shape[0] ?? 1) > 1 ? entry * (strides[0] ?? 0) : 0;
+  return bias.view({ shape: [1, shape[1] ?? 1, count], strides, offset: bias.offset + from + first });
+}
+
+// One number of an array, less a constant: a length or an offset, counted from a part's first key.
+// tile    one lane
+// bytes   reads and writes 4
+const difference = defineKernel({
+  name: 'attention-piece-number',
+  bindings: { x: read('i32'), out: write('i32') },
+  uniforms: { at: 'u32', less: 'i32' },
+  wgsl: () => '@compute @workgroup_size(1) fn main() { store_out(0u, load_x(uniforms.at) - uniforms.less); }',
+});
+
+function numberLess(x: Tensor, entry: number, less: number): Tensor {
+  const out = empty(x.device, [1], 'i32');
+  difference.run(x.device, { spec: {}, tensors: { x, out }, uniforms: { at: entry * (x.strides[0] ?? 1), less }, grid: [1] });
+  return out;
 }
 
 let shiftedFunctions: WeakMap<ExprFunction, ExprFunction> | undefined;
