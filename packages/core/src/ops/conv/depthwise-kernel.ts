@@ -88,44 +88,62 @@ export function runDepthwise(
 }
 
 // Gradient of a depthwise weight, first half: sums over a segment of output positions.
-// tile    one (tap, output channel) a lane, 256 lanes; segments side by side
+// tile    one tap of 4 channels (or 1) a lane, 256 lanes; segments side by side
 // bytes   reads x and dOut once a tap (from the cache), writes segments x taps x channels
+// limits  what lies outside x is read at its place 0 and counts as zero, so that loads of later positions need not wait
 const weightSums = defineKernel({
   name: 'conv-depthwise-weight',
-  bindings: { x: read('float'), dOut: read('float'), out: write('f32') },
+  bindings: {
+    x: read<WeightSpec>('float', { width: (spec) => spec.width }),
+    dOut: read<WeightSpec>('float', { width: (spec) => spec.width }),
+    out: write<WeightSpec>('f32', { width: (spec) => spec.width }),
+  },
   uniforms: { ...readingUniforms, ...strides, weights: 'u32', multiplier: 'u32', positions: 'u32', segment: 'u32', items: 'u32' },
   modules: [readingText],
-  wgsl: () => `
+  wgsl: ({ width }: WeightSpec) => `
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let i = workgroupIndex(group, groups) * 256u + lane;
       if (i >= uniforms.items) { return; }
-      let channel = i % uniforms.weights;
-      let tap = i / uniforms.weights % (uniforms.tapsY * uniforms.tapsX);
-      let first = i / uniforms.weights / (uniforms.tapsY * uniforms.tapsX) * uniforms.segment;
-      var sum = 0.0;
+      let channel = i * ${width}u % uniforms.weights;
+      let tap = i * ${width}u / uniforms.weights % (uniforms.tapsY * uniforms.tapsX);
+      let first = i * ${width}u / uniforms.weights / (uniforms.tapsY * uniforms.tapsX) * uniforms.segment;
+      let tapY = tap / uniforms.tapsX;
+      let tapX = tap % uniforms.tapsX;
+      var sum = ${width === 4 ? 'vec4f()' : '0.0'};
       for (var p = first; p < min(first + uniforms.segment, uniforms.positions); p++) {
-        let y = sourceY(p / uniforms.outX % uniforms.outY, tap / uniforms.tapsX);
-        let x = sourceX(p % uniforms.outX, tap % uniforms.tapsX);
-        if (y < 0 || x < 0) { continue; }
-        let at = p / uniforms.outX / uniforms.outY * uniforms.xBatch + u32(y) * uniforms.xRow + u32(x) * uniforms.xColumn;
-        sum += load_x(at + channel / uniforms.multiplier) * load_dOut(p * uniforms.weights + channel);
+        let line = p / uniforms.outX;
+        let y = sourceY(line % uniforms.outY, tapY);
+        let x = sourceX(p - line * uniforms.outX, tapX);
+        let inside = y >= 0 && x >= 0;
+        let at = line / uniforms.outY * uniforms.xBatch + u32(max(y, 0)) * uniforms.xRow + u32(max(x, 0)) * uniforms.xColumn;
+        let value = load_x((at + ${width === 4 ? 'channel' : 'channel / uniforms.multiplier'}) / ${width}u);
+        sum += select(${width === 4 ? 'vec4f()' : '0.0'}, value, inside) * load_dOut((p * uniforms.weights + channel) / ${width}u);
       }
       store_out(i, sum);
     }`,
 });
+
+interface WeightSpec {
+  [name: string]: number;
+  width: 1 | 4;
+}
 
 /** Gradient of a depthwise weight, [taps, outputs]; two sums in fixed order. `dOut` is contiguous. */
 export function depthwiseWeightGradient(x: Tensor, dOut: Tensor, reading: ReadingPair, dtype: FloatDType): Tensor {
   const weights = dOut.dim(-1);
   const taps = reading.taps[0] * reading.taps[1];
   const positions = dOut.size / weights;
-  // lanes enough for a large GPU, and at least 32 positions each
-  const segments = Math.max(1, Math.min(256, Math.ceil(positions / 32), Math.ceil(65_536 / (taps * weights))));
+  const multiplier = weights / x.dim(-1);
   const [xBatch = 0, xRow = 0, xColumn = 0] = x.strides;
+  const aligned = [weights, x.offset, xBatch, xRow, xColumn, dOut.offset].every((n) => n % 4 === 0);
+  const width = multiplier === 1 && aligned ? 4 : 1;
+  // lanes enough for a large GPU, and at least 32 positions each
+  const segments = Math.max(1, Math.min(1024, Math.ceil(positions / 32), Math.ceil((131_072 * width) / (taps * weights))));
   const sums = empty(x.device, [segments, taps, weights], 'f32');
+  const items = sums.size / width;
   weightSums.run(x.device, {
-    spec: {},
+    spec: { width },
     tensors: { x, dOut, out: sums },
     uniforms: {
       ...readingValues(reading),
@@ -133,12 +151,12 @@ export function depthwiseWeightGradient(x: Tensor, dOut: Tensor, reading: Readin
       xRow,
       xColumn,
       weights,
-      multiplier: weights / x.dim(-1),
+      multiplier,
       positions,
       segment: Math.ceil(positions / segments),
-      items: sums.size,
+      items,
     },
-    grid: [Math.ceil(sums.size / 256)],
+    grid: [Math.ceil(items / 256)],
   });
   return sumMiddle(sums, [1, segments, taps * weights], dtype);
 }
