@@ -1,23 +1,34 @@
 import { Carry, concat, type MixContext, type Tensor, transpose } from '@heed/core';
 import { forwardAndGradients, type GoldenMapping } from '@heed/core/testing';
 import { decayFromSlopes } from '../../src/lightning2/index.js';
-import { type LayerActivation, lightning, lightningMixer, type LightningMixerParams } from '../../src/lightning/index.js';
+import {
+  type LayerActivation,
+  lightning,
+  lightningMixer,
+  type LightningMixerParams,
+  lightningWithState,
+} from '../../src/lightning/index.js';
 
 const context: MixContext = { layer: 0, layers: 1, training: false, carry: new Carry() };
 
 /** Cases carry slopes (>= 0) and weights [out, in]; `decay` and weights [in, out] are made of them. */
 export const lightningGolden: GoldenMapping = {
   'linear/lightning': {
-    compare: { o: 'error' },
+    compare: { o: 'error', finalState: 'error' },
     run: (golden, device) =>
       forwardAndGradients(golden, device, (inputs): Record<string, Tensor> => {
         const slopes = golden.inputs['slopes']?.values;
+        const [q, k, v] = [inputs.get('q'), inputs.get('k'), inputs.get('v')];
+        const initialState = inputs.find('initialState');
+        const causal = golden.params['causal'] !== false;
         const options = {
           scale: Number(golden.params['scale'] ?? 1),
-          causal: golden.params['causal'] !== false,
           ...(slopes && golden.params['decay'] !== false && { decay: decayFromSlopes(slopes) }),
+          ...(initialState && { initialState }),
         };
-        return { o: lightning(inputs.get('q'), inputs.get('k'), inputs.get('v'), options) };
+        if (!causal || !('finalState' in golden.outputs)) return { o: lightning(q, k, v, { ...options, causal }) };
+        const { out, state } = lightningWithState(q, k, v, options);
+        return { o: out, finalState: state };
       }),
   },
   'linear/lightning.tnl-attention': {

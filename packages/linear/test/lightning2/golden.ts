@@ -1,4 +1,4 @@
-import { copyInto, type Tensor, zeros } from '@heed/core';
+import { copyInto, HeedError, type Tensor, zeros } from '@heed/core';
 import { forwardAndGradients, type GoldenMapping } from '@heed/core/testing';
 import {
   decayFromSlopes,
@@ -15,7 +15,10 @@ export const lightning2Golden: GoldenMapping = {
     compare: { o: 'error', finalState: 'error' },
     run: (golden, device) =>
       forwardAndGradients(golden, device, (inputs): Record<string, Tensor> => {
-        const slopes = golden.inputs['slopes']?.values ?? new Float64Array(golden.inputs['q']?.shape[2] ?? 0);
+        if (golden.params['causal'] === false)
+          throw new HeedError('UNSUPPORTED', `golden: ${golden.file}: causal is false; lightning2 is causal, linear/lightning takes both`);
+        const given = golden.params['decay'] === false ? undefined : golden.inputs['slopes']?.values;
+        const slopes = given ?? new Float64Array(golden.inputs['q']?.shape[2] ?? 0);
         const initialState = inputs.find('initialState');
         const options = {
           decay: decayFromSlopes(slopes),

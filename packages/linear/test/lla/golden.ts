@@ -5,7 +5,9 @@ import { llaSolve, llaWithSolution, type LlaOptions } from '../../src/lla/index.
 
 /** The options that a case states; a ridge a query is an input. */
 export function llaOptionsOf({ params }: GoldenCase, ridge: Tensor | undefined): LlaOptions {
-  const { qkScale, cgMaxIters, cgAtol, cgRtol, ridgeLambda, ...same } = params as Record<string, never>;
+  // null stands for the default
+  const given = Object.fromEntries(Object.entries(params).filter(([, value]) => value !== null));
+  const { qkScale, cgMaxIters, cgAtol, cgRtol, ridgeLambda, ...same } = given as Record<string, never>;
   return {
     ...same,
     ridgeLambda: ridge ?? Number(ridgeLambda),

@@ -2,7 +2,9 @@ import type { GoldenCase, GoldenMapping } from '@heed/core/testing';
 import { forwardAndGradients } from '@heed/core/testing';
 import { nprf, nprf2d, type NprfOptions } from '../../src/nprf/index.js';
 
-const optionsOf = ({ params }: GoldenCase): NprfOptions => params as NprfOptions;
+/** null stands for the default. */
+const optionsOf = ({ params }: GoldenCase): NprfOptions =>
+  Object.fromEntries(Object.entries(params).filter(([, value]) => value !== null)) as NprfOptions;
 
 export const nprfGolden: GoldenMapping = {
   'linear/nprf': {

@@ -80,8 +80,8 @@ export const titansGolden: GoldenMapping = {
           wOut: inputs.find('wCombine'),
           memory: memoryFrom(golden, inputs),
         };
-        const { numHeads, maxLr = 1, rmsEps = 2 ** -23 } = golden.params;
-        const options = { ...formOf(golden), heads: Number(numHeads), maxRate: Number(maxLr), rmsEpsilon: Number(rmsEps) };
+        const { numHeads, maxLr, rmsEps } = golden.params;
+        const options = { ...formOf(golden), heads: Number(numHeads), maxRate: Number(maxLr ?? 1), rmsEpsilon: Number(rmsEps ?? 2 ** -23) };
         return { y: titansLayer(params, inputs.get('x'), options) };
       }),
   },

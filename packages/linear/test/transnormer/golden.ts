@@ -24,7 +24,7 @@ function configOf({ params, inputs }: GoldenCase, kind: 'norm' | 'diag'): Transn
     ...(householder && { householder: Array.from(householder, Number) }),
     ...(params['chunkSize'] !== undefined && { block: Number(params['chunkSize']) }),
     ...(params['useSoftmax'] !== undefined && { softmax: params['useSoftmax'] === true }),
-    ...(params['scale'] !== undefined && { scale: Number(params['scale']) }),
+    ...(typeof params['scale'] === 'number' && { scale: params['scale'] }),
   };
 }
 
