@@ -261,9 +261,12 @@ def fla(record):
     record.versions["flash-linear-attention"] = version
     slopes = 2.0 ** (-8.0 / HEADS * torch.arange(1, HEADS + 1, device=DEVICE, dtype=torch.float32))
     gamma = -slopes  # a log-decay: negative
-    decay = [-s for s in slopes.double().tolist()]
-    cases = [(64, t, b) for t in (65536, 16384, 4096) for b in (0, 1)] + [(128, 65536, 0), (128, 65536, 1), (64, 262144, 0), (64, 1048576, 0)]
-    for dim, tokens, backward in cases:
+    cases = [("lightning2", 64, t, b) for t in (65536, 16384, 4096) for b in (0, 1)]
+    cases += [("lightning2", *rest) for rest in ((128, 65536, 0), (128, 65536, 1), (64, 262144, 0), (64, 1048576, 0))]
+    cases += [("lightning", 64, tokens, 0) for tokens in (65536, 131072, 262144)]
+    for name, dim, tokens, backward in cases:
+        decays = name == "lightning2"
+        decay = [-s if decays else 0.0 for s in slopes.double().tolist()]
 
         def prepare():
             shape = (1, tokens, HEADS, dim)
@@ -271,7 +274,7 @@ def fla(record):
             rows = sample_rows(tokens, HEADS)
 
             def call():
-                return chunk_simple_gla(q, k, v, g_gamma=gamma, scale=1.0)[0]
+                return chunk_simple_gla(q, k, v, g_gamma=gamma if decays else None, scale=1.0)[0]
 
             def worst(got, expected):
                 return max(row_error(got[0, t, h], e) for (t, h), e in zip(rows, expected))
@@ -303,7 +306,7 @@ def fla(record):
             return run, error
 
         way = "backward" if backward else "forward"
-        record.measure(f"lightning2/f16/d{dim}/{tokens}/{way}", "fla chunk_simple_gla", version, TOLERANCE[HALF][way], prepare)
+        record.measure(f"{name}/f16/d{dim}/{tokens}/{way}", "fla chunk_simple_gla", version, TOLERANCE[HALF][way], prepare)
     fla_based(record)
 
 

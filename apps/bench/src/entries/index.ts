@@ -11,6 +11,7 @@ import { matmulFamily } from './matmul.js';
 import { memories } from './memories.js';
 import { memoryFamily } from './memory.js';
 import { nalaformerFamily } from './nalaformer.js';
+import { scans } from './scans.js';
 import { states } from './states.js';
 import { training } from './training.js';
 import { zetaFamily } from './zeta.js';
@@ -25,6 +26,7 @@ function families(device: Pick<Device, 'capabilities' | 'isSoftware'>): readonly
     decoding,
     states,
     lightning2Family,
+    scans,
     linear,
     memories,
     estimators,
