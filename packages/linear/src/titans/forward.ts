@@ -127,7 +127,6 @@ export function runTitans(
   const outs: Tensor[] = [];
   let skipped = 0;
   plan.groups.forEach((group, i) => {
-    if (group.moves) state = moved(state, transition, residual);
     const reads = group.padding < group.chunks * chunkSize;
     const eta = etas.map((list) => list[i] as Tensor);
     const given = { group, reads, residual, form, factor: lossReduction === 'mean' ? 2 / q.dim(3) : 2, options };
@@ -145,6 +144,7 @@ export function runTitans(
       point: state.point,
       chunks: state.chunks + group.chunks,
     };
+    if (group.moves) state = moved(state, transition, residual);
   });
   if (plan.rest > 0) outs.push(recall(state.memory, permute(queries.at(-1) as Tensor, [0, 2, 1, 3]), form));
   const all = outs.length === 1 ? (outs[0] as Tensor) : concat(outs, 2);

@@ -15,7 +15,7 @@ export interface TitansPlanInput {
 
 export interface TitansGroup {
   chunks: number;
-  /** The gradient point moves to the present weights first. */
+  /** The gradient point moves to the weights behind it: readers see them at once, whether tokens follow or not. */
   moves: boolean;
   /** Retrieved rows that are padding, in front. */
   padding: number;
@@ -46,7 +46,7 @@ export function planTitans(input: TitansPlanInput): TitansPlan {
     const left = period === null ? chunks - done : Math.min(chunks - done, period - (place % period));
     const count = Math.min(left, inFlight);
     const padded = Math.min(count * chunkSize, Math.max(0, padding - done * chunkSize));
-    groups.push({ chunks: count, moves: period !== null && place > 0 && place % period === 0, padding: padded });
+    groups.push({ chunks: count, moves: period !== null && (place + count) % period === 0, padding: padded });
     done += count;
   }
   return { groups, tail: total - chunks * chunkSize, padding, rest: chunks > 0 ? total + 1 - chunks * chunkSize : tokens };

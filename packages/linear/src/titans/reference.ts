@@ -15,6 +15,12 @@ export interface TitansReferenceOptions {
   activation?: 'gelu' | 'silu' | 'relu' | 'tanh';
   lossReduction?: 'mean' | 'sum';
   lnEpsilon?: number;
+  /** A chunk's gradient g of a tensor becomes g m tanh(|g| / m) / |g|. */
+  gradientClamp?: number;
+  /** Five Newton-Schulz steps on the updates of matrices. */
+  orthogonalize?: boolean;
+  /** Weights become point + gate (weights - point) where the gradient point moves, at the end of a period. */
+  transition?: number;
 }
 
 /**
@@ -43,18 +49,18 @@ export function referenceTitans(
         x.values.subarray(((b * tokens + t) * heads + h) * d, ((b * tokens + t) * heads + h + 1) * d);
       const ofHead = (w: F64Array): Float64Array => w.values.slice((h * w.values.length) / heads, ((h + 1) * w.values.length) / heads);
       const gate = (x: F64Array, n: number): number => x.values[(b * x.shape[1]! + n) * heads + h] as number;
-      let weights = tensors.map(ofHead);
+      let weights: Float64Array[] = tensors.map(ofHead);
       let point = weights;
       const moments = momentum.map(() => weights.map((w) => new Float64Array(w.length)));
       const read = (t: number): void => row(out, t).set(recallRow(weights, row(q, t), options).out);
       for (let t = 0; t < Math.min(tokens, chunkSize - 1); t++) read(t);
       for (let n = 0; n < chunks; n++) {
-        if (gradientPeriod !== null && n > 0 && (n * chunkSize) % gradientPeriod === 0) point = weights;
-        const update = weights.map((w) => new Float64Array(w.length));
+        let update: Float64Array[] = weights.map((w) => new Float64Array(w.length));
         for (let t = n * chunkSize; t < (n + 1) * chunkSize; t++) {
           const rate = options.learningRate.values[(b * tokens + t) * heads + h] as number;
           gradientOf(point, row(k, t), row(v, t), options).forEach((g, i) => g.forEach((x, j) => (update[i]![j]! -= rate * x)));
         }
+        if (options.gradientClamp !== undefined) update = update.map((u) => clamped(u, options.gradientClamp as number));
         momentum.forEach((eta, o) =>
           update.forEach((u, i) =>
             u.forEach((x, j) => {
@@ -63,7 +69,14 @@ export function referenceTitans(
             }),
           ),
         );
+        if (options.orthogonalize)
+          update = update.map((u, i) => (tensors[i]!.shape.length === 3 ? orthogonal(u, tensors[i]!.shape[2]!) : u));
         weights = weights.map((w, i) => w.map((x, j) => (1 - gate(options.forget, n)) * x + update[i]![j]!));
+        if (gradientPeriod !== null && ((n + 1) * chunkSize) % gradientPeriod === 0) {
+          const from = point;
+          weights = weights.map((w, i) => w.map((x, j) => from[i]![j]! + (options.transition ?? 1) * (x - from[i]![j]!)));
+          point = weights;
+        }
         for (let t = (n + 1) * chunkSize - 1; t < Math.min(tokens, (n + 2) * chunkSize - 1); t++) read(t);
       }
       weights.forEach((w, i) => finals[i]!.values.set(w, (b * heads + h) * w.length));
@@ -71,6 +84,37 @@ export function referenceTitans(
     }
   }
   return { out, memory: finals, momentum: finalMomentum };
+}
+
+/** g m tanh(|g| / m) / |g| */
+function clamped(g: Float64Array, most: number): Float64Array {
+  const size = Math.hypot(...g);
+  return size === 0 ? g : g.map((x) => (x * most * Math.tanh(size / most)) / size);
+}
+
+/** Newton-Schulz: t <- 3.4445 t - 4.775 (t t') t + 2.0315 (t t')^2 t, five times from t / |t|. */
+function orthogonal(matrix: Float64Array, columns: number): Float64Array {
+  const size = Math.max(Math.hypot(...matrix), 1e-7);
+  const rows = matrix.length / columns;
+  const product = (a: Float64Array, b: Float64Array): Float64Array =>
+    new Float64Array(rows * columns).map((_, at) => {
+      let sum = 0;
+      for (let r = 0; r < rows; r++) sum += a[Math.floor(at / columns) * rows + r]! * b[r * columns + (at % columns)]!;
+      return sum;
+    });
+  let t = matrix.map((x) => x / size);
+  for (let step = 0; step < 5; step++) {
+    const from = t;
+    const gram = new Float64Array(rows * rows).map((_, at) => {
+      let sum = 0;
+      for (let c = 0; c < columns; c++) sum += from[Math.floor(at / rows) * columns + c]! * from[(at % rows) * columns + c]!;
+      return sum;
+    });
+    const once = product(gram, from);
+    const twice = product(gram, once);
+    t = from.map((x, i) => 3.4445 * x - 4.775 * once[i]! + 2.0315 * twice[i]!);
+  }
+  return t;
 }
 
 interface Pass {

@@ -163,11 +163,7 @@ export class TitansState implements State {
   /** Notes what a step did: `next` takes the place of the weights where chunks were completed. */
   advance(tokens: number, next?: TitansMemoryState): void {
     this.seen += tokens;
-    if (!next) return;
-    const { gradientPeriod = null, chunkSize, transition } = this.form;
-    // behind a period the point is the memory itself: the old one need not be kept
-    const moves = gradientPeriod !== null && !transition && (next.chunks * chunkSize) % gradientPeriod === 0;
-    this.replace(moves ? { ...next, point: next.memory } : next);
+    if (next) this.replace(next);
   }
 
   private replace(next: TitansMemoryState, waiting?: readonly [Tensor, Tensor, Tensor]): void {

@@ -5,7 +5,7 @@ import { type TitansForm, type TitansOptions, titansWithState } from '../../src/
 import { referenceTitans, type TitansReferenceOptions } from '../../src/titans/reference.js';
 
 /** One problem of the tests. */
-export interface Problem extends TitansForm {
+export interface Problem extends Omit<TitansForm, 'transition'> {
   batch?: number;
   tokens: number;
   heads?: number;
@@ -14,6 +14,8 @@ export interface Problem extends TitansForm {
   hidden?: readonly number[];
   residual?: boolean;
   orders?: number;
+  /** Gate of the moves of the gradient point. */
+  gate?: number;
   seed?: number;
 }
 
@@ -57,7 +59,7 @@ export function operandsOf(problem: Problem): Operands {
 export function deviceOperands(
   device: Device,
   operands: Operands,
-  form: TitansForm,
+  { gate, ...form }: TitansForm & { gate?: number },
 ): { q: Tensor; k: Tensor; v: Tensor; options: TitansOptions } {
   const on = (x: F64Array): Tensor => tensor(device, Float32Array.from(x.values), x.shape);
   const { gamma, momentum } = operands;
@@ -67,6 +69,7 @@ export function deviceOperands(
     v: on(operands.v),
     options: {
       ...form,
+      ...(gate !== undefined && { transition: tensor(device, Float32Array.of(gate)) }),
       memory: { weights: operands.weights.map(on), ...(gamma && { gamma: on(gamma) }) },
       learningRate: on(operands.learningRate),
       forget: on(operands.forget),
@@ -76,14 +79,14 @@ export function deviceOperands(
 }
 
 /** The settings of a problem without its shape. */
-export function formOf(problem: Problem): TitansForm {
+export function formOf(problem: Problem): TitansForm & { gate?: number } {
   const { batch: _b, tokens: _t, heads: _h, headDim: _d, hidden: _w, residual: _r, orders: _o, seed: _s, ...form } = problem;
   return form;
 }
 
 export function referenceOptions(operands: Operands, problem: Problem): TitansReferenceOptions {
   const { weights, gamma, learningRate, momentum, forget } = operands;
-  const { chunkSize, gradientPeriod, activation, lossReduction, lnEpsilon } = problem;
+  const { chunkSize, gradientPeriod, activation, lossReduction, lnEpsilon, gradientClamp, orthogonalize, gate } = problem;
   return {
     weights,
     gamma,
@@ -95,11 +98,14 @@ export function referenceOptions(operands: Operands, problem: Problem): TitansRe
     ...(activation && { activation }),
     ...(lossReduction && { lossReduction }),
     ...(lnEpsilon && { lnEpsilon }),
+    ...(gradientClamp !== undefined && { gradientClamp }),
+    ...(orthogonalize && { orthogonalize }),
+    ...(gate !== undefined && { transition: gate }),
   };
 }
 
 /** Runs a problem forward and holds outputs, memory and momentum against float64. */
-export async function checkForward(device: Device, problem: Problem): Promise<void> {
+export async function checkForward(device: Device, problem: Problem, bound = 2e-5): Promise<void> {
   const operands = operandsOf(problem);
   const expected = referenceTitans(operands.q, operands.k, operands.v, referenceOptions(operands, problem));
   const { out, state } = scope(() => {
@@ -112,7 +118,7 @@ export async function checkForward(device: Device, problem: Problem): Promise<vo
   );
   state.momentum[0]?.forEach((w, i) => results.push([`momentum ${i}`, w, expected.momentum[i] as F64Array]));
   for (const [name, got, wanted] of results)
-    expectErrorRatio(`${name} of ${JSON.stringify(problem)}`, { shape: got.shape, values: await got.read() }, wanted, 2e-5);
+    expectErrorRatio(`${name} of ${JSON.stringify(problem)}`, { shape: got.shape, values: await got.read() }, wanted, bound);
   disposeAll([out, ...state.memory.weights, state.memory.gamma, ...state.momentum.flat(), ...state.point.weights, state.point.gamma]);
 }
 
