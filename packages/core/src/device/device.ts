@@ -1,9 +1,9 @@
 import { bufferUsage, mapModeRead } from './constants.js';
 import { formatBytes, HeedError } from '../errors.js';
-import { type BindLayout, BindGroups } from './bind-groups.js';
+import { type BindLayout, BindGroups, type BoundGroup } from './bind-groups.js';
 import type { Capabilities, DeviceLimits, DeviceReport, Tier } from './capabilities.js';
 import { type BufferLabel, BufferPool, type Storage } from './pool.js';
-import { type Dispatch, Recorder } from './recorder.js';
+import { type Grid, Recorder } from './recorder.js';
 
 /** Bytes and counts of what is alive on a device. */
 export interface MemoryReport {
@@ -33,6 +33,7 @@ export interface Pipeline {
   key: string;
   wgsl: string;
   tier: Tier;
+  trace: KernelTrace;
   pipeline: GPUComputePipeline;
   layout: BindLayout;
   /** Milliseconds from creation to readiness; undefined until known. */
@@ -143,10 +144,11 @@ export class Device {
     return this.pool.allocate(Math.max(16, bytes), label);
   }
 
-  dispatch(dispatch: Dispatch, trace: KernelTrace): void {
+  /** Records one dispatch; its uniform values lie at `uniformOffset` of the ring. */
+  dispatch(pipeline: Pipeline, bound: BoundGroup, uniformOffset: number, grid: Grid): void {
     this.assertUsable();
-    if (this.traces.length > 0) for (const list of this.traces) list.push(trace);
-    this.recorder.dispatch(dispatch);
+    if (this.traces.length > 0) for (const list of this.traces) list.push(pipeline.trace);
+    this.recorder.dispatch(pipeline, bound, uniformOffset, grid);
   }
 
   write(storage: Storage, byteOffset: number, bytes: Uint8Array): void {

@@ -6,16 +6,8 @@ const slotBytes = 256;
 const slots = 1024;
 const dispatchesPerBatch = 128;
 
-/** One dispatch, ready to be encoded. */
-export interface Dispatch {
-  kernel: string;
-  pipeline: GPUComputePipeline;
-  bound: BoundGroup;
-  /** Where `uniformSlot` placed the uniform values of this dispatch. */
-  uniformOffset: number;
-  /** Workgroups along x, y and z, 1 where left out. */
-  grid: readonly number[] | { indirect: Storage; byteOffset: number };
-}
+/** Workgroups along x, y and z, 1 where left out; or where an earlier dispatch wrote them. */
+export type Grid = readonly number[] | { indirect: Storage; byteOffset: number };
 
 export interface TimestampSlot {
   kernel: string;
@@ -64,21 +56,20 @@ export class Recorder {
     return offset;
   }
 
-  dispatch(d: Dispatch): void {
-    const pass = this.timestamps ? this.timedPass(d.kernel) : this.openPass();
-    if (d.pipeline !== this.pipeline) pass.setPipeline((this.pipeline = d.pipeline));
-    this.offsets[0] = d.uniformOffset;
-    pass.setBindGroup(0, d.bound.group, this.offsets);
-    const { grid } = d;
+  dispatch(kernel: { name: string; pipeline: GPUComputePipeline }, bound: BoundGroup, uniformOffset: number, grid: Grid): void {
+    const pass = this.timestamps ? this.timedPass(kernel.name) : this.openPass();
+    if (kernel.pipeline !== this.pipeline) pass.setPipeline((this.pipeline = kernel.pipeline));
+    this.offsets[0] = uniformOffset;
+    pass.setBindGroup(0, bound.group, this.offsets);
     if ('indirect' in grid) {
       grid.indirect.lastBatch = this.batch;
       pass.dispatchWorkgroupsIndirect(grid.indirect.buffer, grid.byteOffset);
     } else if (grid.length === 1) pass.dispatchWorkgroups(grid[0] as number);
     else pass.dispatchWorkgroups(grid[0] ?? 1, grid[1], grid[2]);
-    const { storages } = d.bound;
+    const { storages } = bound;
     for (let i = 0; i < storages.length; i++) (storages[i] as Storage).lastBatch = this.batch;
     this.dispatches++;
-    this.kernels.push(d.kernel);
+    this.kernels.push(kernel.name);
     if (this.timestamps) this.endPass();
   }
 

@@ -4,13 +4,12 @@ import type { Storage } from '../device/pool.js';
 import { dtypeBytes } from '../dtype.js';
 import { formatBytes, HeedError } from '../errors.js';
 import type { Operand, ResolvedBinding } from './bindings.js';
+import type { Operands } from './definition.js';
 
 /** A binding of one run: the window of a buffer, and the operand's first item in it. */
 export interface Place extends BufferWindow {
   item: number;
 }
-
-type Operands = Readonly<Record<string, Operand | undefined>>;
 
 /**
  * Finds where each operand is bound. `places` is filled anew at each run, an entry a binding, so that a dispatch makes no objects.
@@ -27,7 +26,7 @@ export function bindOperands(
   const limit = device.limits.maxStorageBufferBindingSize;
   for (let i = 0; i < bindings.length; i++) {
     const binding = bindings[i] as ResolvedBinding;
-    const operand = operands[binding.name];
+    const operand = operands[binding.index];
     if (!operand) throw new Error(`kernel ${kernel}: no tensor was given for binding "${binding.name}"`);
     const { storage } = operand;
     checkUsable(device, kernel, binding, operand, storage);

@@ -55,6 +55,8 @@ export interface Operand {
 /** A binding after specialisation: everything that its WGSL needs. */
 export interface ResolvedBinding {
   name: string;
+  /** Its place among the declared bindings. */
+  index: number;
   /** The uniform that holds its first item. */
   offsetName: string;
   access: Access;
@@ -80,7 +82,14 @@ const rawBytes: Record<string, number> = {
   'vec2<f16>': 4,
 };
 
-export function resolveBinding<S extends Spec>(name: string, binding: Binding<S>, dtype: DType, spec: S, f16: boolean): ResolvedBinding {
+export function resolveBinding<S extends Spec>(
+  name: string,
+  index: number,
+  binding: Binding<S>,
+  dtype: DType,
+  spec: S,
+  f16: boolean,
+): ResolvedBinding {
   const width = typeof binding.width === 'function' ? binding.width(spec) : (binding.width ?? 1);
   const raw = typeof binding.raw === 'function' ? binding.raw(spec) : binding.raw;
   const packed = (dtype === 'f16' && !f16) || dtype === 'u8';
@@ -90,7 +99,7 @@ export function resolveBinding<S extends Spec>(name: string, binding: Binding<S>
     if (size === undefined) throw new Error(`kernel: binding "${name}" has the unknown raw type ${raw}`);
     itemBytes = size;
   }
-  return { name, offsetName: `${name}Offset`, access: binding.access, dtype, width, raw, packed, itemBytes };
+  return { name, index, offsetName: `${name}Offset`, access: binding.access, dtype, width, raw, packed, itemBytes };
 }
 
 /** The value type that `load_<name>` gives: f16 loads as f32, u8 as u32. */

@@ -44,8 +44,15 @@ export interface RunOptions<S extends Spec, B extends Bindings<S>, U extends Uni
   grid: WantedGrid;
 }
 
+/** One operand a declared binding, in their order; undefined where the spec leaves a binding out. */
+export type Operands = readonly (Operand | undefined)[];
+/** One value a declared uniform, in their order. */
+export type UniformValues = readonly (number | readonly number[] | undefined)[];
+
 export interface Kernel<S extends Spec, B extends Bindings<S>, U extends Uniforms> {
   readonly name: string;
   /** Records one dispatch. */
   run(device: Device, options: RunOptions<S, B, U>): void;
+  /** As `run`, of lists in the order of the declarations: for what runs once a small op. */
+  runListed(device: Device, spec: S, operands: Operands, values: UniformValues, grid: WantedGrid): void;
 }

@@ -1,12 +1,11 @@
 import type { Device } from '../device/device.js';
-import type { Storage } from '../device/pool.js';
+import type { Grid } from '../device/recorder.js';
 import { HeedError } from '../errors.js';
 import type { Operand } from './bindings.js';
 import type { Place } from './bind.js';
 
 /** Workgroups along x, y and z (1 where left out), or the place of three u32 in a buffer that an earlier dispatch wrote. */
 export type WantedGrid = readonly number[] | { indirect: Operand; byteOffset?: number };
-export type Grid = readonly number[] | { indirect: Storage; byteOffset: number };
 
 /**
  * The grid as the device takes it: one number over its limit folds into y. Undefined where there is nothing to run.

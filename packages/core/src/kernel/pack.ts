@@ -7,10 +7,9 @@ import { type DirectKernel, directKernel } from './dispatch.js';
 // tile    4 elements a lane, 256 lanes
 // bytes   reads 4 a element, writes 2 or 1 a element
 // limits  the target starts at a multiple of 4 elements
-type PackKernel = DirectKernel<{ to: string }, { x: ReturnType<typeof read>; out: ReturnType<typeof write> }, { items: 'u32' }>;
-let kernel: PackKernel | undefined;
+let kernel: DirectKernel<{ to: string }> | undefined;
 
-function packKernel(): PackKernel {
+function packKernel(): DirectKernel<{ to: string }> {
   kernel ??= directKernel({
     name: 'pack',
     bindings: { x: read('any', { width: 4 }), out: write('any', { width: 4 }) },
@@ -27,7 +26,7 @@ function packKernel(): PackKernel {
 
 function pack(device: Device, from: Operand, to: Operand): void {
   const items = Math.ceil(from.extent / 4);
-  packKernel().run(device, { spec: { to: to.dtype }, tensors: { x: from, out: to }, uniforms: { items }, grid: [Math.ceil(items / 256)] });
+  packKernel().run(device, { to: to.dtype }, [from, to], [items], [Math.ceil(items / 256)]);
 }
 
 /** f32 -> f16, rounded to nearest. */

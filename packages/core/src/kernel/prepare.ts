@@ -1,11 +1,10 @@
-import type { Tier } from '../device/capabilities.js';
 import type { BindLayout } from '../device/bind-groups.js';
 import { shaderStageCompute } from '../device/constants.js';
 import type { Device, KernelTrace, Pipeline } from '../device/device.js';
 import type { DType } from '../dtype.js';
 import { HeedError } from '../errors.js';
 import { type Binding, type ResolvedBinding, resolveBinding, type Spec } from './bindings.js';
-import type { Bindings, KernelDefinition, RunOptions, Uniforms } from './definition.js';
+import type { Bindings, KernelDefinition, Operands, Uniforms } from './definition.js';
 import { type KernelSource, kernelWgsl } from './source.js';
 import { layoutUniforms, type UniformLayout, type UniformType } from './uniforms.js';
 
@@ -14,7 +13,6 @@ export interface Prepared {
   pipeline: Pipeline;
   layout: UniformLayout;
   bindings: readonly ResolvedBinding[];
-  trace: KernelTrace;
 }
 
 /** Makes the text of one specialisation and its pipeline. */
@@ -22,20 +20,20 @@ export function compile<S extends Spec, B extends Bindings<S>, U extends Uniform
   device: Device,
   definition: KernelDefinition<S, B, U>,
   spec: S,
-  tensors: RunOptions<S, B, U>['tensors'],
+  operands: Operands,
   key: string,
 ): Prepared {
   const { capabilities } = device;
   const bindings: ResolvedBinding[] = [];
   const dtypes: Record<string, DType> = {};
-  for (const name of Object.keys(definition.bindings)) {
+  for (const [index, name] of Object.keys(definition.bindings).entries()) {
     const binding = definition.bindings[name] as Binding<S>;
     if (binding.when && !binding.when(spec)) continue;
-    const operand = tensors[name];
+    const operand = operands[index];
     if (!operand) throw new Error(`kernel ${definition.name}: no tensor was given for binding "${name}"`);
     checkDType(definition.name, name, binding, operand.dtype);
     dtypes[name] = operand.dtype;
-    bindings.push(resolveBinding(name, binding, operand.dtype, spec, capabilities.f16));
+    bindings.push(resolveBinding(name, index, binding, operand.dtype, spec, capabilities.f16));
   }
   if (bindings.length > capabilities.limits.maxStorageBuffersPerShaderStage) {
     throw new HeedError(
@@ -59,8 +57,8 @@ export function compile<S extends Spec, B extends Bindings<S>, U extends Uniform
     capabilities,
   };
   const wgsl = kernelWgsl(source);
-  const pipeline = createPipeline(device, definition.name, key, wgsl, tier, bindings);
-  return { pipeline, layout, bindings, trace: { kernel: definition.name, tier, forms: definition.forms ?? [tier] } };
+  const trace = { kernel: definition.name, tier, forms: definition.forms ?? [tier] };
+  return { pipeline: createPipeline(device, trace, key, wgsl, bindings), layout, bindings };
 }
 
 function checkDType(kernel: string, name: string, binding: { type: string }, dtype: DType): void {
@@ -72,14 +70,8 @@ function checkDType(kernel: string, name: string, binding: { type: string }, dty
     );
 }
 
-function createPipeline(
-  device: Device,
-  name: string,
-  key: string,
-  wgsl: string,
-  tier: Tier,
-  bindings: readonly ResolvedBinding[],
-): Pipeline {
+function createPipeline(device: Device, trace: KernelTrace, key: string, wgsl: string, bindings: readonly ResolvedBinding[]): Pipeline {
+  const { kernel: name, tier } = trace;
   const { gpu } = device;
   return device.guarded(`compiling kernel ${name}`, () => {
     const layout = bindLayout(device, bindings);
@@ -90,7 +82,7 @@ function createPipeline(
       compute: { module, entryPoint: 'main' },
     };
     const started = performance.now();
-    const made: Pipeline = { name, key, wgsl, tier, pipeline: gpu.createComputePipeline(descriptor), layout };
+    const made: Pipeline = { name, key, wgsl, tier, trace, pipeline: gpu.createComputePipeline(descriptor), layout };
     made.compileMs = performance.now() - started;
     device.pipelines.set(key, made);
     return made;

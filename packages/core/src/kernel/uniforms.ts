@@ -1,3 +1,5 @@
+import type { UniformValues } from './definition.js';
+
 /** Types of run-time values: scalars, and up to eight u32 (shapes, strides) as `array<vec4u, 2>`. */
 export type UniformType = 'u32' | 'i32' | 'f32' | 'u32x8';
 export type UniformValue<T extends UniformType> = T extends 'u32x8' ? readonly number[] : number;
@@ -7,6 +9,8 @@ interface UniformField {
   type: UniformType;
   /** The first word of it in the struct. */
   word: number;
+  /** Its place among the declared uniforms. */
+  index: number;
 }
 
 export interface UniformLayout {
@@ -25,7 +29,7 @@ export function layoutUniforms(offsetNames: readonly string[], values: readonly 
   const placed: UniformField[] = [];
   let offset = 0;
   for (const [name, type] of ordered) {
-    placed.push({ name, type, word: offset / 4 });
+    placed.push({ name, type, word: offset / 4, index: values.findIndex(([own]) => own === name) });
     offset += type === 'u32x8' ? 32 : 4;
   }
   const bytes = Math.max(16, Math.ceil(offset / 16) * 16);
@@ -34,7 +38,7 @@ export function layoutUniforms(offsetNames: readonly string[], values: readonly 
   return {
     wgsl: `struct Uniforms { ${members.join(', ')} }\n@group(0) @binding(0) var<uniform> uniforms: Uniforms;`,
     bytes,
-    values: placed.filter(({ name }) => !offsetNames.includes(name)),
+    values: placed.filter(({ index }) => index >= 0),
     offsets: offsetNames.map((name) => placed.find((field) => field.name === name)?.word ?? 0),
   };
 }
@@ -42,7 +46,7 @@ export function layoutUniforms(offsetNames: readonly string[], values: readonly 
 /** Writes the values of a run and the first items of its bindings into the ring from word `at` on, as the struct lays them out. */
 export function packUniforms(
   layout: UniformLayout,
-  values: Readonly<Record<string, number | readonly number[]>>,
+  values: UniformValues,
   places: readonly { readonly item: number }[],
   ring: { readonly words: Uint32Array; readonly floats: Float32Array },
   at: number,
@@ -50,8 +54,8 @@ export function packUniforms(
   const { words, floats } = ring;
   for (let i = 0; i < layout.offsets.length; i++) words[at + (layout.offsets[i] as number)] = (places[i] as { item: number }).item;
   for (let i = 0; i < layout.values.length; i++) {
-    const { name, type, word } = layout.values[i] as UniformField;
-    const value = values[name];
+    const { name, type, word, index } = layout.values[i] as UniformField;
+    const value = values[index];
     if (value === undefined) throw new Error(`kernel: uniform "${name}" was not given`);
     const place = at + word;
     if (typeof value !== 'number') for (let j = 0; j < 8; j++) words[place + j] = value[j] ?? 0;

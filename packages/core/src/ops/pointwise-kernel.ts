@@ -43,57 +43,54 @@ export function fusedKernel(fused: FusedFunction): FusedKernel {
 function makeKernel(fused: FusedFunction, id: string): FusedKernel {
   let flat: Made | undefined;
   let strided: Made | undefined;
-  const { inputs } = fused;
-  // names made once: this runs for each dispatch
-  const [values, reads, writes] = [inputs.map((_, i) => `n${i}`), inputs.map((_, i) => `x${i}`), fused.bodies.map((_, i) => `y${i}`)];
+  let spec: FusedSpec = { key: id, form: '', modes: '' };
   return {
     run(device, plan, operands, outs) {
-      const tensors: Record<string, Operand> = {};
-      const uniforms: Record<string, number | readonly number[]> = {};
+      const { form, modes } = plan;
+      if (form !== spec.form || modes !== spec.modes) spec = { key: id, form, modes };
+      const tensors: (Operand | undefined)[] = [];
+      const numbers: (number | readonly number[])[] = [];
       for (let i = 0; i < operands.length; i++) {
         const operand = operands[i] as Tensor | number;
-        if (typeof operand !== 'number') tensors[reads[i] as string] = operand;
-        uniforms[values[i] as string] = typeof operand === 'number' ? operand : 0;
+        tensors.push(typeof operand === 'number' ? undefined : operand);
+        numbers.push(typeof operand === 'number' ? operand : 0);
       }
-      for (let i = 0; i < outs.length; i++) tensors[writes[i] as string] = outs[i] as Tensor;
+      for (let i = 0; i < outs.length; i++) tensors.push(outs[i]);
       const size = outs[0]?.size ?? 0;
       const items = Math.ceil(size / 4);
-      uniforms['items'] = items;
-      if (plan.form !== 'flat') {
-        uniforms['shape'] = plan.shape;
-        uniforms['rank'] = plan.shape.length;
-        uniforms['size'] = size;
-        inputs.forEach((_, i) => {
-          uniforms[`strides${i}`] = plan.strides[i] ?? [];
-          uniforms[`step${i}`] = plan.steps[i] ?? 0;
-        });
+      const grid = [Math.ceil(items / 256)];
+      numbers.push(items);
+      if (form === 'flat') {
+        (flat ??= define(fused, false)).runListed(device, spec, tensors, numbers, grid);
+        return;
       }
-      const kernel = plan.form === 'flat' ? (flat ??= define(fused, false)) : (strided ??= define(fused, true));
-      kernel.run(device, {
-        spec: { key: id, form: plan.form, modes: plan.modes },
-        tensors,
-        uniforms,
-        grid: [Math.ceil(items / 256)],
-      });
+      numbers.push(size, plan.shape.length, plan.shape, ...plan.steps, ...plan.strides);
+      (strided ??= define(fused, true)).runListed(device, spec, tensors, numbers, grid);
     },
   };
 }
 
+/** Operands in the order inputs, outputs; values in the order numbers, items, and for strided forms size, rank, shape, steps, strides. */
 function define(fused: FusedFunction, strided: boolean): Made {
   const bindings: FusedBindings = {};
-  const uniforms: Record<string, UniformType> = { items: 'u32' };
-  if (strided) Object.assign(uniforms, { shape: 'u32x8', rank: 'u32', size: 'u32' });
-  fused.inputs.forEach(({ type }, i) => {
+  const uniforms: Record<string, UniformType> = {};
+  const { inputs } = fused;
+  inputs.forEach(({ type }, i) => {
     bindings[`x${i}`] = read<FusedSpec>('any', {
       width: ({ modes }) => (modes[i] === 'v' ? 4 : 1),
       when: ({ modes }) => modes[i] !== 'n',
     });
     uniforms[`n${i}`] = type === 'bool' ? 'u32' : type;
-    if (strided) Object.assign(uniforms, { [`strides${i}`]: 'u32x8', [`step${i}`]: 'u32' });
   });
   fused.bodies.forEach((_, i) => {
     bindings[`y${i}`] = write<FusedSpec>('any', { width: 4 });
   });
+  uniforms['items'] = 'u32';
+  if (strided) {
+    Object.assign(uniforms, { size: 'u32', rank: 'u32', shape: 'u32x8' });
+    inputs.forEach((_, i) => (uniforms[`step${i}`] = 'u32'));
+    inputs.forEach((_, i) => (uniforms[`strides${i}`] = 'u32x8'));
+  }
   return defineKernel<FusedSpec, FusedBindings, Record<string, UniformType>>({
     name: `pointwise-${fused.name}`,
     bindings,
