@@ -4,6 +4,7 @@ import { tuningFor } from '../scan/scan.js';
 import { basedForward, compressed, problemOf, sweepOf } from './passes.js';
 import { HeldTensors } from '../scan/held-tensors.js';
 import { expandState } from './kernels/state-layout.js';
+import { runBasedStep } from './kernels/step.js';
 import { runSweep } from './kernels/sweep.js';
 import { planBased, symmetricFeatures } from './layout.js';
 import { type BasedOptions, type BasedStates, checkBased, checkStates } from './options.js';
@@ -85,10 +86,16 @@ export function basedStep(q: Tensor, k: Tensor, v: Tensor, state: BasedState): T
         const whole = basedForward(problem, { withState: true, withNorm: false });
         return [whole.out, whole.state?.z as Tensor, whole.state?.kv as Tensor];
       }
-      const shape = { batch: q.dim(0), tokens, heads: q.dim(2), featureDim: q.dim(3), valueDim: v.dim(3), chunk: tokens };
-      const plan = planBased(shape, q.device.limits.maxComputeWorkgroupStorageSize, tuningFor(q.device).fill);
       const out = empty(v.device, v.shape, v.dtype);
       const z = empty(v.device, initialState.kState.shape);
+      if (tokens === 1) {
+        const { normalize, scale, eps } = problem;
+        const step = { q, k, v, normalise: normalize, featureScale: Math.sqrt(scale), epsilon: eps };
+        runBasedStep(step, initialState.kvState, { before: initialState.kState, after: z }, out);
+        return [out, z];
+      }
+      const shape = { batch: q.dim(0), tokens, heads: q.dim(2), featureDim: q.dim(3), valueDim: v.dim(3), chunk: tokens };
+      const plan = planBased(shape, q.device.limits.maxComputeWorkgroupStorageSize, tuningFor(q.device).fill);
       runSweep({
         sweep: sweepOf(problem, { segments: 1, segmentTokens: tokens }),
         columns: plan.columns,

@@ -5,6 +5,7 @@ import { type GatedSweep, type GateForm, runGated } from './gated-recurrent.js';
 import { runGatedSegments } from './gated-segments.js';
 import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from './pieces.js';
 import { tuningFor } from './scan.js';
+import { runTokenStep } from './token-step.js';
 
 /** One gated scan: out_t = queryScale q_t S_t with S_t = diag(exp g_t) S_(t-1) + keyScale k_t v_t^T. */
 export interface GatedScan {
@@ -80,6 +81,10 @@ export function gatedStep(scan: Omit<GatedScan, 'plan' | 'reverse'>, state: Tens
   const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
   const out = empty(k.device, [batch, tokens, heads, v.dim(3)], outDType);
   if (out.size === 0) return out;
+  if (tokens === 1) {
+    runTokenStep(scan, state, out);
+    return out;
+  }
   const form = gateForm(scan.gate);
   const { maxComputeWorkgroupStorageSize } = k.device.capabilities.limits;
   const tile = gatedStepTile(batch * heads, { keyDim, valueDim: v.dim(3) }, form, maxComputeWorkgroupStorageSize, tuningFor(k.device));

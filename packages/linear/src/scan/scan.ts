@@ -6,6 +6,7 @@ import type { MatrixTiles } from './matrix-tile.js';
 import { runRecurrent } from './recurrent.js';
 import { runSegmentScan } from './segment-scan.js';
 import type { Sweep } from './sweep.js';
+import { runTokenStep } from './token-step.js';
 
 /** One scan: out_t = queryScale q_t S_t with S_t = lambda S_(t-1) + keyScale k_t v_t^T. */
 export interface Scan {
@@ -84,6 +85,10 @@ export function stepScan(scan: Omit<Scan, 'plan' | 'reverse'>, state: Tensor, ou
   const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
   const out = empty(k.device, [batch, tokens, heads, v.dim(3)], outDType ?? (v.dtype as FloatDType));
   if (out.size === 0) return out;
+  if (tokens === 1) {
+    runTokenStep({ ...scan, gate: scan.decay }, state, out);
+    return out;
+  }
   const { limits } = k.device.capabilities;
   const tile = stepTile(batch * heads, keyDim, v.dim(3), limits.maxComputeWorkgroupStorageSize, tuningFor(k.device));
   runRecurrent({ sweep: sweepOf({ ...scan, plan: { segments: 1, segmentTokens: tokens } }), tile, q, k, v, out, state, inPlace: true });

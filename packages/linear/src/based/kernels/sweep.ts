@@ -257,7 +257,7 @@ export interface SweepRun {
 export function runSweep(run: SweepRun): void {
   const { sweep, columns, tile, q, k, v, weights, initial, state, norm, out, inPlace = false, update = true } = run;
   const [featureDim, valueDim] = [k.dim(3), v.dim(3)];
-  const normaliser = out ? run.normalise : state?.z !== undefined;
+  const normaliser = state?.z !== undefined || (out !== undefined && run.normalise);
   kernel.run(k.device, {
     spec: {
       mode: out ? 'outputs' : 'states',
