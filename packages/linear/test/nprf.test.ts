@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type Device, openDevice, RandomStream, slice, tensor, type Tensor, type Tier, zeros } from '@heed/core';
+import { type Device, openDevice, RandomStream, scope, slice, tensor, type Tensor, type Tier, zeros } from '@heed/core';
 import { tensorsIn, vjp } from '@heed/core/~internal';
 import { expectErrorRatio, f64 } from '@heed/core/testing';
 import { nprf, nprfMixer, nprfRandomFeatures, nprfStart, nprfStep, planNprf } from '../src/nprf/index.js';
@@ -90,6 +90,25 @@ describe('options and limits', () => {
       }),
       { seed: 5, numRuns: 15 },
     );
+  });
+
+  test('a bias that is constant beyond a distance: by pairs, by transforms and by a band, both masks, lengths', async () => {
+    for (const [queries, clip, causal] of [
+      [2, 3, true],
+      [64, 5, false],
+      [65, 1, true],
+      [130, 70, true],
+      [200, 7, false],
+      [260, 64, true],
+    ] as const)
+      await checkProblem(device, { queries, heads: 2, dim: 5, valueDim: 3, features: 6, options: { causal, clip, path: 'band' } });
+    await checkProblem(device, { batch: 2, queries: 150, features: 5, lengths: [149, 40], options: { clip: 9, path: 'band' } });
+    for (const path of ['direct', 'fft'] as const)
+      await checkProblem(device, { queries: 30, features: 5, options: { clip: 4, causal: path === 'fft', path }, bound: 3e-5 });
+    await checkProblem(device, { queries: 1, gradients: false, options: { causal: true, clip: 3, path: 'band' } });
+    // as many entries as distances, and more
+    for (const clip of [29, 40]) await checkProblem(device, { queries: 30, features: 5, options: { clip } });
+    await checkProblem(device, { queries: 150, features: 5, options: { clip: 3, denominatorEps: 0.5, path: 'band', causal: true } });
   });
 
   test('sines and cosines, and inputs that are not normalised', async () => {
@@ -254,6 +273,12 @@ describe('options and limits', () => {
     refused('SHAPE_MISMATCH', /rpeBias is .* it must be \[2, 7\]: heads, queries \+ keys - 1/, () => nprf(q, q, q, w, w));
     refused('SHAPE_MISMATCH', /features is .* it must be \[2, m, 8\]/, () => nprf(q, q, q, q, b));
     refused('INVALID_ARGUMENT', /path is "slow"/, () => nprf(q, q, q, w, b, { path: 'slow' as never }));
+    refused('SHAPE_MISMATCH', /rpeBias is .* it must be \[2, 5\]: heads, 2 clip \+ 1/, () => nprf(q, q, q, w, b, { clip: 2 }));
+    refused('INVALID_ARGUMENT', /clip is 0; it must be an integer of 1 or more/, () => nprf(q, q, q, w, b, { clip: 0 }));
+    refused('INVALID_ARGUMENT', /path is band and no clip was given/, () => nprf(q, q, q, w, b, { path: 'band' }));
+    refused('SHAPE_MISMATCH', /clip was given with 4 queries and 3 keys/, () =>
+      scope(() => nprf(q, slice(q, 1, 0, 3), slice(q, 1, 0, 3), w, b, { clip: 3 })),
+    );
     refused('INVALID_ARGUMENT', /seed is undefined; give an integer/, () => nprfRandomFeatures(device, { heads: 1, headDim: 4 } as never));
     for (const t of [q, w, b]) t.dispose();
   });
@@ -266,6 +291,15 @@ test('the plan goes by pairs for short sequences and by transforms for long ones
   expect(at(131072)).toBe('fft');
   // longer than the transforms
   expect(at(2 ** 20)).toBe('direct');
+});
+
+test('a clipped bias goes by a band where its blocks are few of the tokens', () => {
+  const at = (tokens: number, clip: number) =>
+    planNprf({ queries: tokens, keys: tokens, features: 64, valueDim: 64, causal: true, transform: planTransform(tokens, tokens).n, clip });
+  expect(at(64, 128)).toBe('direct');
+  expect(at(4096, 128)).toBe('band');
+  expect(at(4096, 2048)).toBe('direct');
+  expect(at(2 ** 20, 2048)).toBe('band');
 });
 
 test('an eighth of the rows of a causal product goes by pairs, none of a bidirectional one', () => {

@@ -20,6 +20,7 @@ import {
   tensor,
   unsqueeze,
 } from '@heed/core';
+import { bandedProduct, clippedTable } from './clip.js';
 import { planTransform } from './kernels/convolve.js';
 import { checkArguments, checkBias, type NprfOptions, type NprfSettings, resolveOptions } from './options.js';
 import { planNprf } from './plan.js';
@@ -109,27 +110,28 @@ function evaluate({ q, k, v, features, bias, lengths }: Operands, settings: Nprf
   return scope(() => {
     const [batch, queries, heads] = q.shape as [number, number, number];
     const keys = k.dim(1);
-    const { causal } = settings;
-    const visible = causal ? slice(bias, 1, 0, Math.max(0, positions.centre + positions.shift + 1)) : bias;
+    const { causal, clip } = settings;
     const columns = features.dim(1) * (settings.trf ? 2 : 1);
     const transform = planTransform(spanOf(positions, queries), spanOf(positions, keys)).n;
     const path =
-      settings.path === 'auto' ? planNprf({ queries, keys, features: columns, valueDim: v.dim(3), causal, transform }) : settings.path;
+      settings.path === 'auto'
+        ? planNprf({ queries, keys, features: columns, valueDim: v.dim(3), causal, transform, clip })
+        : settings.path;
     if (path === 'fft' && transform > 2 ** 20)
       throw new HeedError(
         'LIMIT_EXCEEDED',
         `nprf: path fft with ${queries} queries and ${keys} keys needs transforms of ${transform}; at most 1048576, use path direct`,
       );
     const phiK = nprfFeatures(k, features, settings);
-    const sums = toeplitzProduct(
-      {
-        a: asEntries(nprfFeatures(q, features, settings)),
-        b: asEntries(lengths ? masked(phiK, lengths) : phiK),
-        w: asEntries(withOnes(v)),
-        c: factorsOf(visible, settings.denominatorEps),
-      },
-      { ...positions, heads, path },
-    );
+    const [a, b, w] = [nprfFeatures(q, features, settings), lengths ? masked(phiK, lengths) : phiK, withOnes(v)];
+    if (path === 'band' && clip !== undefined) {
+      const c = factorsOf(causal ? slice(bias, 1, 0, clip + 1) : bias, settings.denominatorEps);
+      return outputOf(bandedProduct({ a, b, w, c }, { clip, causal }), batch, heads, settings.denominatorEps, q.dtype);
+    }
+    const table = clip === undefined ? bias : clippedTable(bias, clip, queries - 1, keys - 1);
+    const visible = causal ? slice(table, 1, 0, Math.max(0, positions.centre + positions.shift + 1)) : table;
+    const c = factorsOf(visible, settings.denominatorEps);
+    const sums = toeplitzProduct({ a: asEntries(a), b: asEntries(b), w: asEntries(w), c }, { ...positions, heads, path });
     return outputOf(sums, batch, heads, settings.denominatorEps, q.dtype);
   });
 }
@@ -141,7 +143,8 @@ function evaluate({ q, k, v, features, bias, lengths }: Operands, settings: Nprf
  * @param k [batch, keys, heads, headDim]
  * @param v [batch, keys, heads, valueDim]
  * @param features random features W, f32 [heads, m, headDim], rows N(0, I); constants, see `nprfRandomFeatures`
- * @param rpeBias b, f32 [heads, queries + keys - 1]; entry (j - i) + queries - 1, j the key. -Infinity hides pairs
+ * @param rpeBias b, f32 [heads, queries + keys - 1]; entry (j - i) + queries - 1, j the key. -Infinity hides pairs. With `clip`
+ *   [heads, 2 clip + 1]
  * @param options `causal` default false; there is no factor on q.k
  * @returns [batch, queries, heads, valueDim], dtype of q; differentiable in q, k, v and rpeBias; rows without weight give 0
  * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT; LIMIT_EXCEEDED where path fft is too short
@@ -150,8 +153,15 @@ export function nprf(q: Tensor, k: Tensor, v: Tensor, features: Tensor, rpeBias:
   const settings = resolveOptions('nprf', options);
   const { lengths } = options;
   checkArguments('nprf', { q, k, v, features, lengths });
-  const table = Math.max(0, q.dim(1) + k.dim(1) - 1);
-  checkBias('nprf', rpeBias, [q.dim(2), table], 'heads, queries + keys - 1');
+  const { clip } = settings;
+  if (clip !== undefined && q.dim(1) !== k.dim(1))
+    throw new HeedError(
+      'SHAPE_MISMATCH',
+      `nprf: clip was given with ${q.dim(1)} queries and ${k.dim(1)} keys; it takes as many of both, give the whole table for cross attention`,
+    );
+  if (clip !== undefined) checkBias('nprf', rpeBias, [q.dim(2), 2 * clip + 1], 'heads, 2 clip + 1');
+  else checkBias('nprf', rpeBias, [q.dim(2), Math.max(0, q.dim(1) + k.dim(1) - 1)], 'heads, queries + keys - 1');
+  if (clip !== undefined && q.dim(1) === 0) return scope(() => reshape(q, [q.dim(0), 0, q.dim(2), v.dim(3)]));
   return evaluate({ q, k, v, features, bias: rpeBias, lengths }, settings, sequencePositions(q.dim(1), k.dim(1), settings.causal));
 }
 
@@ -169,10 +179,12 @@ export function nprf2d(
   v: Tensor,
   features: Tensor,
   rpeBias: Tensor,
-  options: Omit<NprfOptions, 'causal' | 'lengths'> = {},
+  options: Omit<NprfOptions, 'causal' | 'lengths' | 'clip'> = {},
 ): Tensor {
   if ((options as NprfOptions).causal)
     throw new HeedError('INVALID_ARGUMENT', 'nprf2d: causal is true; images have no order of tokens, leave it out');
+  if ((options as NprfOptions).clip !== undefined)
+    throw new HeedError('INVALID_ARGUMENT', 'nprf2d: clip was given; images take the whole table, [heads, 2 height - 1, 2 width - 1]');
   const settings = resolveOptions('nprf2d', options);
   for (const [name, x] of Object.entries({ q, k, v }))
     if (x.rank !== 5 || x.shape.slice(0, 4).join() !== q.shape.slice(0, 4).join())

@@ -15,7 +15,12 @@ export interface NprfOptions {
   denominatorEps?: number;
   /** Valid keys a batch entry, i32 [batch]. Default: all. */
   lengths?: Tensor;
-  /** Default `auto`: the faster one by measurement, see `planNprf`. */
+  /**
+   * Distance beyond which the bias is constant, 1 or more: rpeBias is then [heads, 2 clip + 1], entry (j - i) + clip with j - i cut to
+   * -clip .. clip. For as many queries as keys. Default: every distance has an entry.
+   */
+  clip?: number;
+  /** Default `auto`: the fastest one by measurement, see `planNprf`; `band` takes a clipped bias, in time linear in tokens. */
   path?: NprfPath | 'auto';
 }
 
@@ -25,6 +30,7 @@ export interface NprfSettings {
   normalize: boolean;
   normEps: number;
   denominatorEps: number;
+  clip: number | undefined;
   path: NprfPath | 'auto';
 }
 
@@ -33,13 +39,16 @@ export function resolveOptions(who: string, options: NprfOptions): NprfSettings 
   const invalid = (text: string): never => {
     throw new HeedError('INVALID_ARGUMENT', `${who}: ${text}`);
   };
-  const { causal = false, featureMap = 'prf', normalize = true, normEps = 1e-6, denominatorEps = 0, path = 'auto' } = options;
+  const { causal = false, featureMap = 'prf', normalize = true, normEps = 1e-6, denominatorEps = 0, path = 'auto', clip } = options;
   if (featureMap !== 'prf' && featureMap !== 'trf') invalid(`featureMap is "${String(featureMap)}"; use prf or trf`);
   if (!(normEps > 0) || !Number.isFinite(normEps)) invalid(`normEps is ${normEps}; it must be finite and above 0`);
   if (!(denominatorEps >= 0) || !Number.isFinite(denominatorEps))
     invalid(`denominatorEps is ${denominatorEps}; it must be finite and 0 or more`);
-  if (!['auto', 'direct', 'fft'].includes(path)) invalid(`path is "${String(path)}"; use auto, direct or fft`);
-  return { causal, trf: featureMap === 'trf', normalize, normEps, denominatorEps, path };
+  if (!['auto', 'direct', 'fft', 'band'].includes(path)) invalid(`path is "${String(path)}"; use auto, direct, fft or band`);
+  if (clip !== undefined && !(Number.isInteger(clip) && clip > 0)) invalid(`clip is ${clip}; it must be an integer of 1 or more`);
+  if (path === 'band' && clip === undefined)
+    invalid('path is band and no clip was given; give the distance beyond which the bias is constant');
+  return { causal, trf: featureMap === 'trf', normalize, normEps, denominatorEps, clip, path };
 }
 
 /** @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH unless the operands [batch, tokens, heads, ..] fit each other */

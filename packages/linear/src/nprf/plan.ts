@@ -1,5 +1,5 @@
-/** How the Toeplitz matrix is applied: pair by pair, or by Fourier transforms. */
-export type NprfPath = 'direct' | 'fft';
+/** How the Toeplitz matrix is applied: pair by pair, by Fourier transforms, or, where the bias is clipped, pairs of a band and sums beyond. */
+export type NprfPath = 'direct' | 'fft' | 'band';
 
 /** Transforms in flight: what stays in the L2 of large devices. */
 export const slabBytes: number = 32 * 2 ** 20;
@@ -14,20 +14,29 @@ export interface NprfProblem {
   causal: boolean;
   /** Length of the transforms. */
   transform: number;
+  /** Distance beyond which the bias is constant. */
+  clip?: number | undefined;
 }
 
 /** Seconds an operation of a pair, and a transformed number and step: one H100 through Dawn, 4,096 and 8,192 tokens of 16 heads. */
 const measured = { pair: 1 / 8.9e12, point: 1 / 3.4e11, turns: 8 };
+/** Seconds an operation of a product of core in f32, the same device. */
+const product = 1 / 3.2e13;
+
+/** Tokens a block of a clipped bias: what lies two blocks away is beyond `clip`. */
+export const clipBlock = (clip: number): number => Math.max(64, clip);
 
 /** The faster path by measured rates, longer transforms than 2^20 aside; pure. */
-export function planNprf({ queries, keys, features, valueDim, causal, transform }: NprfProblem): NprfPath {
-  if (transform > 2 ** 20) return 'direct';
+export function planNprf({ queries, keys, features, valueDim, causal, transform, clip }: NprfProblem): NprfPath {
   const share = causal ? Math.max(0, 1 - queries / (2 * Math.max(1, keys))) : 1;
   const pairs = queries * keys * share;
   const direct = 2 * pairs * (features + valueDim + 1) * measured.pair;
   const rows = features * Math.ceil((valueDim + 1) / 2);
-  const fft = rows * transform * (measured.turns + Math.log2(transform)) * measured.point;
-  return fft < direct ? 'fft' : 'direct';
+  const fft = transform > 2 ** 20 ? Infinity : rows * transform * (measured.turns + Math.log2(transform)) * measured.point;
+  const near = 2 * queries * (causal ? 1.5 : 3) * clipBlock(clip ?? 0) * (features + valueDim + 1) * measured.pair;
+  const far = (causal ? 4 : 8) * queries * features * (valueDim + 1) * product;
+  const band = clip === undefined ? Infinity : near + far;
+  return band < Math.min(direct, fft) ? 'band' : fft < direct ? 'fft' : 'direct';
 }
 
 /**

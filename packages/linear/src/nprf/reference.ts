@@ -11,6 +11,8 @@ export interface NprfReferenceOptions {
   /** Width of images; tokens are then height x width, the table [heads, 2 height - 1, 2 width - 1]. */
   imageWidth?: number;
   lengths?: readonly number[];
+  /** The table has the offsets -clip .. clip, its ends those beyond. */
+  clip?: number | undefined;
 }
 
 export interface NprfReferenceGradients {
@@ -73,7 +75,8 @@ function pairs(q: F64Array, k: F64Array, options: NprfReferenceOptions, b: numbe
   const width = options.imageWidth;
   for (let j = 0; j < Math.min(keys, options.lengths?.[b] ?? keys); j++) {
     if (options.causal && j > i + keys - queries) continue;
-    if (width === undefined) list.push({ j, entry: j - i + queries - 1 });
+    if (options.clip !== undefined) list.push({ j, entry: Math.max(-options.clip, Math.min(options.clip, j - i)) + options.clip });
+    else if (width === undefined) list.push({ j, entry: j - i + queries - 1 });
     else {
       const height = queries / width;
       const [dy, dx] = [Math.floor(j / width) - Math.floor(i / width), (j % width) - (i % width)];

@@ -44,7 +44,9 @@ export async function checkProblem(device: Device, problem: Problem): Promise<nu
   const image = typeof queries !== 'number';
   const tokens = image ? [...queries] : [queries];
   const keys = image ? tokens : [problem.keys ?? (queries as number)];
-  const table = image ? tokens.map((n) => 2 * n - 1) : [(tokens[0] as number) + (keys[0] as number) - 1];
+  const { clip } = options;
+  const line = clip === undefined ? (tokens[0] as number) + (keys[0] as number) - 1 : 2 * clip + 1;
+  const table = image ? tokens.map((n) => 2 * n - 1) : [line];
   const made = (name: string, shape: readonly number[], deviation = 1) => draw(device, name, shape, seed, deviation);
   const q = await made('q', [batch, ...tokens, heads, dim]);
   const k = await made('k', [batch, ...keys, heads, dim]);
@@ -71,6 +73,7 @@ export async function checkProblem(device: Device, problem: Problem): Promise<nu
       denominatorEps: options.denominatorEps ?? 0,
       ...(image && { imageWidth: tokens[1] as number }),
       ...(lengths && { lengths }),
+      clip,
     },
     gradients ? flat(g) : undefined,
   );
