@@ -82,19 +82,13 @@ function differentiate(params: unknown, loss: () => Tensor | { loss: Tensor }, o
       const byId = new Map<number, Tensor>();
       for (const leaf of leaves) {
         const gradient = found.get(leaf.id);
-        byId.set(leaf.id, gradient ? reenter(gradient) : zeros(leaf.device, leaf.shape, { dtype: leaf.dtype }));
+        byId.set(leaf.id, gradient ?? zeros(leaf.device, leaf.shape, { dtype: leaf.dtype }));
       }
       return { value, grads: mapParams(params, (t) => byId.get(t.id)) };
     } finally {
       tape.dispose();
     }
   });
-}
-
-function reenter(t: Tensor): Tensor {
-  const handle = t.alias();
-  t.dispose();
-  return handle;
 }
 
 function mapParams(params: unknown, f: (t: Tensor) => Tensor | undefined): unknown {
@@ -135,10 +129,7 @@ export function checkpoint<A extends readonly Tensor[], R extends Tensor | reado
           });
           const wanted = new Set(again.filter((_, i) => needs[i]).map((t) => t.id));
           const found = tape.backward(seeds, wanted, accumulate);
-          return again.map((t) => {
-            const gradient = found.get(t.id);
-            return gradient ? reenter(gradient) : null;
-          });
+          return again.map((t) => found.get(t.id) ?? null);
         } finally {
           tape.dispose();
         }
@@ -169,8 +160,7 @@ export function vjp(
     });
     const found = tape.backward(seeds, new Set(inputs.map((t) => t.id)), accumulate);
     const grads = inputs.map((t) => {
-      const gradient = found.get(t.id);
-      return gradient ? reenter(gradient) : zeros(t.device, t.shape, { dtype: t.dtype });
+      return found.get(t.id) ?? zeros(t.device, t.shape, { dtype: t.dtype });
     });
     return { outputs, grads };
   } finally {

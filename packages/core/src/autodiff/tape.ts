@@ -1,5 +1,5 @@
 import { HeedError } from '../errors.js';
-import { scope } from '../tensor/scope.js';
+import { emptyScope, innermostScope, scope, type Scope } from '../tensor/scope.js';
 import { Tensor } from '../tensor/tensor.js';
 
 /** Cotangents of an op's outputs to gradients of its inputs; null where there is none. */
@@ -32,6 +32,8 @@ interface TapeNode {
 export class Tape {
   private readonly nodes: TapeNode[] = [];
   private readonly tracked: Set<number> = new Set();
+  /** Owns saved tensors and cotangents. */
+  private readonly held: Scope = { last: undefined };
   private done = false;
 
   track(tensor: Tensor): void {
@@ -43,14 +45,14 @@ export class Tape {
   }
 
   add(call: OpCall<Tensor | readonly Tensor[]>, outputs: readonly Tensor[], backward: Backward): void {
-    const saved = (call.saves?.(outputs) ?? []).map((t) => t.alias().keep());
+    const saved = (call.saves?.(outputs) ?? []).map((t) => this.hold(t.alias()));
     this.nodes.push({ name: call.name, inputs: call.inputs.map((t) => t.id), outputs: outputs.map((t) => t.id), saved, backward });
     for (const out of outputs) this.tracked.add(out.id);
   }
 
   /**
    * Runs the tape backwards from cotangents by tensor id; gives the gradients of `wanted` ids. Saved tensors are freed as
-   * their op is passed. The result's tensors belong to the caller.
+   * their op is passed. The result's tensors go into the innermost scope.
    */
   backward(seeds: Map<number, Tensor>, wanted: ReadonlySet<number>, add: (a: Tensor, b: Tensor) => Tensor): Map<number, Tensor> {
     if (this.done)
@@ -60,7 +62,7 @@ export class Tape {
       );
     this.done = true;
     const cotangents = new Map<number, Tensor>();
-    for (const [id, seed] of seeds) cotangents.set(id, seed.alias().keep());
+    for (const [id, seed] of seeds) cotangents.set(id, this.hold(seed.alias()));
     try {
       for (let node = this.nodes.pop(); node; node = this.nodes.pop()) {
         const given = node.outputs.map((id) => cotangents.get(id) ?? null);
@@ -75,21 +77,25 @@ export class Tape {
       const result = new Map<number, Tensor>();
       for (const id of wanted) {
         const gradient = cotangents.get(id);
+        gradient?.handTo(innermostScope());
         if (gradient) result.set(id, gradient);
-        cotangents.delete(id);
       }
       return result;
     } finally {
-      for (const t of cotangents.values()) t.dispose();
       this.dispose();
     }
   }
 
-  /** Frees what is saved; for a tape that is not run backwards. */
+  /** Frees what is held; for a tape that is not run backwards. */
   dispose(): void {
     this.done = true;
-    for (const node of this.nodes) for (const t of node.saved) t.dispose();
+    emptyScope(this.held);
     this.nodes.length = 0;
+  }
+
+  private hold(tensor: Tensor): Tensor {
+    tensor.handTo(this.held);
+    return tensor;
   }
 
   private step(node: TapeNode, given: (Tensor | null)[], cotangents: Map<number, Tensor>, add: (a: Tensor, b: Tensor) => Tensor): void {
@@ -100,7 +106,7 @@ export class Tape {
       if (gradient === null || id === undefined || !needs[i]) return;
       const before = cotangents.get(id);
       // a backward may hand on the cotangent it was given, or one gradient for two inputs: own a handle of it
-      cotangents.set(id, before ? withoutTape(() => add(before, gradient)).keep() : gradient.alias().keep());
+      cotangents.set(id, this.hold(before ? withoutTape(() => add(before, gradient)) : gradient.alias()));
       before?.dispose();
     });
     for (const gradient of new Set(gradients)) if (gradient && !given.includes(gradient)) gradient.dispose();

@@ -7,7 +7,7 @@ import { empty } from '../tensor/create.js';
 import { contiguousStrides, type Shape, type Tensor } from '../tensor/tensor.js';
 import { mergeJointly, planPointwise } from './broadcast.js';
 import { product } from './check.js';
-import { fusedKernel } from './pointwise-kernel.js';
+import { fusedKernel, type FusedKernel } from './pointwise-kernel.js';
 
 // Layout changes without gradients, views where possible: what the ops in shape.ts and join.ts, and gradients, are made of.
 
@@ -228,11 +228,17 @@ export function expanded(x: Tensor, shape: Shape): Tensor {
   return copyExpanded(x, shape);
 }
 
+const copies: Map<string, FusedKernel> = new Map();
+
 /** A contiguous copy of x stretched to a shape, in vectors of 4. */
 export function copyExpanded(x: Tensor, shape: Shape): Tensor {
   const type = isFloat(x.dtype) ? 'f32' : x.dtype === 'i32' ? 'i32' : 'u32';
-  const { inputs, body } = typedExpr([type], (v) => v);
+  let copy = copies.get(type);
+  if (!copy) {
+    const { inputs, body } = typedExpr([type], (v) => v);
+    copies.set(type, (copy = fusedKernel({ name: 'copy', inputs, bodies: [body] })));
+  }
   const out = empty(x.device, shape, x.dtype);
-  fusedKernel({ name: 'copy', inputs, bodies: [body] }).run(x.device, planPointwise(shape, [x]), [x], [out]);
+  copy.run(x.device, planPointwise(shape, [x]), [x], [out]);
   return out;
 }

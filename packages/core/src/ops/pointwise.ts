@@ -125,6 +125,7 @@ function checkFunction(who: string, f: ExprFunction<ExprType>): void {
 export class Compiled {
   readonly forward: FusedKernel;
   private readonly backwards: Map<string, Gradient[]> = new Map();
+  private readonly gradientKernels: Map<string, GradientKernel> = new Map();
 
   constructor(
     readonly name: string,
@@ -139,6 +140,20 @@ export class Compiled {
     let list = this.backwards.get(id);
     if (!list) this.backwards.set(id, (list = this.derive(wanted)));
     return list;
+  }
+
+  /** The kernel of some gradients together. */
+  gradientKernel(batch: readonly Gradient[]): GradientKernel {
+    const id = batch.map(({ input }) => input).join();
+    let found = this.gradientKernels.get(id);
+    if (!found) {
+      const { inputs } = this.f;
+      const reads = inputs.map((_, i) => i).filter((i) => batch.some((g) => g.reads.includes(i)));
+      const named: Named[] = [...reads.map((i) => inputs[i]!), { name: cotangentName, type: 'f32' }];
+      found = { kernel: fusedKernel({ name: `${this.name}-gradient`, inputs: named, bodies: batch.map((g) => g.body) }), reads };
+      this.gradientKernels.set(id, found);
+    }
+    return found;
   }
 
   private derive(wanted: readonly boolean[]): Gradient[] {
@@ -159,6 +174,12 @@ export class Compiled {
 }
 
 const cotangentName = 'cotangent';
+
+interface GradientKernel {
+  kernel: FusedKernel;
+  /** Inputs that it takes, in front of the cotangent. */
+  reads: readonly number[];
+}
 
 /** The gradient by one input: an expression of inputs and the cotangent. */
 interface Gradient {
@@ -310,15 +331,13 @@ function batches(list: readonly Gradient[]): Gradient[][] {
 }
 
 function evaluateGradients(
-  { name, f }: Compiled,
+  compiled: Compiled,
   batch: readonly Gradient[],
   operands: readonly (Tensor | number | undefined)[],
   cotangent: Tensor,
   dtypes: readonly DType[],
 ): Tensor[] {
-  const reads = f.inputs.map((_, i) => i).filter((i) => batch.some((g) => g.reads.includes(i)));
-  const inputs: Named[] = [...reads.map((i) => f.inputs[i]!), { name: cotangentName, type: 'f32' }];
-  const kernel = fusedKernel({ name: `${name}-gradient`, inputs, bodies: batch.map((g) => g.body) });
+  const { kernel, reads } = compiled.gradientKernel(batch);
   const given = [...reads.map((i) => operands[i]!), cotangent];
   const outs = dtypes.map((dtype) => empty(cotangent.device, cotangent.shape, dtype));
   kernel.run(cotangent.device, planPointwise(cotangent.shape, given), given, outs);

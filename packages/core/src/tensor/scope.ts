@@ -15,6 +15,16 @@ export function enterScope(tensor: Tensor): boolean {
   return innermost !== undefined;
 }
 
+/** The scope that new tensors go into. */
+export function innermostScope(): Scope | undefined {
+  return innermost;
+}
+
+/** Disposes what a scope still owns. */
+export function emptyScope(scope: Scope): void {
+  while (scope.last) scope.last.dispose();
+}
+
 /** Moves a tensor from the scope that owns it to another, or to nobody. */
 export function moveToScope(tensor: Tensor, scope: Scope | undefined): void {
   if (tensor.owner) leave(tensor.owner, tensor);
@@ -61,7 +71,7 @@ export function scope<T>(work: () => T): T {
     return result;
   } finally {
     innermost = outer;
-    while (inner.last) inner.last.dispose();
+    emptyScope(inner);
   }
 }
 
