@@ -197,6 +197,21 @@ function compileAll(device: Device): void {
   }
 }
 
+test('f32 rows stay in registers where subgroups are wide enough: 128 slices a lane, half as many on narrow subgroups', () => {
+  const { forward, dq, dkv } = planAttention(shape, h100);
+  for (const { inRegisters } of [forward, dq, dkv]) expect(inRegisters).toMatchObject({ lanes: 128, share: 4, spread: 8 });
+  const narrow = planAttention(shape, { ...h100, subgroupMinSize: 8, subgroupMaxSize: 32 }).forward.inRegisters;
+  expect(narrow).toMatchObject({ spread: 1, rowsALane: (forward.inRegisters?.rowsALane ?? 0) / 2 });
+  expect(planAttention({ ...shape, headDim: 128, valueDim: 128 }, h100).forward.inRegisters).toMatchObject({ share: 8, spread: 4 });
+  expect(planAttention(shape, baseline).forward.inRegisters).toBeUndefined();
+  expect(planAttention(shape, h100, { software: true }).dq.inRegisters).toBeUndefined();
+  // as many rows at least as a tile owns, and enough tiles to fill a large GPU
+  expect(planAttention({ ...shape, queries: 20 }, h100).forward.inRegisters).toBeUndefined();
+  expect(planAttention({ ...shape, queries: 1024, keys: 1024, heads: 16, kvHeads: 16, batch: 1 }, h100).forward.inRegisters?.lanes).toBe(
+    64,
+  );
+});
+
 test('the walk of sink tiles is cut where windows make the others short', () => {
   expect(leadingKeyTiles({ queries: 65536, keys: 65536 }, { left: 255, prefix: 65 }, 64)).toBe(2);
   expect(leadingKeyTiles({ queries: 65536, keys: 65536 }, { left: 2 ** 29, prefix: 4 }, 64)).toBe(0);

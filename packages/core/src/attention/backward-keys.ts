@@ -5,8 +5,9 @@ import { dOutStrides, type Prepared } from './backward-queries.js';
 import type { AttentionCall } from './call.js';
 import { runDkvKernel } from './kernels/dkv.js';
 import { runMatrixBackward } from './kernels/matrix-backward.js';
+import { runRowBackward } from './kernels/row-backward.js';
 import { runPlaceParts, runSumParts, runSumRows } from './kernels/stats.js';
-import { type AttentionPlan, leadingKeyTiles, partsOfQueries } from './plan.js';
+import { type AttentionPlan, leadingKeyTiles, partsOfQueries, sweepSizes } from './plan.js';
 
 /** dk, dv and dBias of `keys` leading keys of each batch entry in one buffer of f32 or the dtype of k; one or more parts of it. */
 interface KeyBuffer {
@@ -30,8 +31,8 @@ export function gradientsOfKeys(
 ): { k: Tensor; v: Tensor; keyBias: Tensor | undefined } {
   const { device, sizes, visibility, selection } = call;
   const { k, v } = prepared.inputs;
-  const { rows, columns } = plan.fragments ?? plan.tile;
-  const width = plan.fragments ? (call.halves ? 8 : 4) : plan.tile.width;
+  const { rows, columns } = sweepSizes(plan);
+  const width = plan.fragments ? (call.halves ? 8 : 4) : plan.inRegisters ? 4 : plan.tile.width;
   const bound = bindCall(call, prepared.inputs, { width, tiles: { query: columns, key: rows }, transposed: true, rows: [prepared.dOut] });
   const banded = bound.spec.list === 'band' && visibility.mask === undefined;
   const leading = plan.splits === 1 && banded ? leadingKeyTiles(sizes, visibility.band, rows) : 0;
@@ -71,7 +72,7 @@ function bufferOf({ sizes }: AttentionCall, keys: number, parts: number, biasGra
 function sweep(
   call: AttentionCall,
   { inputs, dOut, stats }: Prepared,
-  { tile, shuffles, fragments }: AttentionPlan['dkv'],
+  { tile, shuffles, fragments, inRegisters }: AttentionPlan['dkv'],
   bound: Bound,
   into: { grads: Tensor; layout: KeyBuffer; firstTile: number; tiles: number; biasGradient: boolean },
 ): void {
@@ -80,7 +81,8 @@ function sweep(
   const { grads, layout, firstTile, biasGradient } = into;
   const { parts: splits, keys: storedKeys, ...places } = layout;
   const split = splits > 1;
-  const vectorOut = (fragments !== undefined || tile.width === 4) && headDim % 4 === 0 && valueDim % 4 === 0 && !biasGradient;
+  const vectorOut =
+    ((fragments ?? inRegisters) !== undefined || tile.width === 4) && headDim % 4 === 0 && valueDim % 4 === 0 && !biasGradient;
   const tensors = { q: inputs.q, k: inputs.k, v: inputs.v, dOut, stats, arena: bound.arena, extras: bound.extras, grads };
   const uniforms = { ...bound.uniforms, ...dOutStrides(dOut, bound.item), splits, firstTile, storedKeys, ...places };
   const grid = [into.tiles * splits, kvHeads, batch] as const;
@@ -88,6 +90,9 @@ function sweep(
     const { fold, hidden } = foldedScale(bound, call.scale);
     const spec = { ...bound.spec, ...fragments, load: rowLoad(bound.item), fold, vectorOut, split, biasGradient };
     runMatrixBackward(device, 'keys', spec, tensors, { ...uniforms, hidden, tiles: 0 }, [kvHeads, into.tiles * splits, batch]);
+  } else if (inRegisters) {
+    const spec = { ...bound.spec, ...inRegisters, vectorOut, split, biasGradient };
+    runRowBackward(device, 'keys', spec, tensors, { ...uniforms, tiles: 0 }, [kvHeads, into.tiles * splits, batch]);
   } else runDkvKernel(device, { ...bound.spec, ...tile, shuffles, vectorOut, split, biasGradient }, tensors, uniforms, grid);
 }
 

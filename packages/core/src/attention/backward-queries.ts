@@ -9,6 +9,8 @@ import { runCapturedKernel, runCapturedValues } from './kernels/captured.js';
 import { runDqKernel } from './kernels/dq.js';
 import { accumulatorWords } from './kernels/fixed-point.js';
 import { runMatrixBackward } from './kernels/matrix-backward.js';
+import { runRowBackward } from './kernels/row-backward.js';
+import { ownedRows } from './kernels/row-lanes.js';
 import type { AttentionPlan, TilePlan } from './plan.js';
 import { itemStrides } from './problem.js';
 
@@ -37,34 +39,39 @@ export function dOutStrides(dOut: Tensor, item: number): { dOutBatch: number; dO
 export function gradientOfQ(
   call: AttentionCall,
   { inputs, dOut, stats }: Prepared,
-  { tile, shuffles, fragments }: AttentionPlan['dq'],
+  { tile, shuffles, fragments, inRegisters }: AttentionPlan['dq'],
 ): Tensor {
   const { device, sizes } = call;
   const { q, k, v } = inputs;
   const dq = empty(device, q.shape, q.dtype);
+  const places = { splits: 1, dvAt: 0, dBiasAt: 0, partSize: 0, firstTile: 0, storedKeys: 0 };
+  const none = { split: false, biasGradient: false, vectorOut: sizes.headDim % 4 === 0 };
   if (fragments) {
     const tiles = { query: fragments.rows, key: fragments.columns };
     const bound = bindCall(call, inputs, { width: call.halves ? 8 : 4, tiles, transposed: false, rows: [dOut] });
     const count = queryTiles(call, fragments.rows);
     const { fold, hidden } = foldedScale(bound, call.scale);
-    const vectorOut = sizes.headDim % 4 === 0;
     runMatrixBackward(
       device,
       'queries',
-      { ...bound.spec, ...fragments, load: rowLoad(bound.item), fold, vectorOut, split: false, biasGradient: false },
+      { ...bound.spec, ...fragments, ...none, load: rowLoad(bound.item), fold },
       { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, grads: dq },
-      {
-        ...bound.uniforms,
-        ...dOutStrides(dOut, bound.item),
-        hidden,
-        tiles: count,
-        splits: 1,
-        dvAt: 0,
-        dBiasAt: 0,
-        partSize: 0,
-        firstTile: 0,
-        storedKeys: 0,
-      },
+      { ...bound.uniforms, ...dOutStrides(dOut, bound.item), ...places, hidden, tiles: count },
+      [sizes.heads, count, sizes.batch],
+    );
+    return dq;
+  }
+  if (inRegisters) {
+    const rows = ownedRows(inRegisters);
+    const tiles = { query: rows, key: inRegisters.columns };
+    const bound = bindCall(call, inputs, { width: 4, tiles, transposed: false, rows: [dOut] });
+    const count = queryTiles(call, rows);
+    runRowBackward(
+      device,
+      'queries',
+      { ...bound.spec, ...inRegisters, ...none },
+      { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, grads: dq },
+      { ...bound.uniforms, ...dOutStrides(dOut, bound.item), ...places, tiles: count },
       [sizes.heads, count, sizes.batch],
     );
     return dq;

@@ -5,7 +5,8 @@ import type { AttentionCall } from './call.js';
 import { type DecodePlan, planDecodeCall, runDecode } from './decode.js';
 import { runForwardKernel } from './kernels/forward.js';
 import { runMatrixForward } from './kernels/matrix-forward.js';
-import { runShuffleForward, shuffleSizes, type ShuffleTile } from './kernels/shuffle-forward.js';
+import { runRowForward } from './kernels/row-forward.js';
+import { ownedRows, type RowTile } from './kernels/row-lanes.js';
 import { runMergeParts } from './kernels/merge.js';
 import { listedPairs } from './listed.js';
 import type { AttentionResult } from './merge.js';
@@ -62,7 +63,7 @@ function runTiles(call: AttentionCall, tensors: CallTensors, plan: AttentionPlan
   const { sizes, device } = call;
   const { batch, queries, heads, kvHeads, valueDim } = sizes;
   if (plan.fragments) return runOnFragments(call, tensors, plan.fragments, { out, lse });
-  if (plan.shuffle) return runWithShuffles(call, tensors, plan.shuffle, { out, lse });
+  if (plan.inRegisters) return runInRegisters(call, tensors, plan.inRegisters, { out, lse });
   const { tile, splits } = plan;
   const group = heads / kvHeads;
   const tiles = queryTiles(call, tile.rows, plan.packed ? group : 1);
@@ -113,16 +114,16 @@ function runOnFragments(call: AttentionCall, tensors: CallTensors, tile: Forward
   );
 }
 
-function runWithShuffles(call: AttentionCall, tensors: CallTensors, tile: ShuffleTile, { out, lse }: AttentionResult): void {
+function runInRegisters(call: AttentionCall, tensors: CallTensors, tile: RowTile, { out, lse }: AttentionResult): void {
   const { sizes, device } = call;
   const { batch, heads, valueDim } = sizes;
   const { q, k, v } = tensors;
-  const { rows, columns } = shuffleSizes(tile);
-  const bound = bindCall(call, tensors, { width: 4, tiles: { query: rows, key: columns }, transposed: false });
+  const rows = ownedRows(tile);
+  const bound = bindCall(call, tensors, { width: 4, tiles: { query: rows, key: tile.columns }, transposed: false });
   const tiles = queryTiles(call, rows);
-  runShuffleForward(
+  runRowForward(
     device,
-    { ...bound.spec, ...tile, rows, columns, vectorOut: valueDim % 4 === 0 },
+    { ...bound.spec, ...tile, vectorOut: valueDim % 4 === 0 },
     { q, k, v, arena: bound.arena, extras: bound.extras, out, lse },
     { ...bound.uniforms, tiles },
     [heads, tiles, batch],

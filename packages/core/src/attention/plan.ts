@@ -1,7 +1,8 @@
 import type { Capabilities } from '../device/capabilities.js';
-import { shuffleBytes, shuffleSizes, type ShuffleTile } from './kernels/shuffle-forward.js';
+import { ownedRows, type RowTile } from './kernels/row-lanes.js';
 import { outputItems, tileBytes, type TileSpec } from './kernels/tile.js';
 import { type ForwardFragmentPlan, type FragmentPlan, planBackwardFragments, planForwardFragments } from './plan-fragments.js';
+import { planRows } from './plan-rows.js';
 
 /** What a plan depends on. Lengths choose between a few tiles and split counts; they never specialise a kernel. */
 export interface AttentionShape {
@@ -36,8 +37,8 @@ export interface TilePlan {
 export interface ForwardPlan extends TilePlan {
   /** Present: the kernel on fragments runs, in place of the register tile. */
   fragments: ForwardFragmentPlan | undefined;
-  /** Present, and no fragments: the kernel of f32 rows whose weights pass by shuffles runs. */
-  shuffle: ShuffleTile | undefined;
+  /** Present, and no fragments: the kernel that keeps rows in registers runs. */
+  inRegisters: RowTile | undefined;
   /** Rows are (query, head of the group) pairs of a KV head: each key is loaded once a group. */
   packed: boolean;
   /** Parts of the key list, merged by a second dispatch. */
@@ -46,12 +47,23 @@ export interface ForwardPlan extends TilePlan {
 
 export interface AttentionPlan {
   forward: ForwardPlan;
-  dq: TilePlan & { fragments: FragmentPlan | undefined };
-  dkv: TilePlan & {
-    fragments: FragmentPlan | undefined;
+  dq: SweepPlan;
+  dkv: SweepPlan & {
     /** Parts of the query tiles of a key tile, summed in order by a second dispatch. */
     splits: number;
   };
+}
+
+/** A backward sweep, by the first of these that is present: fragments, rows in registers, the register tile. */
+export interface SweepPlan extends TilePlan {
+  fragments: FragmentPlan | undefined;
+  inRegisters: RowTile | undefined;
+}
+
+/** Rows that a workgroup of a sweep owns, and rows of the other side a step. */
+export function sweepSizes({ fragments, inRegisters, tile }: SweepPlan): { rows: number; columns: number } {
+  const { rows, columns } = fragments ?? (inRegisters ? { rows: ownedRows(inRegisters), columns: inRegisters.columns } : tile);
+  return { rows, columns };
 }
 
 /** Rows of a tile at most where windows are short. */
@@ -76,15 +88,19 @@ export function planAttention(shape: AttentionShape, capabilities: Capabilities,
     shape.halves && !shape.scoreFunction
       ? planBackwardFragments(owner, { headDim, valueDim, rows, allRows: rows * heads * shape.batch }, capabilities)
       : undefined;
+  const inRegisters = (owner: 'queries' | 'keys', rows: number, heads: number): RowTile | undefined =>
+    software ? undefined : planRows(owner, { headDim, valueDim, rows, allRows: rows * heads * shape.batch }, capabilities);
   return {
     forward: planForward(shape, capabilities, software),
     dq: {
       ...planTile(capabilities, { rows: shape.queries, contract: widest, accumulate: headDim, software }),
       fragments: backward('queries', shape.queries, shape.heads),
+      inRegisters: inRegisters('queries', shape.queries, shape.heads),
     },
     dkv: planDkv(shape, {
       ...planTile(capabilities, { rows: shape.keys, contract: widest, accumulate: widest, outputs: 2, software }),
       fragments: backward('keys', shape.keys, shape.kvHeads),
+      inRegisters: inRegisters('keys', shape.keys, shape.kvHeads),
     }),
   };
 }
@@ -109,38 +125,19 @@ function planForward(shape: AttentionShape, capabilities: Capabilities, software
           },
           capabilities,
         );
-  const shuffle = packed || software ? undefined : planShuffle(shape, rows, capabilities);
-  if (!packed || shape.queries > packedRows) return { ...plan, packed, splits: 1, fragments, shuffle };
+  const inRegisters =
+    packed || software
+      ? undefined
+      : planRows('forward', { headDim, valueDim, rows: queries, allRows: shape.queries * heads * batch }, capabilities);
+  if (!packed || shape.queries > packedRows) return { ...plan, packed, splits: 1, fragments, inRegisters };
   const splits = Math.min(Math.ceil(wantedWorkgroups / Math.max(1, batch * kvHeads)), Math.ceil(keys / tokensASplit));
-  return { ...plan, packed, splits: Math.max(1, splits), fragments, shuffle };
-}
-
-/** Tiles of the kernel with shuffles, by a sweep (docs/benchmarks/tuning.md, attention). */
-const shuffleTiles: readonly ShuffleTile[] = [
-  { lanes: 256, rowsALane: 4, keysALane: 4 },
-  { lanes: 128, rowsALane: 4, keysALane: 2 },
-  { lanes: 64, rowsALane: 4, keysALane: 2 },
-];
-
-/** Where subgroups hold the lanes of a row, and rows of a tile are not idle. */
-function planShuffle(
-  { headDim, valueDim }: AttentionShape,
-  rows: number,
-  { subgroups, subgroupMinSize, limits }: Capabilities,
-): ShuffleTile | undefined {
-  if (!subgroups || subgroupMinSize < 8 || Math.max(headDim, valueDim) > 128) return undefined;
-  const fitting = shuffleTiles.filter(
-    (t) =>
-      t.lanes <= limits.maxComputeInvocationsPerWorkgroup &&
-      shuffleBytes(t, { headDim, valueDim }) <= limits.maxComputeWorkgroupStorageSize,
-  );
-  return fitting.find((t) => shuffleSizes(t).rows <= rows);
+  return { ...plan, packed, splits: Math.max(1, splits), fragments, inRegisters };
 }
 
 /** Few key tiles under many queries (a sink block, cross attention) are cut, so that the GPU fills. */
-function planDkv(shape: AttentionShape, plan: TilePlan & { fragments: FragmentPlan | undefined }): AttentionPlan['dkv'] {
+function planDkv(shape: AttentionShape, plan: SweepPlan): AttentionPlan['dkv'] {
   const { batch, kvHeads, keys, queries } = shape;
-  const workgroups = batch * kvHeads * Math.ceil(keys / (plan.fragments ?? plan.tile).rows);
+  const workgroups = batch * kvHeads * Math.ceil(keys / sweepSizes(plan).rows);
   const splits = Math.min(Math.ceil(wantedWorkgroups / 2 / Math.max(1, workgroups)), partsOfQueries(queries));
   return { ...plan, splits: Math.max(1, splits) };
 }

@@ -29,7 +29,7 @@ import {
   Staging,
 } from './matrix-memory.js';
 import { ownedRow, Scratch, scratchBytes } from './matrix-scratch.js';
-import { hideKeys, hideQueries, keyBits, ownedFragments, seenByQueries, seesKeys, steps } from './matrix-steps.js';
+import { hideKeys, hideQueries, keyBits, ownedFragments, seenByQueries, seesKeys, steps, testsEveryTile } from './matrix-steps.js';
 import { keyWalk, queryWalk } from './matrix-walks.js';
 
 export type MatrixBackwardSpec = MatrixSpec & {
@@ -242,7 +242,14 @@ function mainOfQueries(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles
     let unit = unitOf(groups.z);
     ${owned}
     ${t.declareOutput('dq', headDim)}
-    ${steps(f, spec, keyWalk(spec, columns), tiles, { start: 'keyStart', stop: 'keyStop', sees: bits ? `${seesKeys(spec)} && ${bits.any}` : seesKeys(spec), compute: body, ...(bits && { extra: bits.extra }) })}
+    ${steps(keyWalk(spec, columns), tiles, {
+      start: 'keyStart',
+      stop: 'keyStop',
+      one: !f.hardware || testsEveryTile(spec),
+      sees: spec.barriers ? undefined : bits ? `${seesKeys(spec)} && ${bits.any}` : seesKeys(spec),
+      compute: body,
+      ...(bits && { extra: bits.extra }),
+    })}
     ${t.storeOutput('dq', headDim, {
       binding: 'grads',
       vector: spec.vectorOut,
@@ -296,7 +303,14 @@ function mainOfKeys(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles: r
       let qBase = b * uniforms.qBatch + h * uniforms.qHead;
       let dOutBase = b * uniforms.dOutBatch + h * uniforms.dOutHead;
       ${biasGradient ? blocks.map((m) => `var dBias${m} = 0.0;`).join(' ') : ''}
-      ${steps(f, spec, queryWalk(spec, columns, rows, spec.split), tiles, { start: 'rowStart', stop: 'rowEnd', sees: seenByQueries(spec), compute: body, extra: stats })}
+      ${steps(queryWalk(spec, columns, rows, spec.split), tiles, {
+        start: 'rowStart',
+        stop: 'rowEnd',
+        one: !f.hardware || testsEveryTile(spec),
+        sees: spec.barriers ? undefined : seenByQueries(spec),
+        compute: body,
+        extra: stats,
+      })}
       ${biasGradient ? blocks.map(bias).join('\n') : ''}
     }
     ${out('dk', headDim, '', 'unit.x * uniforms.scale')}

@@ -25,7 +25,7 @@ import {
   Staging,
 } from './matrix-memory.js';
 import { ownedRow, Scratch, scratchBytes } from './matrix-scratch.js';
-import { hideKeys, keyBits, ownedFragments, seesKeys, steps } from './matrix-steps.js';
+import { hideKeys, keyBits, ownedFragments, seesKeys, steps, testsEveryTile } from './matrix-steps.js';
 import { keyWalk } from './matrix-walks.js';
 
 export type MatrixForwardSpec = MatrixSpec & {
@@ -176,10 +176,11 @@ function matrixForwardText(spec: MatrixForwardSpec, { capabilities }: KernelCont
     ${t.declareOutput('o', valueColumns)}
     ${blocks.map(start).join('\n')}
     ${barriers ? 'if (lane == 0u) { grown = vec4u(); }' : ''}
-    ${steps(f, spec, keyWalk(spec, columns), [keyTile, valueTile], {
+    ${steps(keyWalk(spec, columns), [keyTile, valueTile], {
       start: 'keyStart',
       stop: 'keyStop',
-      sees: bits ? `${seesKeys(spec)} && ${bits.any}` : seesKeys(spec),
+      one: !f.hardware || testsEveryTile(spec),
+      sees: barriers ? undefined : bits ? `${seesKeys(spec)} && ${bits.any}` : seesKeys(spec),
       ...(bits && { extra: bits.extra }),
       compute: (masked) => chunks.map((first) => compute(first, masked)).join('\n'),
     })}

@@ -2,36 +2,57 @@
 import type { Fragments } from '../../kernel/fragments.js';
 import { range } from '../../kernel/modules.js';
 import { bound, laneQuad, type MatrixSpec, padded, type Region, Staging } from './matrix-memory.js';
+import type { ScoreSpec } from './common.js';
 import { ownedRow, type Scratch } from './matrix-scratch.js';
 import type { Walk } from './matrix-walks.js';
 
+/** Streamed rows of one tensor: through registers, so that they are loaded while the tile before is computed, or straight to memory. */
+export interface Stream {
+  /** Declares the registers. */
+  declare(): string;
+  /** Loads rows `first` and following below `end`; zeros beyond. */
+  fetch(first: string, end: string): string;
+  /** Writes them to workgroup memory; no barrier. */
+  put(first: string, end: string): string;
+}
+
 /**
- * Text that computes each tile of a walk, from `start` to `stop`; the next one is loaded into registers meanwhile. Tiles that are seen
- * whole run a body without masking. Workgroup memory may be in use before: the text begins with a barrier.
+ * Text that computes each tile of a walk, from `start` to `stop`; the next one is loaded meanwhile. Tiles that are seen whole run a
+ * loop of their own without masking: as branches of one loop, the two bodies cost each other registers (a sixth of the time).
+ * Workgroup memory may be in use before: the text begins with a barrier.
  */
 export function steps(
-  f: Fragments,
-  spec: MatrixSpec,
   walk: Walk,
-  tiles: readonly Staging[],
+  streams: readonly Stream[],
   names: {
     start: string;
     stop: string;
-    /** Whether this subgroup has anything to do with the tile. */
-    sees: string;
+    /** One body for all tiles: texts of software devices stay short, and some masks are tested pair by pair in every tile. */
+    one: boolean;
+    /** Whether this subgroup has anything to do with the tile; all lanes run the body where it is absent. */
+    sees: string | undefined;
     compute: (masked: boolean) => string;
     /** Further memory that is staged. */
     extra?: { declare: string; fetch: string; put: string };
   },
 ): string {
-  const { start, stop, sees, compute, extra } = names;
-  const fetch = `${tiles.map((tile) => tile.fetch('nextStart', 'nextStop')).join('\n')} ${extra?.fetch ?? ''}`;
-  const put = `${tiles.map((tile) => tile.put('nextStart', 'nextStop')).join('\n')} ${extra?.put ?? ''}`;
-  // one body under emulation, whose texts must stay short, and where every tile is tested pair by pair
-  const one = !f.hardware || (spec.mask !== '' && spec.list !== 'runs');
-  const body = one ? compute(true) : `if (masked) { ${compute(true)} } else { ${compute(false)} }`;
+  const { start, stop, sees, compute, extra, one } = names;
+  const fetch = `${streams.map((stream) => stream.fetch('nextStart', 'nextStop')).join('\n')} ${extra?.fetch ?? ''}`;
+  const put = `${streams.map((stream) => stream.put('nextStart', 'nextStop')).join('\n')} ${extra?.put ?? ''}`;
+  const step = (masked: boolean, body: string): string => `
+      let ${start} = nextStart;
+      let ${stop} = nextStop;
+      let masked = ${one ? 'nextMasked' : masked};
+      let partialTile = nextBits;
+      ${walk.advance}
+      ${fetch}
+      ${body}
+      workgroupBarrier();
+      ${put}
+      workgroupBarrier();`;
+  const guarded = sees === undefined ? compute(true) : `if (${sees}) { ${compute(true)} }`;
   return `
-    ${tiles.map((tile) => tile.declare()).join(' ')} ${extra?.declare ?? ''}
+    ${streams.map((stream) => stream.declare()).join(' ')} ${extra?.declare ?? ''}
     ${walk.declare}
     ${walk.advance}
     ${fetch}
@@ -39,17 +60,13 @@ export function steps(
     ${put}
     workgroupBarrier();
     while (found) {
-      let ${start} = nextStart;
-      let ${stop} = nextStop;
-      let masked = nextMasked;
-      let partialTile = nextBits;
-      ${walk.advance}
-      ${fetch}
-      ${spec.barriers ? body : `if (${sees}) { ${body} }`}
-      workgroupBarrier();
-      ${put}
-      workgroupBarrier();
+      ${one ? step(true, guarded) : `while (found && !nextMasked) { ${step(false, compute(false))} } if (found) { ${step(true, guarded)} }`}
     }`;
+}
+
+/** Whether every tile is tested pair by pair. */
+export function testsEveryTile(spec: ScoreSpec): boolean {
+  return spec.mask !== '' && spec.list !== 'runs';
 }
 
 /** Hides a block's scores `x<block>_<unit>` of pairs that are not seen: rows of queries against the keys from `keyStart + first` on. */

@@ -26,17 +26,19 @@ export function keyWalk(spec: ScoreSpec, columns: number): Walk {
   switch (spec.list) {
     case 'band':
       return {
-        declare: `${none}
+        declare: `var found = false; var nextStart = 0u; let nextStop = keyEnd; var nextMasked = false; let nextBits = 0u;
           let bandEnd = u32(clamp(qLast + uniforms.right + 1, 0, i32(keyEnd)));
-          let firstTile = min(u32(max(qFirst - uniforms.left, 0)), bandEnd) / ${columns}u;
-          let prefixTiles = min(firstTile, (min(uniforms.prefix, bandEnd) + ${columns - 1}u) / ${columns}u);
-          let count = prefixTiles + (bandEnd + ${columns - 1}u) / ${columns}u - firstTile;
-          var step = 0u;`,
-        advance: search(`
-          if (step >= count) { break; }
-          let start = select(firstTile + step - prefixTiles, step, step < prefixTiles) * ${columns}u;
-          step++;
-          ${take('start', 'keyEnd')}`),
+          let firstStart = min(u32(max(qFirst - uniforms.left, 0)), bandEnd) / ${columns}u * ${columns}u;
+          let leadingStop = min(firstStart, (min(uniforms.prefix, bandEnd) + ${columns - 1}u) / ${columns}u * ${columns}u);
+          let wholeFrom = u32(max(qLast - uniforms.left, 0));
+          let wholeTo = min(u32(max(qFirst + uniforms.right + 1, 0)), keyEnd);
+          var walkAt = select(firstStart, 0u, leadingStop > 0u);`,
+        advance: `
+          found = walkAt < bandEnd;
+          nextStart = walkAt;
+          walkAt += ${columns}u;
+          nextMasked = walkAt > wholeTo || (nextStart < wholeFrom && walkAt > uniforms.prefix)${always};
+          if (walkAt == leadingStop) { walkAt = firstStart; }`,
       };
     case 'runs':
       return runWalk(
@@ -96,7 +98,7 @@ export function queryWalk(spec: ScoreSpec, columns: number, rows: number, splits
     );
   if (spec.list === 'band')
     return {
-      declare: `${none}
+      declare: `var found = false; var nextStart = 0u; let nextStop = uniforms.queries; var nextMasked = false; let nextBits = 0u;
         let lastKey = i32(min(keyStart + ${rows}u, keyEnd)) - 1;
         let lowRow = u32(clamp(i32(keyStart) - uniforms.right - queryOffset, 0, i32(uniforms.queries)));
         let reach = select(lastKey + uniforms.left - queryOffset + 1, i32(uniforms.queries), keyStart < uniforms.prefix);
@@ -104,12 +106,18 @@ export function queryWalk(spec: ScoreSpec, columns: number, rows: number, splits
         let firstTile = min(lowRow, highRow) / ${columns}u;
         let count = (highRow + ${columns - 1}u) / ${columns}u - firstTile;
         ${shareOf(splits)}
-        var step = ${splits ? 'begin' : '0u'};`,
-      advance: search(`
-        if (step >= ${splits ? 'end' : 'count'}) { break; }
-        let start = (firstTile + step) * ${columns}u;
-        step++;
-        ${take('uniforms.queries')}`),
+        // rows from the first on, and tiles up to the last, that see all keys of the tile
+        let wholeFrom = u32(max(i32(keyStart + ${rows}u) - 1 - queryOffset - uniforms.right, 0));
+        let wholeTo = select(
+          select(i32(keyStart) + uniforms.left - queryOffset - ${columns - 1}, i32(uniforms.queries), keyStart + ${rows}u <= uniforms.prefix),
+          -1, keyStart + ${rows}u > keyStop);
+        var walkAt = ${splits ? '(firstTile + begin)' : 'firstTile'} * ${columns}u;
+        let walkEnd = ${splits ? '(firstTile + end)' : '(firstTile + count)'} * ${columns}u;`,
+      advance: `
+        found = walkAt < walkEnd;
+        nextStart = walkAt;
+        walkAt += ${columns}u;
+        nextMasked = nextStart < wholeFrom || i32(nextStart) > wholeTo || walkAt > uniforms.queries${always};`,
     };
   const outside = `i32(keyStart) > i32(start + ${columns - 1}u) + queryOffset + uniforms.right || (i32(keyStart + ${rows}u) <= i32(start) + queryOffset - uniforms.left && keyStart >= uniforms.prefix)`;
   return bitWalk(
