@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type Device, openDevice, RandomStream, scope, slice, tensor, type Tensor, type Tier, zeros } from '@heed/core';
+import { concat, type Device, openDevice, RandomStream, scope, slice, tensor, type Tensor, type Tier, zeros } from '@heed/core';
 import { tensorsIn, vjp } from '@heed/core/~internal';
 import { expectErrorRatio, f64 } from '@heed/core/testing';
 import { nprf, nprfMixer, nprfRandomFeatures, nprfStart, nprfStep, planNprf } from '../src/nprf/index.js';
@@ -251,6 +251,52 @@ describe('options and limits', () => {
     }
     expectErrorRatio('mixer', { shape: full.shape, values: Float32Array.from(pieces.flat()) }, full, 1e-5);
     for (const t of tensorsIn([q!.x, k!.x, v!.x, features, table.x, whole, parallel, params, x.x, out, state])) t.dispose();
+  });
+
+  test('with a clipped bias a stream does not grow, and gives the parallel result in pieces of any size', async () => {
+    const [tokens, heads, dim, clip] = [180, 2, 4, 3];
+    const [q, k, v] = await Promise.all(['q', 'k', 'v'].map((name) => draw(device, name, [1, tokens, heads, dim])));
+    const features = nprfRandomFeatures(device, { heads, headDim: dim, features: 5, seed: 3 });
+    const table = await draw(device, 'table', [heads, 2 * clip + 1]);
+    const parallel = nprf(q!.x, k!.x, v!.x, features, table.x, { causal: true, clip });
+    const wanted = await parallel.read();
+    const row = heads * dim;
+    for (const cuts of [
+      [0, 180],
+      [0, 66, 67, 68, 69, 132, 134, 180],
+    ]) {
+      const state = nprfStart(device, { batch: 1, heads, headDim: dim, clip, features, rpeBias: table.x });
+      const bytes = state.bytes().payload;
+      for (const [i, end] of cuts.slice(1).entries()) {
+        const first = cuts[i] as number;
+        const part = [q!, k!, v!].map(({ x }) => slice(x, 1, first, end)) as [Tensor, Tensor, Tensor];
+        const out = nprfStep(...part, state);
+        const rows = f64(out.shape, wanted.subarray(first * row, end * row));
+        expectErrorRatio(`tokens ${first} to ${end}`, { shape: out.shape, values: await out.read() }, rows, 1e-5);
+        for (const t of [...part, out]) t.dispose();
+      }
+      expect(state.bytes().payload).toBe(bytes);
+      // from a snapshot it goes on to the bit, a token may be taken back, and a sum is not taken apart
+      const kept = await state.snapshot();
+      const last = [q!, k!, v!].map(({ x }) => slice(x, 1, 179)) as [Tensor, Tensor, Tensor];
+      const more = nprfStep(...last, state);
+      state.restore(kept);
+      const again = nprfStep(...last, state);
+      expect(await again.read()).toEqual(await more.read());
+      state.truncate(180);
+      expect(state.tokens).toBe(180);
+      expect(() => state.truncate(10)).toThrow(/the first \d+ are summed up, take a snapshot\(\) there/);
+      for (const t of [...last, more, again, state]) t.dispose();
+    }
+    const mixer = nprfMixer({ dim: 8, heads: 2, features: 5, distances: 4 });
+    const params = mixer.init(device, new RandomStream(1, 'mixer'));
+    const x = await draw(device, 'x', [1, tokens, 8]);
+    const context = { layer: 0, layers: 1, training: false, carry: undefined as never };
+    const { out } = mixer.apply(params, x.x, context);
+    const state = mixer.start(device, { batch: 1, capacity: 1000, dtype: 'f32' });
+    const stepped = scope(() => concat([[0, 100], [100, 101], [101, 180]].map(([a, b]) => mixer.step(params, slice(x.x, 1, a as number, b), state, context)), 1)); // prettier-ignore
+    expectErrorRatio('mixer', { shape: stepped.shape, values: await stepped.read() }, f64(out.shape, await out.read()), 1e-5);
+    for (const t of tensorsIn([q!.x, k!.x, v!.x, features, table.x, parallel, params, x.x, out, stepped, state])) t.dispose();
   });
 
   test("a mixer's bias may start falling with distance, bounded at -8", async () => {

@@ -1,5 +1,4 @@
 import {
-  broadcastTo,
   concat,
   type Device,
   type DType,
@@ -9,7 +8,6 @@ import {
   RandomStream,
   reshape,
   scope,
-  slice,
   type Tensor,
   tensor,
   type TokenMixer,
@@ -17,13 +15,14 @@ import {
 } from '@heed/core';
 import { initLinear, linear, type LinearParams, projectQkv, truncatedNormal } from '@heed/core/nn';
 import { lightning2Slopes } from '../scan/slopes.js';
+import { clippedTable } from './clip.js';
 import { drawFeatures } from './features.js';
 import { nprf } from './function.js';
 import type { NprfOptions } from './options.js';
 import { type NprfState, nprfStart, nprfStep } from './stream.js';
 
 /** Settings of a causal layer; the options of `nprf` besides. */
-export interface NprfMixerConfig extends Omit<NprfOptions, 'causal' | 'lengths'> {
+export interface NprfMixerConfig extends Omit<NprfOptions, 'causal' | 'lengths' | 'clip'> {
   dim: number;
   heads: number;
   /** Each head has keys of its own: only `heads` is taken. */
@@ -32,7 +31,7 @@ export interface NprfMixerConfig extends Omit<NprfOptions, 'causal' | 'lengths'>
   headDim?: number;
   /** Random features m a head. Default headDim. */
   features?: number;
-  /** Distances with a bias of their own; those from `distances - 1` on share one. Default 2048. */
+  /** Distances with a bias of their own, 2 or more; those from `distances - 1` on share one. A stream of more than twice as many tokens keeps room for twice as many. Default 2048. */
   distances?: number;
   /**
    * Start of the bias: `normal`, N(0, 0.02), knows no distance; `alibi` falls with it, -2^(-8 (h + 1) / heads) a token for head h down to
@@ -77,9 +76,12 @@ export function nprfMixer(config: NprfMixerConfig): TokenMixer<NprfMixerParams, 
     );
   if (biasStart !== 'normal' && biasStart !== 'alibi')
     throw new HeedError('INVALID_ARGUMENT', `nprfMixer: biasStart is "${String(biasStart)}"; it is "normal" or "alibi"`);
-  for (const [name, n] of Object.entries({ features, distances }))
-    if (!Number.isInteger(n) || n < 1)
-      throw new HeedError('INVALID_ARGUMENT', `nprfMixer: ${name} is ${n}; it must be an integer of 1 or more`);
+  for (const [name, n, least] of [
+    ['features', features, 1],
+    ['distances', distances, 2],
+  ] as const)
+    if (!Number.isInteger(n) || n < least)
+      throw new HeedError('INVALID_ARGUMENT', `nprfMixer: ${name} is ${n}; it must be an integer of ${least} or more`);
   const given = Object.fromEntries(
     Object.entries({ featureMap, normalize, normEps, denominatorEps }).filter(([, value]) => value !== undefined),
   ) as Pick<NprfOptions, 'featureMap' | 'normalize' | 'normEps' | 'denominatorEps'>;
@@ -90,12 +92,12 @@ export function nprfMixer(config: NprfMixerConfig): TokenMixer<NprfMixerParams, 
     drawn ??= drawFeatures(new RandomStream(seed, 'nprf features'), heads, features, headDim, orthogonal);
     return tensor(device, drawn, [heads, features, headDim]);
   };
-  /** The table for `tokens` tokens: offsets -(tokens - 1) .. 0 from the parameter, later keys (hidden) zero. */
-  const tableOf = (bias: Tensor, tokens: number): Tensor => {
-    const near = slice(bias, 1, Math.max(0, distances - tokens), distances);
-    const far = tokens > distances ? [broadcastTo(slice(bias, 1, 0, 1), [heads, tokens - distances])] : [];
-    return concat([...far, near, zeros(bias.device, [heads, tokens - 1])], 1);
-  };
+  const clip = distances - 1;
+  /** The parameter as the table of the offsets -clip .. clip: later keys are hidden. */
+  const clipped = (bias: Tensor): Tensor => concat([bias, zeros(bias.device, [heads, clip])], 1);
+  /** For a stream of few tokens every distance has an entry. */
+  const whole = (bias: Tensor, capacity: number): Tensor =>
+    concat([clippedTable(bias, clip, capacity - 1, 0), zeros(bias.device, [heads, capacity - 1])], 1);
   const project = (params: NprfMixerParams, mixed: Tensor): Tensor =>
     linear(params.out, reshape(mixed, [mixed.dim(0), mixed.dim(1), width]), { precision, outDType: 'f32' });
   const starts = new WeakSet<NprfState>();
@@ -115,9 +117,9 @@ export function nprfMixer(config: NprfMixerConfig): TokenMixer<NprfMixerParams, 
     apply(params: NprfMixerParams, x: Tensor, context: MixContext): { out: Tensor } {
       return scope(() => {
         const { q, k, v } = projectQkv(params.qkv, x, shape, 0);
-        if (x.dim(1) === 0) return { out: project(params, v) };
-        const mixed = nprf(q, k, v, randomFeatures(x.device), tableOf(params.bias, x.dim(1)), {
+        const mixed = nprf(q, k, v, randomFeatures(x.device), clipped(params.bias), {
           ...given,
+          clip,
           ...(path && { path }),
           causal: true,
           ...(context.lengths && { lengths: context.lengths }),
@@ -127,23 +129,18 @@ export function nprfMixer(config: NprfMixerConfig): TokenMixer<NprfMixerParams, 
     },
     start(device: Device, { batch, capacity }: { batch: number; capacity: number; dtype: DType }): NprfState {
       // the bias is a parameter, which `start` is not given: the first step brings it
-      return scope(() =>
-        nprfStart(device, {
-          ...given,
-          batch,
-          heads,
-          headDim,
-          capacity,
-          features: randomFeatures(device),
-          rpeBias: zeros(device, [heads, 2 * capacity - 1]),
-        }),
-      );
+      const room = capacity > 2 * distances ? { clip } : { capacity };
+      const entries = capacity > 2 * distances ? 2 * clip + 1 : 2 * capacity - 1;
+      return scope(() => {
+        const tables = { features: randomFeatures(device), rpeBias: zeros(device, [heads, entries]) };
+        return nprfStart(device, { ...given, batch, heads, headDim, ...room, ...tables });
+      });
     },
     step(params: NprfMixerParams, x: Tensor, state: NprfState, _context: MixContext): Tensor {
       return scope(() => {
         if (!starts.has(state)) {
           starts.add(state);
-          state.setBias(tableOf(params.bias, state.sizes.capacity));
+          state.setBias(state.settings.clip === undefined ? whole(params.bias, state.sizes.capacity) : clipped(params.bias));
         }
         const { q, k, v } = projectQkv(params.qkv, x, shape, 0);
         return project(params, nprfStep(q, k, v, state));

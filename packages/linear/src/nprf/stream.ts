@@ -1,10 +1,15 @@
 import {
+  add,
   type Bytes,
+  concat,
   copyInto,
   type Device,
   HeedError,
   indexSelect,
+  matmul,
+  mul,
   reshape,
+  scope,
   slice,
   type Snapshot,
   type State,
@@ -13,6 +18,7 @@ import {
   zeros,
 } from '@heed/core';
 import { apply, copyContiguous, holdsTensors } from '@heed/core/~internal';
+import { clippedTable } from './clip.js';
 import { factorsOf, nprfFeatures, outputOf, asEntries, withOnes } from './function.js';
 import { directProduct } from './kernels/direct.js';
 import { checkArguments, checkBias, type NprfOptions, type NprfSettings, resolveOptions } from './options.js';
@@ -25,43 +31,53 @@ export interface NprfStreamOptions extends Omit<NprfOptions, 'causal' | 'lengths
   headDim: number;
   /** Default headDim. */
   valueDim?: number;
-  /** Tokens that the state has room for. */
-  capacity: number;
+  /** Tokens that the state has room for; with `clip` none is needed, and tokens may come without end. */
+  capacity?: number;
   /** W, f32 [heads, m, headDim]; copied. */
   features: Tensor;
-  /** b, f32 [heads, 2 capacity - 1], as `nprf` takes it for `capacity` tokens; entries of later keys are not read. Copied. */
+  /** b, f32 [heads, 2 capacity - 1], or [heads, 2 clip + 1], as `nprf` takes it; entries of later keys are not read. Copied. */
   rpeBias: Tensor;
 }
 
+/** Tokens that a state with a clipped bias has room for: those of the window, and as many before the oldest are summed up. */
+const roomOf = (clip: number): number => clip + Math.max(clip, 64);
+
 /**
  * State of a stream: phi(k) and v of up to `capacity` tokens. A bias of any shape leaves no smaller state: 4 (m + valueDim + 1) bytes a
- * token and head (twice m for trf).
+ * token and head (twice m for trf). With `clip` what lies farther back is one sum of phi(k) [v, 1]^T, and room for 2 clip tokens is enough
+ * at any length.
  */
 export class NprfState implements State {
   readonly device: Device;
   readonly settings: NprfSettings;
   readonly sizes: Readonly<Record<'batch' | 'heads' | 'headDim' | 'valueDim' | 'capacity', number>>;
-  private held: { phi: Tensor; values: Tensor; features: Tensor; bias: Tensor };
+  private held: { phi: Tensor; values: Tensor; features: Tensor; bias: Tensor; far: Tensor };
+  private readonly clip: number | undefined;
   private seen = 0;
+  /** Tokens that are summed up in `far`. */
+  private folded = 0;
 
   constructor(device: Device, options: NprfStreamOptions) {
-    const { batch, heads, headDim, valueDim = headDim, capacity, features, rpeBias } = options;
+    const { batch, heads, headDim, valueDim = headDim, features, rpeBias } = options;
+    this.settings = { ...resolveOptions('nprfStart', options), causal: true };
+    const { clip } = this.settings;
+    const capacity = clip === undefined ? (options.capacity ?? 0) : roomOf(clip);
     const sizes = { batch, heads, headDim, valueDim, capacity };
     for (const [name, n] of Object.entries(sizes))
       if (!Number.isInteger(n) || n < 1)
         throw new HeedError('INVALID_ARGUMENT', `nprf: a stream with ${name} ${n}; it must be an integer of 1 or more`);
-    this.settings = { ...resolveOptions('nprfStart', options), causal: true };
     if (features.rank !== 3 || features.dim(0) !== heads || features.dim(2) !== headDim)
       throw new HeedError('SHAPE_MISMATCH', `nprfStart: features is ${features.describe()}; it must be [${heads}, m, ${headDim}]`);
-    checkBias('nprfStart', rpeBias, [heads, 2 * capacity - 1], 'heads, 2 capacity - 1');
+    this.clip = clip;
     this.device = device;
     this.sizes = sizes;
     const columns = features.dim(1) * (this.settings.trf ? 2 : 1);
     this.held = {
       phi: zeros(device, [batch, heads, capacity, columns], { label: 'nprf features of keys' }).keep(),
       values: zeros(device, [batch, heads, capacity, valueDim + 1], { label: 'nprf values' }).keep(),
+      far: zeros(device, [batch, heads, clip === undefined ? 0 : columns, valueDim + 1], { label: 'nprf sum before the window' }).keep(),
       features: copyContiguous(features).keep(),
-      bias: copyContiguous(rpeBias).keep(),
+      bias: this.tableOf(rpeBias).keep(),
     };
     Object.defineProperty(this, holdsTensors, { value: () => Object.values(this.held) });
   }
@@ -74,31 +90,39 @@ export class NprfState implements State {
     return this.held.features;
   }
 
-  /** Another table, f32 [heads, 2 capacity - 1]; copied. */
+  /** Another table, f32 [heads, 2 capacity - 1] or [heads, 2 clip + 1]; copied. */
   setBias(rpeBias: Tensor): void {
-    checkBias('nprf', rpeBias, this.held.bias.shape, 'heads, 2 capacity - 1');
-    copyInto(this.held.bias, rpeBias);
+    scope(() => copyInto(this.held.bias, this.tableOf(rpeBias)));
+  }
+
+  /** The offsets -(capacity - 1) .. 0 of a table, a copy. */
+  private tableOf(rpeBias: Tensor): Tensor {
+    const { heads, capacity } = this.sizes;
+    const { clip } = this;
+    if (clip === undefined) checkBias('nprfStart', rpeBias, [heads, 2 * capacity - 1], 'heads, 2 capacity - 1');
+    else checkBias('nprfStart', rpeBias, [heads, 2 * clip + 1], 'heads, 2 clip + 1');
+    return scope(() => copyContiguous(slice(clip === undefined ? rpeBias : clippedTable(rpeBias, clip, capacity - 1, 0), 1, 0, capacity)));
   }
 
   bytes(): Bytes {
-    const { phi, values, features, bias } = this.held;
-    return { payload: phi.bytes + values.bytes, metadata: features.bytes + bias.bytes, padding: 0, host: 0 };
+    const { phi, values, far, features, bias } = this.held;
+    return { payload: phi.bytes + values.bytes + far.bytes, metadata: features.bytes + bias.bytes, padding: 0, host: 0 };
   }
 
   async snapshot(): Promise<Snapshot> {
-    const { seen: tokens } = this;
-    const [phi, values] = await Promise.all([this.held.phi.read(), this.held.values.read()]);
+    const { seen: tokens, folded } = this;
+    const [phi, values, far] = await Promise.all([this.held.phi.read(), this.held.values.read(), this.held.far.read()]);
     const bytesOf = (x: { buffer: ArrayBufferLike; byteOffset: number; byteLength: number }): Uint8Array =>
       new Uint8Array(x.buffer, x.byteOffset, x.byteLength);
-    return { manifest: { ...this.manifest(), tokens }, arrays: { phi: bytesOf(phi), values: bytesOf(values) } };
+    return { manifest: { ...this.manifest(), tokens, folded }, arrays: { phi: bytesOf(phi), values: bytesOf(values), far: bytesOf(far) } };
   }
 
   restore(snapshot: Snapshot): void {
     const own = this.manifest();
-    const { tokens, ...given } = snapshot.manifest;
+    const { tokens, folded, ...given } = snapshot.manifest;
     const same = Object.keys({ ...own, ...given }).every((name) => String(own[name]) === String(given[name]));
-    const arrays = (['phi', 'values'] as const).map((name) => [this.held[name], snapshot.arrays[name]] as const);
-    if (!same || typeof tokens !== 'number' || arrays.some(([t, bytes]) => bytes?.byteLength !== t.bytes))
+    const arrays = (['phi', 'values', 'far'] as const).map((name) => [this.held[name], snapshot.arrays[name]] as const);
+    if (!same || typeof tokens !== 'number' || typeof folded !== 'number' || arrays.some(([t, bytes]) => bytes?.byteLength !== t.bytes))
       throw new HeedError(
         'INVALID_FILE',
         `nprf: a snapshot of ${JSON.stringify(given)} was given; this stream is ${JSON.stringify(own)}, start one with the same options`,
@@ -106,11 +130,18 @@ export class NprfState implements State {
     // a copy: the bytes may lie at any offset of a file
     for (const [t, bytes] of arrays) writeValues(t, new Float32Array((bytes as Uint8Array).slice().buffer));
     this.seen = tokens;
+    this.folded = folded;
   }
 
   truncate(tokens: number): void {
     if (!Number.isInteger(tokens) || tokens < 0 || tokens > this.seen)
       throw new HeedError('INVALID_ARGUMENT', `nprf: truncate to ${tokens} of ${this.seen} tokens; give an integer from 0 to ${this.seen}`);
+    // tokens of the window that lie before the cut must all be there
+    if (this.folded > 0 && tokens < this.folded + (this.clip ?? 0) && tokens !== this.seen)
+      throw new HeedError(
+        'UNSUPPORTED',
+        `nprf: truncate to ${tokens} of ${this.seen} tokens; the first ${this.folded} are summed up, take a snapshot() there and restore() it`,
+      );
     this.seen = tokens;
   }
 
@@ -120,7 +151,7 @@ export class NprfState implements State {
         'SHAPE_MISMATCH',
         `nprf: select was given ${batch.describe()}; it takes one batch index an entry of the state, u32 [${this.sizes.batch}]`,
       );
-    for (const name of ['phi', 'values'] as const) {
+    for (const name of ['phi', 'values', 'far'] as const) {
       const chosen = indexSelect(this.held[name], batch).keep();
       this.held[name].dispose();
       this.held[name] = chosen;
@@ -138,40 +169,74 @@ export class NprfState implements State {
   /** Takes in phi and values of the next tokens, [batch, heads, n, ..]; gives the sums of queries with features phiQ. */
   attend(phiQ: Tensor, phiK: Tensor, values: Tensor): Tensor {
     const { heads, batch, capacity } = this.sizes;
+    const tokens = phiK.dim(2);
+    if (tokens === 0) return zeros(this.device, [batch * heads, 0, values.dim(3)]);
+    const most = this.clip === undefined ? tokens : capacity - this.clip;
+    if (tokens <= most) return this.piece(phiQ, phiK, values);
+    const parts = Array.from({ length: Math.ceil(tokens / most) }, (_, i) => {
+      const [a, b, w] = [phiQ, phiK, values].map((x) => slice(x, 2, i * most, Math.min(tokens, (i + 1) * most)));
+      return this.piece(a as Tensor, b as Tensor, w as Tensor);
+    });
+    return concat(parts, 1);
+  }
+
+  private piece(phiQ: Tensor, phiK: Tensor, values: Tensor): Tensor {
+    const { heads, batch, capacity } = this.sizes;
     const n = phiK.dim(2);
-    const { seen } = this;
-    const end = seen + n;
-    // rows first .. first + count of each entry
-    const part = (x: Tensor, first: number, count: number): Tensor =>
-      x.view({ shape: [batch, heads, count, x.dim(3)], strides: x.strides, offset: x.offset + first * x.dim(3) });
+    if (this.clip !== undefined && this.seen - this.folded + n > capacity) this.fold(this.seen - this.folded - this.clip);
+    const begin = this.seen - this.folded;
+    const end = begin + n;
     const filled = (x: Tensor): Tensor =>
       x.view({ shape: [batch * heads, end, x.dim(3)], strides: [capacity * x.dim(3), x.dim(3), 1], offset: x.offset });
-    this.seen = end;
-    if (n === 0) return zeros(this.device, [batch * heads, 0, values.dim(3)]);
-    copyInto(part(this.held.phi, seen, n), phiK);
-    copyInto(part(this.held.values, seen, n), values);
+    this.seen += n;
+    copyInto(this.rows('phi', begin, n), phiK);
+    copyInto(this.rows('values', begin, n), values);
     // offsets -(end - 1) .. 0 of the table
-    const bias = slice(this.held.bias, 1, capacity - end, capacity);
-    const c = factorsOf(bias, this.settings.denominatorEps);
-    return directProduct(
+    const c = factorsOf(slice(this.held.bias, 1, capacity - end), this.settings.denominatorEps);
+    const near = directProduct(
       { a: copyContiguous(asEntries(phiQ)), b: filled(this.held.phi), w: filled(this.held.values), c: copyContiguous(c) },
       { ...sequencePositions(n, end, true), heads, transposed: false },
     );
+    if (this.folded === 0) return near;
+    // all that is summed up lies beyond the window, as the first entry does
+    return add(near, asEntries(mul(matmul(phiQ, this.held.far), reshape(slice(c, 1, 0, 1), [1, heads, 1, 1]))));
+  }
+
+  /** Rows first .. first + count of each entry. */
+  private rows(name: 'phi' | 'values', first: number, count: number): Tensor {
+    const x = this.held[name];
+    return x.view({ shape: [x.dim(0), x.dim(1), count, x.dim(3)], strides: x.strides, offset: x.offset + first * x.dim(3) });
+  }
+
+  /** Sums up the oldest `count` tokens, and moves the rest to the front. */
+  private fold(count: number): void {
+    const { far } = this.held;
+    const left = this.seen - this.folded - count;
+    copyInto(far, add(far, matmul(this.rows('phi', 0, count), this.rows('values', 0, count), { transposeA: true })));
+    for (const name of ['phi', 'values'] as const) copyInto(this.rows(name, 0, left), copyContiguous(this.rows(name, count, left)));
+    this.folded += count;
   }
 
   private manifest(): Record<string, string | number | boolean> {
-    return { kind: 'nprf', ...this.sizes, columns: this.held.phi.dim(3), trf: this.settings.trf, normalize: this.settings.normalize };
+    return {
+      kind: 'nprf',
+      ...this.sizes,
+      clip: this.clip ?? 0,
+      columns: this.held.phi.dim(3),
+      trf: this.settings.trf,
+      normalize: this.settings.normalize,
+    };
   }
 }
 
-/** An empty stream. The caller disposes it. @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT */
+/** An empty stream; with `clip` its state does not grow. The caller disposes it. @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT */
 export function nprfStart(device: Device, options: NprfStreamOptions): NprfState {
   return new NprfState(device, options);
 }
 
 /**
  * The next tokens of a stream: any number. Gives what `nprf` with `causal` gives for the whole sequence, whatever the pieces, in time
- * proportional to the tokens so far. No gradient.
+ * proportional to the tokens so far, or, with a clipped bias, to `clip`. No gradient.
  * @param q [batch, n, heads, headDim], f32 or f16
  * @param k as q
  * @param v [batch, n, heads, valueDim]
@@ -187,7 +252,7 @@ export function nprfStep(q: Tensor, k: Tensor, v: Tensor, state: NprfState): Ten
       'SHAPE_MISMATCH',
       `nprfStep: q is ${q.describe()}, k ${k.describe()}, v ${v.describe()}; the state is of batch ${batch}, ${heads} heads, headDim ${headDim}, valueDim ${valueDim}`,
     );
-  if (state.tokens + q.dim(1) > capacity)
+  if (state.settings.clip === undefined && state.tokens + q.dim(1) > capacity)
     throw new HeedError(
       'LIMIT_EXCEEDED',
       `nprfStep: ${q.dim(1)} tokens after ${state.tokens}; the state has room for ${capacity}, start it with a larger capacity and table`,
