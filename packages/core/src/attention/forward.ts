@@ -1,3 +1,4 @@
+import type { Device } from '../device/device.js';
 import type { DType } from '../dtype.js';
 import { empty } from '../tensor/create.js';
 import { bindCall, type CallTensors, foldedScale, rowLoad } from './bind.js';
@@ -16,19 +17,38 @@ import type { ForwardFragmentPlan } from './plan-fragments.js';
 /** Windows below it are short against the tallest tiles. */
 const shortWindow = 8192;
 
+/** By device, and mask where there is one: a step asks for the plans of the step before, and choosing one takes longer than a dispatch. */
+const plans = new WeakMap<object, WeakMap<object, Map<string, AttentionPlan>>>();
+const mostPlans = 64;
+
 /** The plan of a call on its device. */
 export function planCall(call: AttentionCall): AttentionPlan {
-  const { precision } = call.options;
+  const { device, sizes, selection, visibility, queryOffset } = call;
   const shape: AttentionShape = {
-    ...call.sizes,
-    halves: call.halves || precision === 'f16',
+    ...sizes,
+    halves: call.halves || call.options.precision === 'f16',
     scoreFunction: call.score !== undefined,
-    narrow: call.visibility.band.left < shortWindow,
-    ...(call.selection && { blockQueries: call.selection.blockQueries }),
-    listed: listedPairs(call),
-    sharedList: !(call.visibility.mask?.perHead ?? false) && (call.selection?.heads ?? 1) <= call.sizes.kvHeads,
+    narrow: visibility.band.left < shortWindow,
+    sharedList: !(visibility.mask?.perHead ?? false) && (selection?.heads ?? 1) <= sizes.kvHeads,
+    ...(selection && { blockQueries: selection.blockQueries }),
   };
-  return planAttention(shape, call.device.capabilities, { software: call.device.isSoftware });
+  const known = plansOf(device, visibility.mask ?? device);
+  const key = [queryOffset, ...Object.values(shape)].join();
+  let plan = known.get(key);
+  if (!plan) {
+    if (known.size >= mostPlans) known.clear();
+    plan = planAttention({ ...shape, listed: listedPairs(call) }, device.capabilities, { software: device.isSoftware });
+    known.set(key, plan);
+  }
+  return plan;
+}
+
+function plansOf(device: Device, mask: object): Map<string, AttentionPlan> {
+  let byMask = plans.get(device);
+  if (!byMask) plans.set(device, (byMask = new WeakMap()));
+  let known = byMask.get(mask);
+  if (!known) byMask.set(mask, (known = new Map()));
+  return known;
 }
 
 /** Query tiles a head, of `rows` rows; `group` rows a query where rows are packed. Blocks of a selection have tiles of their own. */
@@ -119,7 +139,7 @@ function runInRegisters(call: AttentionCall, tensors: CallTensors, tile: RowTile
   const { batch, heads, valueDim } = sizes;
   const { q, k, v } = tensors;
   const rows = ownedRows(tile);
-  const bound = bindCall(call, tensors, { width: 4, tiles: { query: rows, key: tile.columns }, transposed: false });
+  const bound = bindCall(call, tensors, { width: 4, tiles: { query: rows, key: tile.columns }, transposed: false, bits: true });
   const tiles = queryTiles(call, rows);
   runRowForward(
     device,
