@@ -199,7 +199,9 @@ describe('forms and limits', () => {
     expect(() => based(q.x, k.x, narrow)).toThrow(/batch, tokens and heads must agree/);
     expect(() => based(q.x, k.x, v.x, { scale: 0 })).toThrow(/scale is 0; it must be above 0/);
     expect(() => based(q.x, k.x, v.x, { initialState: { kvState: v.x, kState: q.x } })).toThrow(/with 21 features, or 15 compressed ones/);
+    expect(() => based(q.x, k.x, v.x, { initialState: v.x as never })).toThrow(/initialState has no kvState and kState/);
     expect(() => slidingWindow(q.x, k.x, v.x, { left: -1 })).toThrow(/left is -1/);
+    expect(() => slidingWindow(q.x, k.x, v.x, { left: 1, scale: NaN })).toThrow(/scale is NaN; it must be finite/);
     expect(() => planBased({ batch: 1, tokens: 9, heads: 1, featureDim: 64, valueDim: 64 }, 16384, 8)).toThrow(/use at most 40/);
     free(q.x, k.x, v.x, narrow);
   });

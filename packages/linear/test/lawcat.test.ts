@@ -1,12 +1,14 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import {
   Carry,
+  cast,
   concat,
   type Device,
   type MixContext,
   openDevice,
   type Params,
   RandomStream,
+  reshape,
   scope,
   slice,
   type State,
@@ -169,9 +171,36 @@ describe('lawcat', () => {
     dispose(Object.values(made));
   });
 
+  test('with a window goes on from its state with earlier tokens in front, and knows lengths', async () => {
+    const [tokens, window] = [12, 5];
+    const [fq, fk] = ['fq', 'fk'].map((n) => draw(n, [1, tokens, 2, 6], Math.exp)) as [F64Array, F64Array];
+    const [gate, windowFactor] = [draw('gate', [1, tokens, 2, 6]), draw('f', [2])];
+    const expected = referenceWindow(q, k, v, referenceLawcat(fq, fk, v, gate), { window, windowFactor, affine: true });
+    const run = (from: number, to: number, more: object): Tensor => {
+      const part = (x: F64Array): Tensor => slice(on(x), 1, from, to);
+      const before = (x: F64Array): Tensor => slice(on(x), 1, 0, to);
+      const options = { features: { q: part(fq), k: part(fk) }, gate: part(gate), windowFactor: on(windowFactor), window, affine: true };
+      return lawcatWindow(part(q), before(k), before(v), { ...options, ...more });
+    };
+    const out = scope(() => {
+      const first = (x: F64Array): Tensor => slice(on(x), 1, 0, 7);
+      const { state } = lawcatWithState(first(fq), first(fk), first(v), { gate: first(gate) });
+      return concat([run(0, 7, {}), run(7, 12, { initialState: state })], 1);
+    });
+    expectErrorRatio('pieces', { shape: out.shape, values: await out.read() }, expected, 3e-6);
+    const cut = scope(() => run(0, tokens, { lengths: tensor(device, Int32Array.of(9)) }));
+    const wanted = f64(expected.shape, expected.values.map((x, i) => (i < 9 * 8 ? x : 0))); // prettier-ignore
+    expectErrorRatio('lengths', { shape: cut.shape, values: await cut.read() }, wanted, 3e-6);
+    dispose([out, cut]);
+  });
+
   test('says what does not fit', () => {
     scope(() => {
       const [a, b, c] = [on(q), on(k), on(v)];
+      expect(() => lawcat(slice(reshape(a, [12, 2, 4]), 0, 0, 5), b, c, { gate: b })).toThrow(/q is .*; it must be \[batch, tokens, heads/);
+      expect(() => lawcat(a, b, cast(c, 'i32'), { gate: b })).toThrow(/v is .* i32; it must be f32 or f16/);
+      const features = { q: a, k: b };
+      expect(() => lawcatWindow(a, b, c, { gate: b, features, window: 2, windowFactor: a })).toThrow(/windowFactor is .* it must be \[2\]/);
       expect(() => lawcat(a, b, c, { gate: slice(a, 1, 0, 3) })).toThrow(/gate is .*; it must be \[1, 12, 2, 4\], one logit a feature/);
       expect(() => lawcat(a, b, c, { gate: b, initialState: a })).toThrow(/it must be \[1, 2, 4, 5\]/);
       expect(() => lawcat(a, b, c, { gate: b, gateNormalizer: 0 })).toThrow(/gateNormalizer 0/);

@@ -186,6 +186,7 @@ describe('options', () => {
     refused('INVALID_ARGUMENT', /blockSize is 3; it must divide headDim 8/, () => lla(q, q, q, { ridgeLambda: 1, blockSize: 3 }));
     refused('INVALID_ARGUMENT', /takes the whole Sigma/, () => lla(q, q, q, { ridgeLambda: 1, blockSize: 4, solver: 'cholesky' }));
     refused('SHAPE_MISMATCH', /k is .* batch, heads and headDim must agree/, () => lla(q, other, q, { ridgeLambda: 1 }));
+    refused('UNSUPPORTED', /lengths were given; there are none here/, () => lla(q, q, q, { ridgeLambda: 1, lengths: other } as never));
     for (const t of [q, other]) t.dispose();
   });
 

@@ -247,6 +247,7 @@ describe('titans', () => {
         /forget is .*; it must be \[2, 5, 2\]: batch, whole chunks, heads/,
       );
       expect(() => titans(q, k, v, { ...options, memory: { weights: [] } })).toThrow(/the memory has no weights/);
+      expect(() => titans(q, k, v, { ...options, initialState: q as never })).toThrow(/initialState is no state of a memory/);
       expect(() => titans(q, slice(k, 1, 0, 4), v, options)).toThrow(expect.objectContaining({ code: 'SHAPE_MISMATCH' }));
     });
   });

@@ -225,6 +225,11 @@ describe('transnormer', () => {
     const v = zeros(device, [1, 5, 2, 8]);
     expect(() => transnormerDiagAttention(q, q, v)).toThrow(/v is .*; q, k, v are \[batch, tokens, heads, headDim\]/);
     expect(() => transnormerDiagAttention(q, q, q, { block: 0 })).toThrow(/block is 0/);
+    expect(() => transnormerDiagAttention(q, q, q, { scale: NaN })).toThrow(/scale is NaN; it must be finite/);
+    const [narrow, whole] = [zeros(device, [1, 4, 2, 4]), zeros(device, [1, 4, 2, 8], { dtype: 'i32' })];
+    expect(() => transnormerDiagAttention(q, narrow, q)).toThrow(/headDim must agree/);
+    expect(() => transnormerDiagAttention(q, q, whole)).toThrow(/they must be f32, or f16 all three/);
+    dispose(narrow, whole);
     expect(() => transnormerMixer({ dim: 12, heads: 2 })).toThrow(/neither kind nor layer and layers/);
     expect(() =>
       transnormerMixer({ dim: 12, heads: 2, kind: 'norm', causal: false }).start(device, { batch: 1, capacity: 1, dtype: 'f32' }),

@@ -73,6 +73,8 @@ export function checkStates(
   featureDim: number,
   valueDim: number,
 ): boolean {
+  if (!kvState || !kState)
+    throw new HeedError('INVALID_ARGUMENT', `${who}: initialState has no kvState and kState; give both, as basedWithState does`);
   const [full, symmetric] = [fullFeatures(featureDim), symmetricFeatures(featureDim)];
   const features = kvState.shape[2] ?? 0;
   const fits =

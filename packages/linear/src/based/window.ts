@@ -20,7 +20,7 @@ export interface SlidingWindowOptions {
  * @param k [batch, tokens, kvHeads, headDim]
  * @param v [batch, tokens, kvHeads, valueDim]
  * @returns [batch, tokens, heads, valueDim]; differentiable
- * @throws HeedError INVALID_ARGUMENT for sides that are no whole numbers, and what `attention` throws
+ * @throws HeedError INVALID_ARGUMENT for sides that are no whole numbers or a scale that is not finite, and what `attention` throws
  */
 export function slidingWindow(q: Tensor, k: Tensor, v: Tensor, options: SlidingWindowOptions): Tensor {
   const { left, right = 0, scale, lengths } = options;
@@ -31,6 +31,8 @@ export function slidingWindow(q: Tensor, k: Tensor, v: Tensor, options: SlidingW
     if (!Number.isInteger(side) || side < 0)
       throw new HeedError('INVALID_ARGUMENT', `slidingWindow: ${name} is ${side}; it counts keys, use a whole number of 0 or more`);
   }
+  if (scale !== undefined && !Number.isFinite(scale))
+    throw new HeedError('INVALID_ARGUMENT', `slidingWindow: scale is ${scale}; it must be finite`);
   const rest = { ...(scale !== undefined && { scale }), ...(lengths && { lengths }) };
   if (right === 0) return attention(q, k, v, { causal: true, window: left + 1, ...rest });
   const mask = maskFrom({

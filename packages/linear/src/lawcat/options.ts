@@ -22,17 +22,26 @@ export interface LawcatOptions extends LawcatForm {
   lengths?: Tensor;
 }
 
-/** @throws HeedError SHAPE_MISMATCH, INVALID_ARGUMENT: what is wrong with gate, state and numbers; the scan checks q, k and v */
+/** @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT: what is wrong with gate, state and numbers; the scan checks q, k and v */
 export function checkLawcat(who: string, q: Tensor, v: Tensor, options: LawcatOptions): void {
   const { gate, initialState, gateNormalizer = 16, eps = 1e-10 } = options;
-  if (q.rank === 4 && gate.shape.join() !== q.shape.join())
+  for (const [name, x] of [
+    ['q', q],
+    ['v', v],
+  ] as const) {
+    if (x.rank !== 4)
+      throw new HeedError('SHAPE_MISMATCH', `${who}: ${name} is ${x.describe()}; it must be [batch, tokens, heads, dimension]`);
+    if (x.dtype !== 'f32' && x.dtype !== 'f16')
+      throw new HeedError('DTYPE_MISMATCH', `${who}: ${name} is ${x.describe()}; it must be f32 or f16, cast it first`);
+  }
+  if (gate.shape.join() !== q.shape.join())
     throw new HeedError(
       'SHAPE_MISMATCH',
       `${who}: gate is ${gate.describe()}; it must be [${q.shape.join(', ')}], one logit a feature of the keys`,
     );
   if (!(gateNormalizer > 0) || !(eps >= 0))
     throw new HeedError('INVALID_ARGUMENT', `${who}: gateNormalizer ${gateNormalizer} and eps ${eps}; they are above 0, and at least 0`);
-  const shape = q.rank === 4 && v.rank === 4 ? [q.dim(0), q.dim(2), q.dim(3), v.dim(3) + 1] : [];
+  const shape = [q.dim(0), q.dim(2), q.dim(3), v.dim(3) + 1];
   if (initialState && initialState.shape.join() !== shape.join())
     throw new HeedError(
       'SHAPE_MISMATCH',

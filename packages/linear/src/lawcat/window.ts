@@ -1,18 +1,22 @@
 import {
   add,
   broadcastTo,
+  cast,
   concat,
   exp,
   full,
   HeedError,
+  lt,
   matmul,
   max,
+  mul,
   pad,
   permute,
   pointwise,
   reshape,
   scope,
   slice,
+  split,
   sub,
   sum,
   tensor,
@@ -61,20 +65,41 @@ const mixedAffine = pointwise(
  * @param q rotated queries of the softmax part, [batch, tokens, heads, headDim]
  * @param k as q, maybe with earlier tokens in front (a stream's), which the linear part does not see
  * @param v as k, [.., valueDim]
- * @param options `scale` is that of the linear part, default 1 / sqrt(keyDim)
+ * @param options `scale` is that of the linear part, default 1 / sqrt(keyDim); `initialState` its state; rows behind `lengths` are 0
  * @returns [batch, tokens, heads, valueDim], f32; differentiable in everything
- * @throws HeedError SHAPE_MISMATCH, INVALID_ARGUMENT
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT
  */
 export function lawcatWindow(q: Tensor, k: Tensor, v: Tensor, options: LawcatWindowOptions): Tensor {
-  checkLawcat('lawcatWindow', options.features.q, v, options);
+  const { features, gate, scale = 1 / Math.sqrt(features.q.dim(3)), chunk, lengths, initialState, windowFactor } = options;
+  checkLawcat('lawcatWindow', features.q, v, options);
+  if (windowFactor.rank !== 1 || windowFactor.size !== q.dim(2))
+    throw new HeedError('SHAPE_MISMATCH', `lawcatWindow: windowFactor is ${windowFactor.describe()}; it must be [${q.dim(2)}], one a head`);
   return scope(() => {
-    const { features, gate, scale = 1 / Math.sqrt(features.q.dim(3)), chunk } = options;
-    const own = v.dim(1) === q.dim(1) ? v : slice(v, 1, v.dim(1) - q.dim(1));
-    const scan = { gate: gateOf(gate, options), scale, ...(chunk !== undefined && { chunk }) };
-    const n = linearScan(features.q, features.k, own, scan, 'lawcatWindow');
-    const z = linearScan(features.q, features.k, onesFor(own), scan, 'lawcatWindow');
-    return mixWindow(q, k, v, n, z, options);
+    const own = cast(v.dim(1) === q.dim(1) ? v : slice(v, 1, Math.max(0, v.dim(1) - q.dim(1))), features.q.dtype);
+    const [state, keySum] = initialState ? split(initialState, [v.dim(3), 1], 3) : [];
+    const scan = {
+      gate: gateOf(gate, options),
+      scale,
+      outDType: 'f32' as const,
+      ...(chunk !== undefined && { chunk }),
+      ...(lengths && { lengths }),
+    };
+    const n = linearScan(features.q, features.k, own, { ...scan, ...(state && { initialState: state }) }, 'lawcatWindow');
+    const ones = cast(onesFor(own), features.q.dtype);
+    const z = linearScan(features.q, features.k, ones, { ...scan, ...(keySum && { initialState: keySum }) }, 'lawcatWindow');
+    const out = mixWindow(q, k, v, n, z, options);
+    return lengths ? mul(out, validRows(lengths, q.dim(1))) : out;
   });
+}
+
+/** 1 for the tokens of each batch entry, 0 for the padding behind them, [batch, tokens, 1, 1]. */
+function validRows(lengths: Tensor, tokens: number): Tensor {
+  const places = tensor(
+    lengths.device,
+    Int32Array.from({ length: tokens }, (_, t) => t),
+    [1, tokens, 1, 1],
+  );
+  return cast(lt(places, reshape(lengths, [lengths.size, 1, 1, 1])), 'f32');
 }
 
 /** One column of ones beside values: a view without strides. */

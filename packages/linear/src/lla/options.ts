@@ -102,6 +102,11 @@ export function resolve(who: string, q: Tensor, k: Tensor, v: Tensor | undefined
     invalid(`preconditioner is "${String(preconditioner)}"; use none or jacobi`);
   if (ridgeGradient !== 'exact' && ridgeGradient !== 'detached')
     invalid(`ridgeGradient is "${String(ridgeGradient)}"; use exact or detached`);
+  if ('lengths' in options && options.lengths !== undefined)
+    throw new HeedError(
+      'UNSUPPORTED',
+      `${who}: lengths were given; there are none here, pad behind the tokens with causal: true (earlier queries do not see it), or cut the batch`,
+    );
   const hard = typeof ridgeLambda === 'number' && ridgeLambda <= easyLambda;
   return {
     causal,

@@ -126,6 +126,8 @@ export function checkArguments(who: string, q: Tensor, k: Tensor, v: Tensor, opt
   expect('forget', forget, chunks, 'whole chunks');
   const orders = ordersOf(options.momentum);
   for (const eta of orders) expect('momentum', eta, chunks, 'whole chunks');
+  if (initialState && !Array.isArray(initialState.momentum))
+    throw new HeedError('INVALID_ARGUMENT', `${who}: initialState is no state of a memory; give what titansWithState returned`);
   if (initialState && initialState.momentum.length !== orders.length)
     wrong(who, `the state has ${initialState.momentum.length} orders of momentum, ${orders.length} were given; they must be as many`);
 }

@@ -110,7 +110,7 @@ export interface TransnormerDiagOptions {
  * @param k as q
  * @param v [batch, tokens, heads, valueDim]
  * @returns [batch, tokens, heads, valueDim], dtype of v; differentiable
- * @throws HeedError SHAPE_MISMATCH, INVALID_ARGUMENT
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT
  */
 export function transnormerDiagAttention(q: Tensor, k: Tensor, v: Tensor, options: TransnormerDiagOptions = {}): Tensor {
   const { block = 64, positions } = options;
@@ -120,12 +120,22 @@ export function transnormerDiagAttention(q: Tensor, k: Tensor, v: Tensor, option
     ['q', q],
     ['k', k],
     ['v', v],
-  ] as const)
+  ] as const) {
     if (x.rank !== 4 || [0, 1, 2].some((axis) => x.dim(axis) !== q.dim(axis)))
       throw new HeedError(
         'SHAPE_MISMATCH',
         `transnormerDiagAttention: ${name} is ${x.describe()}; q, k, v are [batch, tokens, heads, headDim] with one batch, tokens and heads`,
       );
+    if ((x.dtype !== 'f32' && x.dtype !== 'f16') || x.dtype !== q.dtype)
+      throw new HeedError(
+        'DTYPE_MISMATCH',
+        `transnormerDiagAttention: ${name} is ${x.describe()}, q is ${q.describe()}; they must be f32, or f16 all three, cast them first`,
+      );
+  }
+  if (k.dim(3) !== q.dim(3))
+    throw new HeedError('SHAPE_MISMATCH', `transnormerDiagAttention: k is ${k.describe()}, q is ${q.describe()}; headDim must agree`);
+  if (options.scale !== undefined && !Number.isFinite(options.scale))
+    throw new HeedError('INVALID_ARGUMENT', `transnormerDiagAttention: scale is ${options.scale}; it must be finite`);
   const [batch, tokens] = [q.dim(0), q.dim(1)];
   if (tokens === 0) return scope(() => cast(v, v.dtype));
   const width = Math.min(block, tokens);
