@@ -51,7 +51,6 @@ describe('f16 operands with f32 sums', () => {
     },
     'tiles of a mask, whole and in part': {
       ...half,
-      cotangents: 'none',
       shape: { Tq: 50, D: 16 },
       options: () => ({ mask: document(ids) }),
       reference: () => ({ mask: (_b, _h, q, kv) => ids[q] === ids[kv] }),

@@ -12,7 +12,7 @@ const tiles = { query: 8, key: 16 };
 
 test('partial tiles are numbered row by row, and too many of them get no bits', () => {
   const runs = tileRuns(globalSlidingWindow(5), { queries: 50, keys: 50, heads: 1, batch: 1, tiles }).arena;
-  const { firstTiles, list, rowWords, words } = partialTiles(runs, { tiles, queries: 50 })!;
+  const { firstTiles, list, rowWords, words } = partialTiles(runs, { tiles, queries: 50, keys: 50, transposed: false })!;
   expect(rowWords).toBe(1);
   expect(words).toBe((list.length / 2) * 8);
   let next = 0;
@@ -29,36 +29,41 @@ test('partial tiles are numbered row by row, and too many of them get no bits', 
     }
   }
   expect(next).toBe(list.length / 2);
-  expect(partialTiles(runs, { tiles, queries: 1 })).toBeUndefined();
+  expect(partialTiles(runs, { tiles, queries: 1, keys: 1, transposed: false })).toBeUndefined();
 });
 
-test.each<[string, Mask, number]>([
-  ['documents', causalDocument(documentIds([13, 1, 20, 16])), 50],
-  ['a window beside global rows and columns', globalSlidingWindow(5), 47],
-])('the device finds the pairs that the host finds: %s', async (_, mask, tokens) => {
+const documents = causalDocument(documentIds([13, 1, 20, 16]));
+test.each<[string, Mask, number, boolean]>([
+  ['documents, by queries', documents, 50, false],
+  ['documents, by keys', documents, 50, true],
+  ['a window beside global rows and columns, by queries', globalSlidingWindow(5), 47, false],
+  ['a window beside global rows and columns, by keys', globalSlidingWindow(5), 47, true],
+])('the device finds the pairs that the host finds: %s', async (_, mask, tokens, transposed) => {
   const device = await openDevice({ tier: 'baseline' });
   const q = zeros(device, [1, tokens, 1, 8]);
   scope(() => {
     const call = prepareCall('test', q, q, q, { mask });
-    const bound = bindCall(call, { q, k: q, v: q, arrays: [], selection: [] }, { width: 4, tiles, transposed: false, bits: true });
+    const bound = bindCall(call, { q, k: q, v: q, arrays: [], selection: [] }, { width: 4, tiles, transposed, bits: true });
     expect(bound.spec.bits).toBe(1);
   });
-  const shape = { queries: tokens, keys: tokens, offset: 0, heads: 1, batch: 1, tiles, transposed: false, bits: true };
+  const shape = { queries: tokens, keys: tokens, offset: 0, heads: 1, batch: 1, tiles, transposed, bits: true };
   const arena = maskArena(device, mask, shape);
   expect(arena.bits!.pending).toBeUndefined();
   const bytes = await device.readBytes(arena.operand.storage, 0, 4 * arena.operand.extent);
   const words = new Uint32Array(bytes.buffer, 0, arena.operand.extent);
   const { list } = partialTiles(tileRuns(mask, shape).arena, shape)!;
   expect(list.length).toBeGreaterThan(4);
+  const [rows, columns] = transposed ? [tiles.key, tiles.query] : [tiles.query, tiles.key];
   for (let n = 0; n < list.length / 2; n++) {
     const [row = 0, tile = 0] = [list[2 * n], list[2 * n + 1]];
-    for (let i = 0; i < tiles.query; i++) {
+    for (let i = 0; i < rows; i++) {
       let expected = 0;
-      for (let j = 0; j < tiles.key; j++) {
-        const [at, key] = [row * tiles.query + i, tile * tiles.key + j];
-        if (at < tokens && key < tokens && mask.visible(0, 0, at, key)) expected |= 1 << j;
+      for (let j = 0; j < columns; j++) {
+        const [own, other] = [row * rows + i, tile * columns + j];
+        const [query, key] = transposed ? [other, own] : [own, other];
+        if (query < tokens && key < tokens && mask.visible(0, 0, query, key)) expected |= 1 << j;
       }
-      expect(words[arena.bits!.bitsAt + n * tiles.query + i]).toBe(expected >>> 0);
+      expect(words[arena.bits!.bitsAt + n * rows + i]).toBe(expected >>> 0);
     }
   }
   q.dispose();

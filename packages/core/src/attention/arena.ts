@@ -18,19 +18,19 @@ export interface MaskArena {
   transposed: { rowsAt: number; runsAt: number };
   /** First word of each captured array of the host. */
   captureAt: Readonly<Record<string, number>>;
-  /** Visibility of the partial tiles of the forward part as bits, where asked for and not too many. */
+  /** Visibility of the partial tiles as bits, where asked for and not too many: of the transposed part where there is one. */
   bits: ArenaBits | undefined;
 }
 
-/** Where the bits of partial tiles lie: tile n has its rows from word `bitsAt` + n x rows x words on. */
+/** Where the bits of partial tiles lie: tile n has its rows (of keys, in the transposed part) from word `bitsAt` + n x rows x words on. */
 export interface ArenaBits {
-  /** A word a run: the number of a partial tile is this plus its key tile, wrapping around. */
+  /** A word a run: the number of a partial tile is this plus its tile of the other side, wrapping around. */
   tilesAt: number;
   bitsAt: number;
   /** Words a row. */
   words: number;
   tiles: number;
-  /** Row of the lists and key tile of each partial tile, until the device has made the bits. */
+  /** Row of the lists and tile of the other side of each partial tile, until the device has made the bits. */
   pending: Uint32Array | undefined;
 }
 
@@ -138,20 +138,23 @@ function build(mask: Mask, shape: ArenaShape | undefined): Omit<MaskArena, 'oper
   };
 }
 
-/** Bits of partial tiles take at most this many bytes a query and stored head. */
+/** Bits of partial tiles take at most this many bytes a row and stored head. */
 const mostBitBytes = 512;
 
-/** Numbers the partial tiles of the forward part; undefined where there are none, or too many for their bits. */
+/** Numbers the partial tiles of a part of the lists; undefined where there are none, or too many for their bits. */
 export function partialTiles(
   runs: Uint32Array,
-  { tiles, queries }: Pick<ArenaShape, 'tiles' | 'queries'>,
+  { tiles, queries, keys, transposed }: Pick<ArenaShape, 'tiles' | 'queries' | 'keys' | 'transposed'>,
 ): { firstTiles: Uint32Array<ArrayBuffer>; list: Uint32Array<ArrayBuffer>; rowWords: number; words: number } | undefined {
-  const [queryTiles = 0, , heads = 1, batches = 1, rowsAt = 0, , runsAt = 0] = runs;
-  const rows = queryTiles * heads * batches;
-  const runCount = runs[rowsAt + 2 * rows] ?? 0;
-  const firstTiles = new Uint32Array(runCount);
-  const rowWords = Math.ceil(tiles.key / 32);
-  const most = (mostBitBytes / 4 / tiles.query / rowWords) * queries * heads * batches;
+  const [queryTiles = 0, keyTiles = 0, heads = 1, batches = 1, forwardRows = 0, backRows = 0, forwardRuns = 0, backRuns = 0] = runs;
+  const own = transposed
+    ? { rows: keys, edge: tiles.key, tiles: keyTiles, columns: tiles.query, rowsAt: backRows, runsAt: backRuns }
+    : { rows: queries, edge: tiles.query, tiles: queryTiles, columns: tiles.key, rowsAt: forwardRows, runsAt: forwardRuns };
+  const { rowsAt, runsAt } = own;
+  const rows = own.tiles * heads * batches;
+  const firstTiles = new Uint32Array(runs[rowsAt + 2 * rows] ?? 0);
+  const rowWords = Math.ceil(own.columns / 32);
+  const most = (mostBitBytes / 4 / own.edge / rowWords) * own.rows * heads * batches;
   const list: number[] = [];
   for (let row = 0; row < rows; row++) {
     const end = runs[rowsAt + 2 * row + 2] ?? 0;
@@ -163,5 +166,5 @@ export function partialTiles(
     }
   }
   if (list.length === 0) return undefined;
-  return { firstTiles, list: Uint32Array.from(list), rowWords, words: (list.length / 2) * tiles.query * rowWords };
+  return { firstTiles, list: Uint32Array.from(list), rowWords, words: (list.length / 2) * own.edge * rowWords };
 }

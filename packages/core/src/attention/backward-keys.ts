@@ -33,7 +33,14 @@ export function gradientsOfKeys(
   const { k, v } = prepared.inputs;
   const { rows, columns } = sweepSizes(plan);
   const width = plan.fragments ? (call.halves ? 8 : 4) : plan.inRegisters ? 4 : plan.tile.width;
-  const bound = bindCall(call, prepared.inputs, { width, tiles: { query: columns, key: rows }, transposed: true, rows: [prepared.dOut] });
+  const bits = (plan.fragments ?? plan.inRegisters) !== undefined;
+  const bound = bindCall(call, prepared.inputs, {
+    width,
+    tiles: { query: columns, key: rows },
+    transposed: true,
+    rows: [prepared.dOut],
+    bits,
+  });
   const banded = bound.spec.list === 'band' && visibility.mask === undefined;
   const leading = plan.splits === 1 && banded ? leadingKeyTiles(sizes, visibility.band, rows) : 0;
   const keyTiles = selection ? selection.keyBlocks * Math.ceil(selection.blockKeys / rows) : Math.ceil(sizes.keys / rows);

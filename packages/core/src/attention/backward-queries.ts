@@ -48,7 +48,7 @@ export function gradientOfQ(
   const none = { split: false, biasGradient: false, vectorOut: sizes.headDim % 4 === 0 };
   if (fragments) {
     const tiles = { query: fragments.rows, key: fragments.columns };
-    const bound = bindCall(call, inputs, { width: call.halves ? 8 : 4, tiles, transposed: false, rows: [dOut] });
+    const bound = bindCall(call, inputs, { width: call.halves ? 8 : 4, tiles, transposed: false, rows: [dOut], bits: true });
     const count = queryTiles(call, fragments.rows);
     const { fold, hidden } = foldedScale(bound, call.scale);
     runMatrixBackward(
@@ -64,7 +64,7 @@ export function gradientOfQ(
   if (inRegisters) {
     const rows = ownedRows(inRegisters);
     const tiles = { query: rows, key: inRegisters.columns };
-    const bound = bindCall(call, inputs, { width: 4, tiles, transposed: false, rows: [dOut] });
+    const bound = bindCall(call, inputs, { width: 4, tiles, transposed: false, rows: [dOut], bits: true });
     const count = queryTiles(call, rows);
     runRowBackward(
       device,

@@ -157,7 +157,7 @@ export function bindCall(call: AttentionCall, { q, k, v, arrays, selection }: Ca
       ...slotValues(call, at, arena),
     },
   };
-  if (arena?.bits?.pending) makeMaskBits(device, arena, walk.tiles, bound);
+  if (arena?.bits?.pending) makeMaskBits(device, arena, walk, bound);
   return bound;
 }
 

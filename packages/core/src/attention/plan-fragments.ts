@@ -93,14 +93,19 @@ export function planBackwardFragments(owner: 'queries' | 'keys', need: FragmentN
   const hardware = capabilities.matrix === 'hardware';
   const barriers = needsBarriers(capabilities);
   const tiles = backwardTiles(owner, widest, capabilities);
-  const found = choose(tiles, need, capabilities, (t) => matrixBackwardBytes({ ...t, barriers }, need, hardware));
+  // the lists are asked for tiles of queries by keys, whoever owns the rows
+  const { listed } = need;
+  const own =
+    owner === 'keys' && listed ? { ...need, listed: (t: { query: number; key: number }) => listed({ query: t.key, key: t.query }) } : need;
+  const found = choose(tiles, own, capabilities, (t) => matrixBackwardBytes({ ...t, barriers }, need, hardware));
   return found && complete(found, capabilities);
 }
 
 function backwardTiles(owner: 'queries' | 'keys', widest: number, capabilities: Capabilities): Tile[] {
   const small = [tile(4, 1, 16), tile(2, 1, 16), tile(1, 1, 16)];
   if (capabilities.matrix !== 'hardware') return small.slice(1);
-  if (widest <= 64) return [tile(6, 1, 16), ...small];
+  if (widest <= 64 && needsBarriers(capabilities)) return [tile(6, 1, 16), ...small];
+  if (widest <= 64) return owner === 'queries' ? [tile(4, 2, 16), ...small] : [tile(12, 1, 32, 16), tile(6, 1, 16), ...small];
   return owner === 'queries' ? [tile(12, 1, 16), tile(8, 1, 16), ...small] : [tile(8, 1, 16), ...small];
 }
 

@@ -16,16 +16,20 @@ export interface RowNeed {
 const wideSubgroup = 32;
 
 /** Workgroups that fill a large GPU. */
-const enoughWorkgroups = 256;
+const enoughWorkgroups = 128;
 
-type Share = Pick<RowTile, 'share' | 'rowsALane' | 'together'>;
+type Share = Pick<RowTile, 'share' | 'rowsALane' | 'together'> & { columns: readonly number[] };
 
-/** Slices of q and out (of q, dOut, dq; of k, v, dk, dv) in registers: 128 to 192 of them at 64 and 128 dimensions. */
+/** Slices of q and out, of q, dOut and dq, or of k, v, dk and dv in registers: 128 to 192 numbers at 64 and 128 dimensions. */
 function shareOf(owner: 'forward' | 'queries' | 'keys', widest: number): Share {
   const share = widest <= 64 ? 4 : 8;
-  if (owner === 'forward') return { share, rowsALane: widest <= 128 ? 4 : 2, together: 4 };
-  if (owner === 'queries') return { share, rowsALane: widest <= 64 ? 4 : 2, together: 1 };
-  return { share, rowsALane: widest <= 128 ? 2 : 1, together: 1 };
+  if (owner === 'forward')
+    return widest <= 32
+      ? { share: 2, rowsALane: 2, together: 8, columns: [32, 16] }
+      : { share, rowsALane: widest <= 128 ? 4 : 2, together: 4, columns: [32, 16, 8] };
+  const columns = [16, 8];
+  if (owner === 'queries') return { share, rowsALane: widest <= 64 ? 4 : 2, together: 1, columns };
+  return { share, rowsALane: widest <= 128 ? 2 : 1, together: 1, columns };
 }
 
 /** The tile of a kernel whose workgroups own rows of queries (`forward`, `queries`) or keys; undefined where subgroups or rows are too few. */
@@ -34,16 +38,18 @@ export function planRows(
   { headDim, valueDim, rows, allRows }: RowNeed,
   { subgroups, subgroupMinSize, limits }: Capabilities,
 ): RowTile | undefined {
-  const base = shareOf(owner, Math.max(headDim, valueDim));
+  const { columns: steps, ...base } = shareOf(owner, Math.max(headDim, valueDim));
   if (!subgroups || subgroupMinSize < base.share) return undefined;
   const wide = subgroupMinSize >= wideSubgroup;
   const rowsALane = wide ? base.rowsALane : Math.max(1, base.rowsALane / 2);
   const spread = wide ? wideSubgroup / base.share : 1;
   const statistics = owner === 'keys' ? 8 : 0;
-  const bytes = (tile: RowTile): number => streamedBytes(tile, [headDim, valueDim]) + statistics * tile.columns;
-  const tiles = [128, 64, 32].flatMap((lanes) => [32, 16, 8].map((columns): RowTile => ({ ...base, rowsALane, spread, lanes, columns })));
-  // half of the memory of a workgroup, so that several are resident
-  const room = Math.min(limits.maxComputeWorkgroupStorageSize, 17408);
-  const fitting = tiles.filter((t) => bytes(t) <= room && ownedRows(t) <= rows);
+  // half of the memory of a large GPU's workgroup at most, so that several are resident
+  const room = Math.min(limits.maxComputeWorkgroupStorageSize, 17_408);
+  const fits = (tile: RowTile): boolean =>
+    streamedBytes(tile, [headDim, valueDim]) + statistics * tile.columns <= room && ownedRows(tile) <= rows;
+  const fitting = [128, 64, 32].flatMap(
+    (lanes) => steps.map((columns): RowTile => ({ ...base, rowsALane, spread, lanes, columns })).find(fits) ?? [],
+  );
   return fitting.find((t) => allRows >= enoughWorkgroups * ownedRows(t)) ?? fitting.at(-1);
 }

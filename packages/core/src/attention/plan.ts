@@ -84,9 +84,10 @@ export function planAttention(shape: AttentionShape, capabilities: Capabilities,
   const software = options.software ?? false;
   const { headDim, valueDim } = shape;
   const widest = Math.max(headDim, valueDim);
+  const { listed } = shape;
   const backward = (owner: 'queries' | 'keys', rows: number, heads: number): FragmentPlan | undefined =>
     shape.halves && !shape.scoreFunction
-      ? planBackwardFragments(owner, { headDim, valueDim, rows, allRows: rows * heads * shape.batch }, capabilities)
+      ? planBackwardFragments(owner, { headDim, valueDim, rows, allRows: rows * heads * shape.batch, listed }, capabilities)
       : undefined;
   const inRegisters = (owner: 'queries' | 'keys', rows: number, heads: number): RowTile | undefined =>
     software ? undefined : planRows(owner, { headDim, valueDim, rows, allRows: rows * heads * shape.batch }, capabilities);

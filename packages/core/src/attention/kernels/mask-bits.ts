@@ -16,6 +16,8 @@ type BitsSpec = {
   mask: string;
   rows: number;
   columns: number;
+  /** Rows are keys, columns queries. */
+  transposed: boolean;
 };
 
 const kernel = defineKernel({
@@ -26,8 +28,17 @@ const kernel = defineKernel({
     bits: write<BitsSpec>('u32'),
   },
   uniforms: { ...scoreUniforms, tiles: 'u32' },
-  wgsl: ({ mask, rows, columns }: BitsSpec) => {
+  wgsl: ({ mask, rows, columns, transposed }: BitsSpec) => {
     const words = Math.ceil(columns / 32);
+    const [limits, pair] = transposed
+      ? [
+          { rows: 'keys', columns: 'queries' },
+          { query: 'other', key: 'row' },
+        ]
+      : [
+          { rows: 'queries', columns: 'keys' },
+          { query: 'row', key: 'other' },
+        ];
     return `
     ${mask}
     @compute @workgroup_size(64)
@@ -35,16 +46,18 @@ const kernel = defineKernel({
       let tile = workgroupIndex(group, groups);
       if (tile >= uniforms.tiles) { return; }
       let listRow = load_list(2u * tile);
-      let keyStart = load_list(2u * tile + 1u) * ${columns}u;
+      let columnStart = load_list(2u * tile + 1u) * ${columns}u;
       let rowStart = listRow % uniforms.listRows * ${rows}u;
       let h = i32(listRow / uniforms.listRows % uniforms.listHeads);
       let b = i32(listRow / uniforms.listRows / uniforms.listHeads);
       for (var at = lane; at < ${rows * words}u; at += 64u) {
         let row = rowStart + at / ${words}u;
-        let first = keyStart + at % ${words}u * 32u;
+        let first = columnStart + at % ${words}u * 32u;
+        let end = min(uniforms.${limits.columns}, columnStart + ${columns}u);
         var word = 0u;
         for (var j = 0u; j < ${Math.min(32, columns)}u * uniforms.one; j++) {
-          if (row < uniforms.queries && first + j < min(uniforms.keys, keyStart + ${columns}u) && maskOf(b, h, i32(row) + uniforms.queryOffset, i32(first + j))) { word |= 1u << j; }
+          let other = first + j;
+          if (row < uniforms.${limits.rows} && other < end && maskOf(b, h, i32(${pair.query}) + uniforms.queryOffset, i32(${pair.key}))) { word |= 1u << j; }
         }
         store_bits(tile * ${rows * words}u + at, word);
       }
@@ -56,19 +69,20 @@ const kernel = defineKernel({
 export function makeMaskBits(
   device: Device,
   arena: MaskArena,
-  tiles: TileSizes,
+  { tiles, transposed }: { tiles: TileSizes; transposed: boolean },
   { spec, uniforms }: { spec: { mask: string }; uniforms: UniformsOf<ScoreUniforms> },
 ): void {
   const { bits, operand } = arena;
   const list = bits?.pending;
   if (!bits || !list) return;
   bits.pending = undefined;
-  const extent = bits.tiles * tiles.query * bits.words;
+  const [rows, columns] = transposed ? [tiles.key, tiles.query] : [tiles.query, tiles.key];
+  const extent = bits.tiles * rows * bits.words;
   const listed = device.allocate(list.byteLength, 'partial tiles');
   const made = device.allocate(4 * extent, 'mask bits');
   device.write(listed, 0, new Uint8Array(list.buffer, list.byteOffset, list.byteLength));
   kernel.run(device, {
-    spec: { mask: spec.mask, rows: tiles.query, columns: tiles.key },
+    spec: { mask: spec.mask, rows, columns, transposed },
     tensors: {
       arena: operand,
       list: { storage: listed, dtype: 'u32', offset: 0, extent: list.length, label: 'partial tiles' },

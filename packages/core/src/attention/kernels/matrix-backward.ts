@@ -248,7 +248,7 @@ function mainOfQueries(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles
       one: !f.hardware || testsEveryTile(spec),
       sees: spec.barriers ? undefined : bits ? `${seesKeys(spec)} && ${bits.any}` : seesKeys(spec),
       compute: body,
-      ...(bits && { extra: bits.extra }),
+      ...(bits && { extras: [bits.extra] }),
     })}
     ${t.storeOutput('dq', headDim, {
       binding: 'grads',
@@ -290,6 +290,7 @@ function mainOfKeys(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles: r
         fetch: '',
         put: `if (lane < ${columns}u) { columnStats[lane] = ${columnStat}; }`,
       };
+  const bits = keyBits(spec, t);
   return `
     ${keyPosition(spec, { tile: 'group.y', head: 'group.x' })}
     ${lanePlace}
@@ -307,9 +308,9 @@ function mainOfKeys(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles: r
         start: 'rowStart',
         stop: 'rowEnd',
         one: !f.hardware || testsEveryTile(spec),
-        sees: spec.barriers ? undefined : seenByQueries(spec),
+        sees: spec.barriers ? undefined : bits ? `${seenByQueries(spec)} && ${bits.any}` : seenByQueries(spec),
         compute: body,
-        extra: stats,
+        extras: bits ? [stats, bits.extra] : [stats],
       })}
       ${biasGradient ? blocks.map(bias).join('\n') : ''}
     }

@@ -181,7 +181,7 @@ function matrixForwardText(spec: MatrixForwardSpec, { capabilities }: KernelCont
       stop: 'keyStop',
       one: !f.hardware || testsEveryTile(spec),
       sees: barriers ? undefined : bits ? `${seesKeys(spec)} && ${bits.any}` : seesKeys(spec),
-      ...(bits && { extra: bits.extra }),
+      ...(bits && { extras: [bits.extra] }),
       compute: (masked) => chunks.map((first) => compute(first, masked)).join('\n'),
     })}
     ${blocks.map(finish).join('\n')}

@@ -16,6 +16,13 @@ export interface Stream {
   put(first: string, end: string): string;
 }
 
+/** Text that declares registers, loads the next tile's share into them, and writes it where the kernel reads it. */
+export interface Extra {
+  declare: string;
+  fetch: string;
+  put: string;
+}
+
 /**
  * Text that computes each tile of a walk, from `start` to `stop`; the next one is loaded meanwhile. Tiles that are seen whole run a
  * loop of their own without masking: as branches of one loop, the two bodies cost each other registers (a sixth of the time).
@@ -32,13 +39,14 @@ export function steps(
     /** Whether this subgroup has anything to do with the tile; all lanes run the body where it is absent. */
     sees: string | undefined;
     compute: (masked: boolean) => string;
-    /** Further memory that is staged. */
-    extra?: { declare: string; fetch: string; put: string };
+    /** What else is staged. */
+    extras?: readonly Extra[];
   },
 ): string {
-  const { start, stop, sees, compute, extra, one } = names;
-  const fetch = `${streams.map((stream) => stream.fetch('nextStart', 'nextStop')).join('\n')} ${extra?.fetch ?? ''}`;
-  const put = `${streams.map((stream) => stream.put('nextStart', 'nextStop')).join('\n')} ${extra?.put ?? ''}`;
+  const { start, stop, sees, compute, extras = [], one } = names;
+  const all = (part: keyof Extra): string => extras.map((extra) => extra[part]).join('\n');
+  const fetch = `${streams.map((stream) => stream.fetch('nextStart', 'nextStop')).join('\n')} ${all('fetch')}`;
+  const put = `${streams.map((stream) => stream.put('nextStart', 'nextStop')).join('\n')} ${all('put')}`;
   const step = (masked: boolean, body: string): string => `
       let ${start} = nextStart;
       let ${stop} = nextStop;
@@ -52,7 +60,7 @@ export function steps(
       workgroupBarrier();`;
   const guarded = sees === undefined ? compute(true) : `if (${sees}) { ${compute(true)} }`;
   return `
-    ${streams.map((stream) => stream.declare()).join(' ')} ${extra?.declare ?? ''}
+    ${streams.map((stream) => stream.declare()).join(' ')} ${all('declare')}
     ${walk.declare}
     ${walk.advance}
     ${fetch}
@@ -69,14 +77,17 @@ export function testsEveryTile(spec: ScoreSpec): boolean {
   return spec.mask !== '' && spec.list !== 'runs';
 }
 
+/** Hides a block's scores `x<block>_<unit>` of pairs whose bits are not set: owned rows against the streamed ones from `first` on. */
+function hideByBits(spec: MatrixSpec, t: Scratch, block: number, first: number): string {
+  const row = `(partialTile * ${spec.rows}u + ${ownedRow(spec, block)} + row) * ${spec.bits}u + ${first >> 5}u`;
+  const word = bitsAhead(spec) ? `bits${block}_${first >> 5}` : `arena[base_arena() + uniforms.bitsAt + ${row}]`;
+  return `{ let bits = ${word} >> (${first & 31}u + 4u * pair);
+      ${t.units.map((u) => hide(block, u, bitsOf(8 * u))).join(' ')} }`;
+}
+
 /** Hides a block's scores `x<block>_<unit>` of pairs that are not seen: rows of queries against the keys from `keyStart + first` on. */
 export function hideKeys(spec: MatrixSpec, t: Scratch, block: number, chunk: number): string {
-  if (spec.bits > 0) {
-    const row = `(partialTile * ${spec.rows}u + ${ownedRow(spec, block)} + row) * ${spec.bits}u + ${chunk >> 5}u`;
-    const word = bitsAhead(spec) ? `bits${block}_${chunk >> 5}` : `arena[base_arena() + uniforms.bitsAt + ${row}]`;
-    return `{ let bits = ${word} >> (${chunk & 31}u + 4u * pair);
-      ${t.units.map((u) => hide(block, u, bitsOf(8 * u))).join(' ')} }`;
-  }
+  if (spec.bits > 0) return hideByBits(spec, t, block, chunk);
   const first = `(keyStart + ${chunk}u)`;
   if (spec.mask !== '') return hideEach(spec, t, block, `seen(b, h, place${block}, ${first} + column, keyStop)`);
   // closed form: the last and the first visible key, and the first key behind the leading ones, counted from this lane's first column
@@ -94,9 +105,9 @@ function bitsAhead(spec: MatrixSpec): boolean {
 
 /**
  * Bits of the partial tile that is computed, `bits<block>_<word>`, of this lane's rows, loaded with the tile. `any` says whether a row
- * of the subgroup sees a key: windows over tokens of a plane leave many of a workgroup's tiles to some of its subgroups.
+ * of the subgroup takes part in a pair: windows over tokens of a plane leave many of a workgroup's tiles to some of its subgroups.
  */
-export function keyBits(spec: MatrixSpec, t: Scratch): { extra: { declare: string; fetch: string; put: string }; any: string } | undefined {
+export function keyBits(spec: MatrixSpec, t: Scratch): { extra: Extra; any: string } | undefined {
   if (!bitsAhead(spec)) return undefined;
   const names = t.blocks.flatMap((m) =>
     range(spec.bits).map((w) => ({
@@ -116,6 +127,7 @@ export function keyBits(spec: MatrixSpec, t: Scratch): { extra: { declare: strin
 
 /** As `hideKeys`: rows of keys against the queries from `rowStart + first` on. */
 export function hideQueries(spec: MatrixSpec, t: Scratch, block: number, chunk: number): string {
+  if (spec.bits > 0) return hideByBits(spec, t, block, chunk);
   const first = `(rowStart + ${chunk}u)`;
   if (spec.mask !== '') return hideEach(spec, t, block, `seen(b, h, i32(${first} + column) + queryOffset, keyAt${block}, keyStop)`);
   return `{ let zero = i32(${first} + 4u * pair);

@@ -47,7 +47,7 @@ export function keyWalk(spec: ScoreSpec, columns: number): Walk {
         `let start = tile * ${columns}u;
         tile++;
         if (start >= keyEnd) { continue; }
-        ${spec.bits > 0 ? 'nextBits = arena[base_arena() + uniforms.bitTilesAt + run - 1u] + tile - 1u;' : ''}
+        ${bitsOfTile(spec)}
         found = true; nextStart = start; nextStop = keyEnd; nextMasked = stop < 0x80000000u || start + ${columns}u > keyEnd; break;`,
       );
     case 'ids':
@@ -92,6 +92,7 @@ export function queryWalk(spec: ScoreSpec, columns: number, rows: number, splits
       tile++;
       ${splits ? 'let mine = walked >= begin && walked < end; walked++; if (!mine) { continue; }' : ''}
       if (keyStart >= keyEnd) { continue; }
+      ${bitsOfTile(spec)}
       found = true; nextStart = start; nextStop = uniforms.queries;
       nextMasked = stop < 0x80000000u || keyStart + ${rows}u > keyEnd || start + ${columns}u > uniforms.queries; break;`,
       splits,
@@ -130,6 +131,11 @@ export function queryWalk(spec: ScoreSpec, columns: number, rows: number, splits
     ${take('stop')}`,
     splits,
   );
+}
+
+/** Number of the partial tile behind which `tile` already stands. */
+function bitsOfTile(spec: ScoreSpec): string {
+  return spec.bits > 0 ? 'nextBits = arena[base_arena() + uniforms.bitTilesAt + run - 1u] + tile - 1u;' : '';
 }
 
 function shareOf(splits: boolean): string {

@@ -16,7 +16,7 @@ import { tilePosition } from './forward.js';
 import { bound } from './matrix-memory.js';
 import { steps, testsEveryTile } from './matrix-steps.js';
 import { keyWalk, queryWalk } from './matrix-walks.js';
-import { rowFactor, rowLogit, seesKeys, storeRow } from './row-forward.js';
+import { pairBits, pairSeen, rowFactor, rowLogit, seesKeys, storeRow } from './row-forward.js';
 import { ownedRows, RowText, type RowTile } from './row-lanes.js';
 import { rowLoader } from './tile.js';
 
@@ -134,6 +134,7 @@ function textOfQueries(spec: RowBackwardSpec): string {
   const t = new RowText(spec);
   const kv = (c: number): string => `(keyStart + n + ${c}u)`;
   const compute = (masked: boolean): string => `
+    ${masked ? pairBits(spec) : ''}
     for (var n = 0u; n < ${bound(spec, columns)}; n += ${together}u) {
       ${t.products('s', 'q', 'keys', headDim, 'n')}
       ${t.products('g', 'dOut', 'values', valueDim, 'n')}
@@ -141,7 +142,7 @@ function textOfQueries(spec: RowBackwardSpec): string {
         place: (c) => ({ b: 'b', h: 'h', q: 'place', kv: kv(c) }),
         stat: () => 'stat',
         bias: (c) => `keyBiasOf(b, h, ${kv(c)})`,
-        seen: (c) => `seen(b, h, place, ${kv(c)}, keyStop)`,
+        seen: (c) => pairSeen(spec, c, `seen(b, h, place, ${kv(c)}, keyStop)`),
       })}
       ${t.accumulate('dq', 'g', 'keys', headDim, 'n')}
     }`;
@@ -180,6 +181,7 @@ function textOfKeys(spec: RowBackwardSpec): string {
   const t = new RowText(spec);
   const place = (c: number): string => `(i32(rowStart + n + ${c}u) + queryOffset)`;
   const compute = (masked: boolean): string => `
+    ${masked ? pairBits(spec) : ''}
     for (var n = 0u; n < ${bound(spec, columns)}; n += ${together}u) {
       ${t.products('s', 'k', 'queries', headDim, 'n')}
       ${t.products('g', 'v', 'cotangents', valueDim, 'n')}
@@ -192,7 +194,7 @@ function textOfKeys(spec: RowBackwardSpec): string {
           place: (c) => ({ b: 'b', h: 'h', q: place(c), kv: 'keyAt' }),
           stat: (c) => `stat${c}`,
           bias: () => 'bias',
-          seen: (c) => `seen(b, h, ${place(c)}, keyAt, keyStop)`,
+          seen: (c) => pairSeen(spec, c, `seen(b, h, ${place(c)}, keyAt, keyStop)`),
         },
         (_, g) => (biasGradient ? `dBias += ${g};` : ''),
       )}
@@ -231,12 +233,14 @@ function textOfKeys(spec: RowBackwardSpec): string {
           one: spec.opaque || testsEveryTile(spec),
           sees: `subgroupAny(${seenByQueries(spec)})`,
           compute,
-          extra: {
-            declare: '',
-            fetch: '',
-            put: `for (var at = lane; at < ${columns}u; at += ${lanes}u) {
+          extras: [
+            {
+              declare: '',
+              fetch: '',
+              put: `for (var at = lane; at < ${columns}u; at += ${lanes}u) {
             columnStats[at] = statOf((b * uniforms.queries + nextStart + at) * uniforms.heads + h, nextStart + at < nextStop); }`,
-          },
+            },
+          ],
         },
       )}
       ${

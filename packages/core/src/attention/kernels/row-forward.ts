@@ -59,10 +59,11 @@ function text(spec: RowForwardSpec): string {
     return raw === `s${c}` ? '' : `s${c} = ${raw};`;
   };
   const compute = (masked: boolean): string => `
+    ${masked ? pairBits(spec) : ''}
     for (var n = 0u; n < ${bound(spec, columns)}; n += ${together}u) {
       ${t.products('s', 'q', 'keys', headDim, 'n')}
       ${t.columns.map(logit).join(' ')}
-      ${masked ? `if (masked) { ${t.columns.map((c) => `s${c} = select(NEG, s${c}, seen(b, h, place, keyStart + n + ${c}u, keyStop));`).join(' ')} }` : ''}
+      ${masked ? `if (masked) { ${t.columns.map((c) => `s${c} = select(NEG, s${c}, ${pairSeen(spec, c, `seen(b, h, place, keyStart + n + ${c}u, keyStop)`)});`).join(' ')} }` : ''}
       let top = ${t.columns.map((c) => `s${c}`).reduce((a, b) => `max(${a}, ${b})`)};
       if (subgroupAny(top > highest + 8.0)) {
         let next = max(highest, top);
@@ -144,4 +145,15 @@ export function storeRow(binding: string, vector: boolean, dim: number, first: s
 export function seesKeys(spec: ScoreSpec & { columns: number }): string {
   if (spec.list === 'runs') return 'rowAt < rowEnd';
   return `rowAt < rowEnd && i32(keyStart) <= place + uniforms.right && (i32(keyStart) + ${spec.columns} > place - uniforms.left || keyStart < uniforms.prefix)`;
+}
+
+/** Bits of the own row of a partial tile: tiles have at most 32 columns, a word. */
+export function pairBits(spec: ScoreSpec & RowTile): string {
+  if (spec.bits === 0) return '';
+  return `let pairs = arena[base_arena() + uniforms.bitsAt + partialTile * ${ownedRows(spec)}u + ownRow];`;
+}
+
+/** Whether the own row and streamed row `n + column` of a tile see one another: by its bits where there are any. */
+export function pairSeen(spec: ScoreSpec, column: number, seen: string): string {
+  return spec.bits > 0 ? `((pairs >> (n + ${column}u)) & 1u) != 0u` : seen;
 }
