@@ -55,6 +55,15 @@ describe('the form of a scan', () => {
     expect(plan.segmentTokens % plan.matrix!.outputs.chunk).toBe(0);
   });
 
+  test('states of segments are made in parts that fill the device four times over, none of a few tokens', () => {
+    expect(planScan(shape({}), withMatrix(49152), hardware)).toMatchObject({ segments: 8, parts: 4 });
+    expect(planScan(shape({ tokens: 1 << 20 }), withMatrix(49152), hardware)).toMatchObject({ segments: 8, parts: 4 });
+    expect(planScan(shape({ tokens: 4096 }), withMatrix(49152), hardware)).toMatchObject({ segments: 8, parts: 1 });
+    expect(planScan(shape({ batch: 3 }), withMatrix(49152), hardware)).toMatchObject({ segments: 2, parts: 5 });
+    expect(planScan(shape({ dtype: 'f32' }), withMatrix(49152), hardware).parts).toBe(1);
+    expect(planScan(shape({ batch: 32 }), withMatrix(49152), hardware).parts).toBe(1);
+  });
+
   test('many heads go in one sweep, which reads everything once', () => {
     const plan = planScan(shape({ batch: 32 }), withMatrix(49152), hardware);
     expect(plan).toMatchObject({ form: 'serial', segments: 1, dispatches: ['outputs'] });

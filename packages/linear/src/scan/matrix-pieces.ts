@@ -134,7 +134,12 @@ export class MatrixPieces {
           ${this.sliceFragments(slice, (accumulator, offset) => f.loadResult(accumulator, 'stage', offset, `${this.layout.floatStride}u`))}
           workgroupBarrier();`,
           )}
-          ${s.outputs ? `${joinInitial(f, 'initialPeak')} workgroupBarrier(); ${boundFromInitial}` : ''}`;
+          ${s.outputs ? `${joinInitial('initialPeak')} workgroupBarrier(); ${boundFromInitial}` : ''}`;
+  }
+
+  /** What states are multiplied by as they leave. */
+  protected get finalScale(): string {
+    return 'uniforms.stateScale';
   }
 
   protected storeFinal(): string {
@@ -143,7 +148,7 @@ export class MatrixPieces {
       return loops.each(0, this.ownKeys, (r) =>
         loops.columnsOf(
           (c) =>
-            `${f.scale(loops.at('s', r, c), 'uniforms.stateScale')} ` +
+            `${f.scale(loops.at('s', r, c), this.finalScale)} ` +
             f.store(
               loops.at('s', r, c),
               'state',
@@ -160,7 +165,7 @@ export class MatrixPieces {
           ${this.eachStaged(
             slice,
             `
-            let value = bitcast<vec4f>(stage[place]) * uniforms.stateScale;
+            let value = bitcast<vec4f>(stage[place]) * ${this.finalScale};
             for (var i = 0u; i < 4u; i++) {
               if (row < ${s.keyDim}u && columns + c + i < ${s.valueDim}u) { store_state(stateBase + row * ${s.valueDim}u + columns + c + i, value[i]); }
             }`,

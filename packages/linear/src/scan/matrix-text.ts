@@ -4,7 +4,7 @@ import { eightsDeclared, HeldTile } from './held-tile.js';
 import { MatrixPieces, type MatrixSpec } from './matrix-pieces.js';
 import { matrixLayout } from './matrix-tile.js';
 import { chunkRange, joinChunk, peaksDeclared, rangeVariables } from './matrix-range.js';
-import { aliveFrom, initialOf, lengthOf, rateOf, segmentOf, tokenOf, vectorStore, zeroTail } from './text.js';
+import { aliveOf, initialOf, lengthOf, ownPart, partOf, rateOf, segmentOf, shareOf, tokenOf, vectorStore, zeroTail } from './text.js';
 
 /** The whole text; a generator of pieces that share sizes and names. */
 export function matrixText(s: MatrixSpec, { capabilities }: KernelContext): string {
@@ -42,6 +42,10 @@ class MatrixText extends MatrixPieces {
     });
   }
 
+  protected override get finalScale(): string {
+    return this.s.outputs ? super.finalScale : 'finalScale';
+  }
+
   kernel(): string {
     const { s, f, loops, layout } = this;
     const tiles = s.outputs ? [this.queries, this.keys, this.values] : [this.keys, this.values];
@@ -50,6 +54,7 @@ class MatrixText extends MatrixPieces {
       ${segmentOf}
       ${lengthOf(s.lengths)}
       ${tokenOf}
+      ${s.outputs ? '' : aliveOf + shareOf}
       ${s.initial ? initialOf(s.keyDim, s.valueDim) : ''}
       ${s.outputs ? `var<workgroup> left: array<vec4u, ${layout.left}>;` : ''}
       var<workgroup> right: array<vec4u, ${layout.right}>;
@@ -60,8 +65,9 @@ class MatrixText extends MatrixPieces {
       ${f.entry(
         s.rowGroups * s.columnGroups,
         `
-        let index = workgroupIndex(group, groups);
-        if (index >= uniforms.workgroups) { return; }
+        let item = workgroupIndex(group, groups);
+        if (item >= uniforms.workgroups) { return; }
+        ${s.outputs ? 'let index = item;' : partOf}
         let position = segmentOf(index);
         let columns = position.x * ${s.columns}u;
         let head = position.y;
@@ -69,16 +75,16 @@ class MatrixText extends MatrixPieces {
         let length = lengthOf(batch);
         let firstToken = position.z * uniforms.segmentTokens;
         let first = min(firstToken, length);
-        let end = min(first + uniforms.segmentTokens, length);
+        ${s.outputs ? 'let' : 'var'} end = min(first + uniforms.segmentTokens, length);
         let rowGroup = subgroup / ${s.columnGroups}u;
         let ownColumns = subgroup % ${s.columnGroups}u * ${s.columns / s.columnGroups}u;
         let rate = ${rateOf('head')};
-        let stateBase = ((batch * uniforms.heads + head) * uniforms.segments + position.z) * ${s.keyDim * s.valueDim}u;
+        let stateBase = (${s.outputs ? '' : 'part * perPart / uniforms.columnTiles + '}(batch * uniforms.heads + head) * uniforms.segments + position.z) * ${s.keyDim * s.valueDim}u;
         ${loops.declare('s', this.ownKeys)}
         ${s.outputs ? rangeVariables : ''}
         ${s.initial ? this.loadInitial() : ''}
         var at = first;
-        ${s.outputs ? '' : aliveFrom}
+        ${s.outputs ? '' : ownPart}
         var count = min(${s.chunk}u, end - at);
         ${tiles.map((tile) => tile.declare()).join('\n')}
         ${fetch()}
@@ -122,7 +128,7 @@ class MatrixText extends MatrixPieces {
           ${this.queries.put()}
           ${this.keys.put()}
           ${this.values.put()}
-          ${joinChunk(f, { q: peak(this.queries), k: peak(this.keys), v: peak(this.values) })}
+          ${joinChunk({ q: peak(this.queries), k: peak(this.keys), v: peak(this.values) })}
           workgroupBarrier();
           ${chunkRange(this.s.keyDim, this.s.gain)}
           outFactor = up;

@@ -35,7 +35,7 @@ export interface MatrixLayout {
 }
 
 /** Maxima from which the range of f16 copies is bounded. */
-const peakBytes = 32;
+const peakBytes = 16;
 
 /**
  * Workgroup memory of a kernel on fragments.
@@ -85,7 +85,8 @@ function findTile(keyDim: number, valueDim: number, capabilities: Capabilities, 
   const widths = valueDim <= 32 ? [32, 64] : valueDim <= 64 ? [64, 32] : [128, 64, 32];
   for (const columns of only ? [only] : widths) {
     for (const rowGroups of columns === 128 ? [4, 2] : [4, 2, 1]) {
-      const chunk = rowGroups * 16;
+      // states want few keys and values in workgroup memory: two workgroups share a multiprocessor
+      const chunk = Math.min(rowGroups * 16, !outputs && columns === 128 ? 32 : 64);
       const columnGroups = Math.min(4, columns / N);
       if (rowGroups * columnGroups * fragmentLanes > maxComputeInvocationsPerWorkgroup) continue;
       for (let slices = 1; slices * rowGroups <= Math.max(blocks, rowGroups); slices++) {

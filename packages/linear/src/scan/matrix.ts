@@ -32,7 +32,7 @@ const kernel = defineKernel({
   wgsl: matrixText,
 });
 
-/** What one dispatch over fragments reads and writes; without `out` only what each segment adds to the state. */
+/** What one dispatch over fragments reads and writes; without `out` only what each segment, or part of one, adds to the state. */
 export interface MatrixRun {
   sweep: Sweep;
   tiles: MatrixTiles;
@@ -43,16 +43,17 @@ export interface MatrixRun {
   /** State before each segment, f32 [batch, heads, segments, keyDim, valueDim], or [.., valueDim, keyDim] with `transposed`. */
   initial?: Tensor | undefined;
   transposed?: boolean | undefined;
-  /** Written with the state behind each segment. */
+  /** Written with the state behind each segment; without `out` with that of each part of it, [parts, ..], which add up. */
   state?: Tensor | undefined;
+  parts?: number | undefined;
 }
 
 /** Records one dispatch over every segment, head and batch entry. */
-export function runMatrix({ sweep, tiles, q, k, v, out, initial, transposed = false, state }: MatrixRun): void {
+export function runMatrix({ sweep, tiles, q, k, v, out, initial, transposed = false, state, parts = 1 }: MatrixRun): void {
   const tile = out ? tiles.outputs : tiles.states;
   const keyDim = k.dim(3);
   const valueDim = v.dim(3);
-  const values = sweepValues(sweep, { q, k, v, out }, Math.ceil(valueDim / tile.columns), transposed, true);
+  const values = sweepValues(sweep, { q, k, v, out }, Math.ceil(valueDim / tile.columns), transposed, true, parts, tile.chunk);
   kernel.run(k.device, {
     spec: {
       ...tile,

@@ -34,6 +34,8 @@ export interface ScanPlan {
   kernel: 'recurrent' | 'matrix';
   segments: number;
   segmentTokens: number;
+  /** States that each segment adds on fragments: cut further, since heads that forget soon leave the others alone with the device. */
+  parts: number;
   recurrent: RecurrentTile;
   matrix: MatrixTiles | undefined;
   dispatches: readonly ('states' | 'segment-scan' | 'outputs')[];
@@ -51,6 +53,9 @@ export interface ScanTuning {
 
 /** Fewer tokens than this a segment are not worth a state written, scanned and read. */
 const leastSegment = 128;
+
+/** Fewer tokens than this a part of a segment are not worth a state more to sum. */
+const leastPart = 512;
 
 /**
  * The plan of a scan: a pure function of shape and capabilities.
@@ -70,15 +75,20 @@ export function planScan(shape: ScanShape, capabilities: Capabilities, tuning: S
   const segmentTokens = Math.max(1, shape.chunk ?? Math.ceil(Math.ceil(tokens / wanted) / step) * step);
   const segments = Math.max(1, Math.ceil(tokens / segmentTokens));
   const serial = segments === 1;
+  const parts =
+    matrix && !serial
+      ? Math.max(1, Math.min(Math.floor(tuning.fill / Math.max(1, perSegment * segments)), Math.floor(segmentTokens / leastPart)))
+      : 1;
   const tiles = Math.ceil(valueDim / columns);
   const size = dtype === 'f16' ? 2 : 4;
   const perToken = tiles * 2 * keyDim + 2 * valueDim + (serial ? 0 : tiles * keyDim + valueDim);
-  const states = serial ? 0 : 4 * segments * keyDim * valueDim * 4;
+  const states = serial ? 0 : 2 * (parts + 1) * segments * keyDim * valueDim * 4;
   return {
     form: serial ? 'serial' : segmentTokens <= step ? 'chunk-parallel' : 'segments',
     kernel: matrix ? 'matrix' : 'recurrent',
     segments,
     segmentTokens,
+    parts,
     recurrent,
     matrix,
     dispatches: serial ? ['outputs'] : ['states', 'segment-scan', 'outputs'],

@@ -7,7 +7,7 @@ import type { Tensor, Tier } from '@heed/core';
 import { defineKernel, read, readWrite, unroll, write } from '@heed/core/~internal';
 import type { RecurrentTile } from './plan.js';
 import { type Sweep, sweepUniforms, sweepValues } from './sweep.js';
-import { aliveFrom, initialOf, lengthOf, rateOf, segmentOf, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
+import { aliveFrom, aliveOf, initialOf, lengthOf, rateOf, segmentOf, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
 import { rowWidth } from './views.js';
 
 /** `states`: only the state that each segment adds; `outputs`: the outputs of each segment. */
@@ -74,6 +74,7 @@ function recurrentText(s: RecurrentSpec): string {
     ${vectorLoad('k', s.kWidth, s.keyDim)}
     ${vectorLoad('v', s.vWidth, s.valueDim)}
     ${segmentOf}
+    ${s.mode === 'states' ? aliveOf : ''}
     ${lengthOf(s.lengths)}
     ${tokenOf}
     ${s.initial === 'inPlace' ? vectorLoad('state', s.stateWidth, s.valueDim) : ''}

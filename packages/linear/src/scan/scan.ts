@@ -62,11 +62,14 @@ export interface ScanStates {
 export function segmentStates(scan: Omit<Scan, 'q'>, { initial, final }: ScanStates): Tensor {
   const { k, v, plan } = scan;
   const sweep = sweepOf(scan);
-  const states = empty(k.device, [sweep.batch, sweep.heads, plan.segments, k.dim(3), v.dim(3)]);
+  const shape = [sweep.batch, sweep.heads, plan.segments, k.dim(3), v.dim(3)];
+  const states = empty(k.device, shape);
   const matrix = matrixFor(plan, k, v);
-  if (matrix) runMatrix({ sweep, tiles: matrix, k, v, state: states });
+  const added = matrix && plan.parts > 1 ? empty(k.device, [plan.parts, ...shape]) : undefined;
+  if (matrix) runMatrix({ sweep, tiles: matrix, k, v, state: added ?? states, parts: plan.parts });
   else runRecurrent({ sweep, tile: plan.recurrent, k, v, state: states, fallback: k.dtype === 'f16' });
-  runSegmentScan(sweep, k.dim(3) * v.dim(3), { states, initial, final });
+  runSegmentScan(sweep, k.dim(3) * v.dim(3), { states, added, partStep: matrix?.states.chunk, initial, final });
+  added?.dispose();
   return states;
 }
 

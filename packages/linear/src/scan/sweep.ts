@@ -41,6 +41,8 @@ export const sweepUniforms = {
   segments: 'u32',
   segmentTokens: 'u32',
   columnTiles: 'u32',
+  parts: 'u32',
+  partStep: 'u32',
   workgroups: 'u32',
   queryScale: 'f32',
   keyScale: 'f32',
@@ -55,6 +57,7 @@ type SweepValues = { [K in keyof typeof sweepUniforms]: number };
 /**
  * Run-time values of a dispatch: strides in elements, sizes, factors.
  * @param halves keys are scaled in f16: a factor over 1 would leave its range and scales the state in f32 instead (`stateScale`)
+ * @param parts of each segment, each swept by workgroups of its own, multiples of `partStep` tokens
  */
 export function sweepValues(
   sweep: Sweep,
@@ -62,6 +65,8 @@ export function sweepValues(
   columnTiles: number,
   transposed: boolean,
   halves = false,
+  parts = 1,
+  partStep = 1,
 ): SweepValues {
   const stride = (t: Tensor | undefined, axis: number): number => t?.strides[axis] ?? 0;
   const { q, k, v, out } = operands;
@@ -85,7 +90,9 @@ export function sweepValues(
     segments: sweep.segments,
     segmentTokens: sweep.segmentTokens,
     columnTiles,
-    workgroups: columnTiles * sweep.heads * sweep.segments * sweep.batch,
+    parts,
+    partStep,
+    workgroups: parts * columnTiles * sweep.heads * sweep.segments * sweep.batch,
     queryScale: sweep.queryScale,
     keyScale: sweep.keyScale / stateScale,
     stateScale,

@@ -55,13 +55,35 @@ export function initialOf(keyDim: number, valueDim: number): string {
     }`;
 }
 
-/**
- * What decayed below 1e-8 (2^-27) by the end of the segment adds nothing in f32: a sweep that only makes states begins behind it.
- * The last token does not decay, so one is always left.
- */
+/** The last tokens of a segment that count: what decayed below 1e-8 (2^-27) adds nothing in f32. The last does not decay, so one is always left. */
+export const aliveOf = `
+    fn aliveOf(rate: f32) -> u32 { return u32(min(27.0 / max(-rate, 1e-6), 1e9)) + 1u; }`;
+
+/** A sweep that only makes states begins behind what adds nothing. */
 export const aliveFrom = `
-      let alive = u32(min(27.0 / max(-rate, 1e-6), 1e9)) + 1u;
-      at = max(first, end - min(end, alive));`;
+      at = max(first, end - min(end, aliveOf(rate)));`;
+
+/** Tokens a part of a segment, of which `alive` are alive: whole chunks. */
+export const shareOf = `
+    fn shareOf(alive: u32) -> u32 {
+      return ((alive + uniforms.parts - 1u) / uniforms.parts + uniforms.partStep - 1u) / uniforms.partStep * uniforms.partStep;
+    }`;
+
+/** A sweep that only makes states may cut what is alive of a segment into parts, each with a state of its own. */
+export const partOf = `
+        let perPart = uniforms.workgroups / uniforms.parts;
+        let part = item / perPart;
+        let index = item % perPart;`;
+
+/** The tokens of this part, and what decays its state until the end of the segment; nobody reads the state of a part without tokens. */
+export const ownPart = `
+        let segmentEnd = end;
+        ${aliveFrom}
+        let share = shareOf(end - at);
+        at = min(at + part * share, end);
+        end = min(at + share, end);
+        if (uniforms.parts > 1u && at >= end) { return; }
+        let finalScale = uniforms.stateScale * exp2(rate * f32(segmentEnd - end));`;
 
 /** Zeros for the outputs of a segment's tokens behind the length of a batch entry. */
 export function zeroTail(columns: number, lanes: number): string {
