@@ -76,7 +76,7 @@ export const partOf = `
         let index = item % perPart;`;
 
 /** The tokens of this part, and what decays its state until the end of the segment; nobody reads the state of a part without tokens. */
-export const ownPart = `
+export const ownPart: string = `
         let segmentEnd = end;
         ${aliveFrom}
         let share = shareOf(end - at);
