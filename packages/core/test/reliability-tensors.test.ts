@@ -1,5 +1,5 @@
 // Wrong use of tensors is told in words; odd but legal input (no tokens, NaN, long reads) goes through.
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import fc from 'fast-check';
 import { attention, attentionWithLse } from '../src/attention/index.js';
 import { sizeClass } from '../src/device/pool.js';
@@ -226,6 +226,26 @@ test('live and pooled bytes together stay within 1.25 times the peak', async () 
   expect(own.memory()).toMatchObject({ tensors: 0, liveBytes: 0 });
   own.pool.trim(0);
   expect(own.memory()).toMatchObject({ pooledBytes: 0, buffers: 0 });
+  await own.close();
+});
+
+test('steps of changing lengths stop making buffers', async () => {
+  const own = await openDevice({ nullBackend: true });
+  const weights = zeros(own, [64, 64]);
+  const lengths = [256, 160, 256, 224, 96, 128, 192];
+  const made = vi.spyOn(own.gpu, 'createBuffer');
+  const run = (rounds: number): void => {
+    for (let i = 0; i < rounds * lengths.length; i++)
+      scope(() => {
+        const x = zeros(own, [lengths[i % lengths.length] as number, 64]);
+        softmax(add(matmul(relu(matmul(x, weights)), weights), x));
+      });
+  };
+  run(3);
+  made.mockClear();
+  run(20);
+  expect(made).not.toHaveBeenCalled();
+  weights.dispose();
   await own.close();
 });
 

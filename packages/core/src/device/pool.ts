@@ -54,7 +54,8 @@ export function sizeClass(bytes: number): number {
 
 /**
  * Buffers by size class. A released buffer is handed out again at once: the queue runs in order, so a later batch
- * cannot overtake an earlier one. What is kept free stays within a quarter of the peak of live bytes. The lowest id goes
+ * cannot overtake an earlier one. What is kept free stays within a quarter of the peak of live bytes; at that bound a larger
+ * buffer, up to four times the size, is handed out before others are destroyed. The lowest id goes
  * first, so that which buffer is handed out depends on what is free alone: a repeated step finds its buffers, and with
  * them its bind groups, again.
  */
@@ -89,16 +90,15 @@ export class BufferPool {
     }
     const size = Math.min(sizeClass(bytes), this.largest);
     const list = this.free.get(size);
-    const reused = list && takeLowest(list);
-    if (reused) {
-      this.pooled -= size;
-      reused.references = 1;
-      this.grow(size);
-      return reused;
+    let reused = list && takeLowest(list);
+    if (reused) return this.handOut(reused);
+    const ceiling = 1.25 * Math.max(this.peak, this.live + size);
+    if (this.live + this.pooled + size > ceiling) {
+      reused = this.takeLarger(size);
+      if (reused) return this.handOut(reused);
+      this.trim(Math.max(0, ceiling - this.live - size));
     }
     const label = labelText(wanted);
-    const ceiling = 1.25 * Math.max(this.peak, this.live + size);
-    if (this.live + this.pooled + size > ceiling) this.trim(Math.max(0, ceiling - this.live - size));
     const usage = bufferUsage.STORAGE | bufferUsage.COPY_SRC | bufferUsage.COPY_DST | bufferUsage.INDIRECT;
     const storage: Storage = this.guarded(
       `allocating ${formatBytes(size)} for "${label}"`,
@@ -108,6 +108,23 @@ export class BufferPool {
     this.count++;
     this.grow(size);
     return storage;
+  }
+
+  private handOut(storage: Storage): Storage {
+    this.pooled -= storage.bytes;
+    storage.references = 1;
+    this.grow(storage.bytes);
+    return storage;
+  }
+
+  /** A free buffer of at most four times the size: better than to destroy it and make one, as steps of changing lengths would all the time. */
+  private takeLarger(size: number): Storage | undefined {
+    for (let larger = sizeClass(size + 1); larger <= 4 * size; larger = sizeClass(larger + 1)) {
+      const list = this.free.get(larger);
+      const storage = list && takeLowest(list);
+      if (storage) return storage;
+    }
+    return undefined;
   }
 
   retain(storage: Storage): void {
@@ -131,20 +148,21 @@ export class BufferPool {
     addById(list, storage);
   }
 
-  /** Destroys free buffers, those of the largest classes first, until at most `keepBytes` are pooled. */
+  /** Destroys free buffers, those that lay idle longest first and the larger ones of a batch, until at most `keepBytes` are pooled. */
   trim(keepBytes = 0): void {
     if (this.pooled <= keepBytes) return;
     this.beforeDestroy();
-    const classes = [...this.free.keys()].sort((a, b) => b - a);
-    for (const size of classes) {
-      const list = this.free.get(size) ?? [];
-      while (list.length > 0 && this.pooled > keepBytes) {
-        const storage = list.pop();
-        if (!storage) break;
-        this.pooled -= size;
-        this.destroy(storage);
-      }
-      if (list.length === 0) this.free.delete(size);
+    const idle = [...this.free.values()].flat().sort((a, b) => a.lastBatch - b.lastBatch || b.bytes - a.bytes);
+    for (const storage of idle) {
+      if (this.pooled <= keepBytes) break;
+      this.pooled -= storage.bytes;
+      this.destroy(storage);
+    }
+    for (const [size, list] of this.free) {
+      // in the order of ids, which is a heap
+      const kept = list.filter(({ destroyed }) => !destroyed).sort((a, b) => a.id - b.id);
+      if (kept.length > 0) this.free.set(size, kept);
+      else this.free.delete(size);
     }
   }
 
