@@ -140,13 +140,13 @@ export class Device {
   }
 
   allocate(bytes: number, label: BufferLabel): Storage {
-    this.assertUsable();
+    if (this.closed || this.lostError) this.assertUsable();
     return this.pool.allocate(Math.max(16, bytes), label);
   }
 
   /** Records one dispatch; its uniform values lie at `uniformOffset` of the ring. */
   dispatch(pipeline: Pipeline, bound: BoundGroup, uniformOffset: number, grid: Grid): void {
-    this.assertUsable();
+    if (this.closed || this.lostError) this.assertUsable();
     if (this.traces.length > 0) for (const list of this.traces) list.push(pipeline.trace);
     this.recorder.dispatch(pipeline, bound, uniformOffset, grid);
   }

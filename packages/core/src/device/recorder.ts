@@ -2,7 +2,7 @@ import type { BoundGroup } from './bind-groups.js';
 import { bufferUsage } from './constants.js';
 import type { Storage } from './pool.js';
 
-const slotBytes = 256;
+export const slotBytes = 256;
 const slots = 1024;
 const dispatchesPerBatch = 128;
 
@@ -47,9 +47,11 @@ export class Recorder {
     });
   }
 
-  /** Room for the uniform values of the next dispatch: byte offset in the ring. Submits first when the batch is full. */
-  uniformSlot(bytes: number): number {
-    const needed = Math.max(1, Math.ceil(bytes / slotBytes));
+  /**
+   * Room for the uniform values of the next dispatch: byte offset in the ring. Submits first when the batch is full.
+   * @param needed slots of 256 bytes
+   */
+  uniformSlot(needed: number): number {
     if (this.usedSlots + needed > slots || this.dispatches >= dispatchesPerBatch) this.flush();
     const offset = this.usedSlots * slotBytes;
     this.usedSlots += needed;
@@ -57,7 +59,7 @@ export class Recorder {
   }
 
   dispatch(kernel: { name: string; pipeline: GPUComputePipeline }, bound: BoundGroup, uniformOffset: number, grid: Grid): void {
-    const pass = this.timestamps ? this.timedPass(kernel.name) : this.openPass();
+    const pass = this.timestamps ? this.timedPass(kernel.name) : (this.pass ?? this.openPass());
     if (kernel.pipeline !== this.pipeline) pass.setPipeline((this.pipeline = kernel.pipeline));
     this.offsets[0] = uniformOffset;
     pass.setBindGroup(0, bound.group, this.offsets);
@@ -147,8 +149,7 @@ export class Recorder {
   }
 
   private openPass(): GPUComputePassEncoder {
-    this.pass ??= this.openEncoder().beginComputePass();
-    return this.pass;
+    return (this.pass ??= this.openEncoder().beginComputePass());
   }
 
   private timedPass(kernel: string): GPUComputePassEncoder {

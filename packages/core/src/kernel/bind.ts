@@ -1,6 +1,5 @@
 import type { BufferWindow } from '../device/bind-groups.js';
 import type { Device } from '../device/device.js';
-import type { Storage } from '../device/pool.js';
 import { dtypeBytes } from '../dtype.js';
 import { formatBytes, HeedError } from '../errors.js';
 import type { Operand, ResolvedBinding } from './bindings.js';
@@ -29,7 +28,7 @@ export function bindOperands(
     const operand = operands[binding.index];
     if (!operand) throw new Error(`kernel ${kernel}: no tensor was given for binding "${binding.name}"`);
     const { storage } = operand;
-    checkUsable(device, kernel, binding, operand, storage);
+    if (storage.owner !== device.pool || storage.destroyed || storage.references <= 0) throw unusable(device, kernel, binding, operand);
     const place = (places[i] ??= { storage, offset: 0, size: 0, item: 0 });
     place.storage = storage;
     place.offset = 0;
@@ -50,19 +49,14 @@ export function bindOperands(
   }
 }
 
-function checkUsable(device: Device, kernel: string, { name }: ResolvedBinding, operand: Operand, storage: Storage): void {
-  if (storage.owner !== device.pool) {
-    throw new HeedError(
-      'INVALID_ARGUMENT',
-      `core: kernel ${kernel} on "${device.report.name}" was given "${operand.label ?? name}"${shapeText(operand)} of another device; move it over by read() and tensor()`,
-    );
-  }
-  if (storage.destroyed || storage.references <= 0) {
-    throw new HeedError(
-      'DISPOSED',
-      `core: kernel ${kernel} was given "${operand.label ?? name}", which was disposed; keep it alive until its last use`,
-    );
-  }
+function unusable(device: Device, kernel: string, { name }: ResolvedBinding, operand: Operand): HeedError {
+  const text = `"${operand.label ?? name}"${shapeText(operand)}`;
+  return operand.storage.owner === device.pool
+    ? new HeedError('DISPOSED', `core: kernel ${kernel} was given ${text}, which was disposed; keep it alive until its last use`)
+    : new HeedError(
+        'INVALID_ARGUMENT',
+        `core: kernel ${kernel} on "${device.report.name}" was given ${text} of another device; move it over by read() and tensor()`,
+      );
 }
 
 /** Where in its buffer a view is bound, and its first item there. */

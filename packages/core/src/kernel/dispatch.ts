@@ -76,7 +76,7 @@ export function directKernel<S extends Spec, B extends Bindings<S>, U extends Un
     const grid = resolveGrid(device, name, wanted, places);
     if (grid === undefined) return false;
     const bound = device.bindGroups.get(pipeline.layout, places, name);
-    const uniformOffset = device.recorder.uniformSlot(layout.bytes);
+    const uniformOffset = device.recorder.uniformSlot(layout.slots);
     packUniforms(layout, values, places, device.recorder, uniformOffset / 4);
     device.dispatch(pipeline, bound, uniformOffset, grid);
     return true;

@@ -24,6 +24,7 @@ export function resolveGrid(device: Device, kernel: string, grid: WantedGrid, pl
   }
   const limit = device.limits.maxComputeWorkgroupsPerDimension;
   const x = grid[0] ?? 1;
+  if (grid.length === 1 && x > 0 && x <= limit && x % 1 === 0) return grid;
   const y = grid[1] ?? 1;
   const z = grid[2] ?? 1;
   if (x === 0 || y === 0 || z === 0) return undefined;

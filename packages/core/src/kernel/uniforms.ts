@@ -1,3 +1,4 @@
+import { slotBytes } from '../device/recorder.js';
 import type { UniformValues } from './definition.js';
 
 /** Types of run-time values: scalars, and up to eight u32 (shapes, strides) as `array<vec4u, 2>`. */
@@ -15,7 +16,8 @@ interface UniformField {
 
 export interface UniformLayout {
   wgsl: string;
-  bytes: number;
+  /** Slots of the ring that the struct takes. */
+  slots: number;
   /** The values of a run. */
   values: readonly UniformField[];
   /** The word that holds the first item of each binding. */
@@ -32,12 +34,11 @@ export function layoutUniforms(offsetNames: readonly string[], values: readonly 
     placed.push({ name, type, word: offset / 4, index: values.findIndex(([own]) => own === name) });
     offset += type === 'u32x8' ? 32 : 4;
   }
-  const bytes = Math.max(16, Math.ceil(offset / 16) * 16);
   const members = placed.map(({ name, type }) => `${name}: ${type === 'u32x8' ? 'array<vec4u, 2>' : type}`);
   if (members.length === 0) members.push('unused: u32');
   return {
     wgsl: `struct Uniforms { ${members.join(', ')} }\n@group(0) @binding(0) var<uniform> uniforms: Uniforms;`,
-    bytes,
+    slots: Math.max(1, Math.ceil(offset / slotBytes)),
     values: placed.filter(({ index }) => index >= 0),
     offsets: offsetNames.map((name) => placed.find((field) => field.name === name)?.word ?? 0),
   };

@@ -60,23 +60,22 @@ export function broadcastShapes(who: string, shapes: readonly Shape[]): number[]
   return out;
 }
 
-/** Chooses how a fused kernel reads its operands. The output is contiguous. */
-export function planPointwise(shape: Shape, operands: readonly (Layout | number)[]): PointwisePlan {
-  return flatPlan(shape, operands) ?? stridedPlan(shape, operands);
-}
-
 const flatPlans: Map<number, PointwisePlan> = new Map();
 const flatModes = ['n', 's', 'v'] as const;
 
-/** The plan where nothing is looked up; there are few, and this runs for each op, so they are kept. */
-function flatPlan(shape: Shape, operands: readonly (Layout | number)[]): PointwisePlan | undefined {
+/**
+ * Chooses how a fused kernel reads its operands. The output is contiguous. Flat plans are few, and this runs for each op, so they
+ * are kept.
+ */
+export function planPointwise(shape: Shape, operands: readonly (Layout | number)[]): PointwisePlan {
   let code = 1; // a digit an operand, behind a leading one
   for (let i = 0; i < operands.length; i++) {
     const operand = operands[i] as Layout | number;
     if (typeof operand === 'number') code = 3 * code;
     else if (operand.size === 1) code = 3 * code + 1;
-    else if (operand.contiguous && operand.offset % 4 === 0 && sameShape(shape, operand.shape)) code = 3 * code + 2;
-    else return undefined;
+    else if (operand.contiguous && operand.offset % 4 === 0 && (operand.shape === shape || sameShape(shape, operand.shape)))
+      code = 3 * code + 2;
+    else return stridedPlan(shape, operands);
   }
   let plan = flatPlans.get(code);
   if (!plan) {

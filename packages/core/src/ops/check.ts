@@ -43,7 +43,6 @@ export function expectDType(who: string, name: string, x: Tensor, dtypes: readon
 }
 
 export function sameShape(a: Shape, b: Shape): boolean {
-  if (a === b) return true; // results share the lengths of their operands
   if (a.length !== b.length) return false;
   for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
   return true;

@@ -259,25 +259,28 @@ function record(compiled: Compiled, operands: readonly PointwiseOperand[], tape:
 
 /** The shape that all operands broadcast to: mostly that of the first tensor. */
 function outputShape(name: string, first: Tensor, operands: readonly PointwiseOperand[]): Shape {
+  const { shape } = first; // results share the lengths of their operands
   for (let i = 0; i < operands.length; i++) {
-    const operand = operands[i];
-    if (!(operand instanceof Tensor) || sameShape(operand.shape, first.shape)) continue;
+    const operand = operands[i] as PointwiseOperand;
+    if (typeof operand === 'number' || operand.shape === shape || sameShape(operand.shape, shape)) continue;
     return broadcastShapes(
       name,
       operands.filter((other) => typeof other !== 'number').map((t) => t.shape),
     );
   }
-  return first.shape;
+  return shape;
 }
 
 /** f16 where all floats are f16, else f32. */
 function floatOf(operands: readonly PointwiseOperand[]): FloatDType {
-  let dtype: FloatDType | undefined;
+  let halves = false;
   for (let i = 0; i < operands.length; i++) {
-    const operand = operands[i];
-    if (operand instanceof Tensor && isFloat(operand.dtype) && dtype !== 'f32') dtype = operand.dtype;
+    const operand = operands[i] as PointwiseOperand;
+    if (typeof operand === 'number') continue;
+    if (operand.dtype === 'f32') return 'f32';
+    if (operand.dtype === 'f16') halves = true;
   }
-  return dtype ?? 'f32';
+  return halves ? 'f16' : 'f32';
 }
 
 function backwardOf(

@@ -27,7 +27,7 @@ export function emptyScope(scope: Scope): void {
 
 /** Moves a tensor from the scope that owns it to another, or to nobody. */
 export function moveToScope(tensor: Tensor, scope: Scope | undefined): void {
-  if (tensor.owner) leave(tensor.owner, tensor);
+  if (tensor.owner) leaveScope(tensor.owner, tensor);
   if (scope) join(scope, tensor);
 }
 
@@ -38,7 +38,8 @@ function join(scope: Scope, tensor: Tensor): void {
   scope.last = tensor;
 }
 
-function leave(scope: Scope, tensor: Tensor): void {
+/** Takes a tensor out of the scope that owns it. */
+export function leaveScope(scope: Scope, tensor: Tensor): void {
   if (tensor.before) tensor.before.behind = tensor.behind;
   if (tensor.behind) tensor.behind.before = tensor.before;
   else scope.last = tensor.before;

@@ -3,7 +3,7 @@ import type { Storage } from '../device/pool.js';
 import { type DType, dtypeBytes, type NumericArray } from '../dtype.js';
 import { HeedError } from '../errors.js';
 import type { Operand } from '../kernel/bindings.js';
-import { copyOfCore, enterScope, moveToScope, type Scope, tensorBrand } from './scope.js';
+import { copyOfCore, enterScope, leaveScope, moveToScope, type Scope, tensorBrand } from './scope.js';
 
 export type Shape = readonly number[];
 
@@ -194,7 +194,7 @@ export class Tensor implements Operand {
     if (this.gone) return;
     this.gone = true;
     if (this.watched) net.unregister(this);
-    if (this.owner) moveToScope(this, undefined);
+    if (this.owner) leaveScope(this.owner, this);
     this.device.tensors--;
     this.device.pool.release(this.held);
   }
