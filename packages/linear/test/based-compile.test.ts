@@ -80,6 +80,7 @@ for (const tier of ['baseline', 'matrix'] as const) {
           'based-state-layout',
           'nalaformer-features',
           'nalaformer-features-backward',
+          ...(tier === 'matrix' ? ['based-states', 'based-segments', 'based-outputs'] : []),
         ]),
       );
       for (const { wgsl } of own) {

@@ -54,7 +54,8 @@ for (const tier of ['baseline', 'matrix'] as const satisfies readonly Tier[]) {
           const options = { lengths: lengths.map((n) => Math.min(n, tokens)) };
           const expected = referenceBased(q.values, k.values, v.values, options);
           const backward = referenceBasedGradients(q.values, k.values, v.values, d.values, options);
-          const bound = dtype === 'f16' ? 1.5e-3 : 3e-6;
+          // f16: rounded weights on fragments; gradients of few tokens are differences of what nearly cancels
+          const bound = dtype === 'f16' ? 3e-3 : 3e-6;
           for (const [name, got, wanted] of [
             ['out', outputs[0], expected.out],
             ['dq', grads[0], backward.q],

@@ -2,11 +2,16 @@ import { type Tensor, zeros } from '@heed/core';
 import { asContiguous, empty } from '@heed/core/~internal';
 import { tuningFor } from '../scan/scan.js';
 import { runSegmentScan } from '../scan/segment-scan.js';
+import { type FeatureKernels, featureKernels } from '../features/forward.js';
 import { compressState } from './kernels/state-layout.js';
 import { runSweep, type TaylorState } from './kernels/sweep.js';
 import type { BasedSweep } from './kernels/sweep-uniforms.js';
 import { type BasedPlan, fullFeatures, planBased, symmetricFeatures } from './layout.js';
 import type { BasedOptions, BasedStates } from './options.js';
+import { taylorMap } from './taylor-map.js';
+
+/** The forward pass on fragments, for f16. */
+export const taylorKernels: FeatureKernels = /* @__PURE__ */ featureKernels('based', ['scale'], taylorMap);
 
 /** What the passes share. */
 export interface BasedProblem {
@@ -103,6 +108,20 @@ export function basedForward(
       ? { kv: initial.kv.alias(), z: initial.z?.alias() }
       : { kv: zeros(v.device, [...lead, v.dim(3)]), z: zeros(v.device, lead) };
     return { out, norm, state: withState ? state : undefined };
+  }
+  const onFragments = taylorKernels.tile(k, v);
+  if (onFragments) {
+    const lead = [q.dim(0), q.dim(2), features];
+    const final = withState ? { kv: empty(v.device, [...lead, v.dim(3)]), z: empty(v.device, lead) } : undefined;
+    const given = initial && { kv: initial.kv, z: initial.z ?? zeros(v.device, lead) };
+    const values = { scale: problem.scale };
+    const { eps, lengths, chunk } = problem;
+    taylorKernels.run(
+      { q, k, v, causal, normalise: normalize, eps, lengths, chunk, values },
+      { out, norm: normalize ? norm : undefined, initial: given, final },
+      onFragments,
+    );
+    return { out, norm, state: final };
   }
   const plan = planOf(problem);
   const sweep = sweepOf(problem, plan);

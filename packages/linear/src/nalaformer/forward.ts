@@ -1,6 +1,8 @@
 import { add, cast, div, full, matmul, mean, mul, pad, permute, pointwise, reshape, scope, slice, tensor, type Tensor } from '@heed/core';
-import { apply, asContiguous } from '@heed/core/~internal';
+import { apply, asContiguous, empty, vjp } from '@heed/core/~internal';
+import { type FeatureKernels, featureKernels } from '../features/forward.js';
 import { decayScan } from '../scan/decay-scan.js';
+import { normAwareMap, normAwareSettings } from './feature-map.js';
 import { type FeatureSettings, makeFeatures, pullFeatures, type RotaryTable } from './feature-kernels.js';
 import { checkNalaformer, featureSettings, type NalaformerOptions } from './options.js';
 
@@ -16,6 +18,44 @@ import { checkNalaformer, featureSettings, type NalaformerOptions } from './opti
  */
 export function nalaformer(q: Tensor, k: Tensor, v: Tensor, options: NalaformerOptions = {}): Tensor {
   checkNalaformer('nalaformer', q, k, v, options);
+  const { causal = false, rope, eps = 1e-6, lengths, map = 'relu' } = options;
+  const kernels = map === 'relu' ? signSplit : cosines;
+  const tile = rope || v.size === 0 || q.dim(3) % 16 !== 0 ? undefined : kernels.tile(k, v);
+  if (!tile) return composed(q, k, v, options);
+  const { lambda, tau, keyPower, angleScale } = featureSettings(options);
+  return apply<Tensor>({
+    name: 'nalaformer',
+    inputs: [q, k, v],
+    forward: () => {
+      const out = empty(v.device, v.shape, v.dtype);
+      const values = { lambda, tau, keyPower, angleScale };
+      kernels.run({ q, k, v, causal, normalise: true, eps, lengths, values }, { out }, tile);
+      return out;
+    },
+    saves: () => [q, k, v, ...(lengths ? [lengths] : [])],
+    backward: ([dOut = null], { saved }) => {
+      const inputs = saved.slice(0, 3) as [Tensor, Tensor, Tensor];
+      const given = saved[3] ? { ...options, lengths: saved[3] } : options;
+      // from the features in memory, which were not made on the way
+      return dOut ? vjp(() => composed(...inputs, given), inputs, [dOut]).grads : [null, null, null];
+    },
+  });
+}
+
+/** The kernels on fragments, for f16: features are made as tiles are loaded, and are never in a buffer. */
+export const signSplit: FeatureKernels = /* @__PURE__ */ featureKernels(
+  'nalaformer',
+  normAwareSettings,
+  /* @__PURE__ */ normAwareMap('relu'),
+);
+export const cosines: FeatureKernels = /* @__PURE__ */ featureKernels(
+  'nalaformer-cosine',
+  normAwareSettings,
+  /* @__PURE__ */ normAwareMap('cos'),
+);
+
+/** The same from features in memory: any dtype, positions, gradients. */
+function composed(q: Tensor, k: Tensor, v: Tensor, options: NalaformerOptions): Tensor {
   const { causal = false, rope, eps = 1e-6, lengths } = options;
   return scope(() => {
     if (v.size === 0) return mul(v, 0);
