@@ -24,7 +24,7 @@ test('each configuration is of the mixer that it is named after, all with the sa
   }
   // a baseline of the tasks, and variants that an option of their mixer names
   const without = MIXERS.filter((mixer) => !files.includes(mixer));
-  expect(without).toEqual(['linear', 'titans-mal', 'titans-mac']);
+  expect(without).toEqual(['linear', 'titans-mag', 'titans-mal', 'titans-mac']);
 });
 
 test('the head dimension is dim / heads unless it is given', () => {
