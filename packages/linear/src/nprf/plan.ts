@@ -23,6 +23,9 @@ const measured = { pair: 1 / 8.9e12, point: 1 / 3.4e11, turns: 8 };
 /** Seconds an operation of a product of core in f32, the same device. */
 const product = 1 / 3.2e13;
 
+/** Tokens below which the dispatches of a band cost more than the pairs that it saves. */
+const leastBand = 2048;
+
 /** Tokens a block of a clipped bias: what lies two blocks away is beyond `clip`. */
 export const clipBlock = (clip: number): number => Math.max(64, clip);
 
@@ -35,7 +38,7 @@ export function planNprf({ queries, keys, features, valueDim, causal, transform,
   const fft = transform > 2 ** 20 ? Infinity : rows * transform * (measured.turns + Math.log2(transform)) * measured.point;
   const near = 2 * queries * (causal ? 1.5 : 3) * clipBlock(clip ?? 0) * (features + valueDim + 1) * measured.pair;
   const far = (causal ? 4 : 8) * queries * features * (valueDim + 1) * product;
-  const band = clip === undefined ? Infinity : near + far;
+  const band = clip === undefined || queries < leastBand ? Infinity : near + far;
   return band < Math.min(direct, fft) ? 'band' : fft < direct ? 'fft' : 'direct';
 }
 
