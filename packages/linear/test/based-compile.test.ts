@@ -75,6 +75,7 @@ for (const tier of ['baseline', 'matrix'] as const) {
       expect(new Set(own.map(({ name }) => name))).toEqual(
         new Set([
           'based-sweep',
+          'based-token-step',
           'based-pullback',
           'based-weights',
           'based-state-layout',

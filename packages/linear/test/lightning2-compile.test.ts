@@ -73,7 +73,9 @@ test('views that start at odd elements get kernels of their own', async () => {
 test('no kernel takes more workgroup memory or lanes than the device has', () => {
   const { maxComputeWorkgroupStorageSize, maxComputeInvocationsPerWorkgroup } = device.limits;
   const texts = [...device.pipelines.values()].filter(({ name }) => name.startsWith('linear-'));
-  expect(new Set(texts.map(({ name }) => name))).toEqual(new Set(['linear-chunks', 'linear-recurrent', 'linear-segment-scan']));
+  expect(new Set(texts.map(({ name }) => name))).toEqual(
+    new Set(['linear-chunks', 'linear-recurrent', 'linear-segment-scan', 'linear-token-step']),
+  );
   for (const { wgsl } of texts) {
     expect(workgroupBytes(wgsl)).toBeLessThanOrEqual(maxComputeWorkgroupStorageSize);
     expect(Number(/@workgroup_size\((\d+)\)/.exec(wgsl)?.[1])).toBeLessThanOrEqual(maxComputeInvocationsPerWorkgroup);
