@@ -5,7 +5,8 @@ import { runForward } from '../src/attention/forward.js';
 import { prepareCall } from '../src/attention/call.js';
 import { referenceAttention } from '../src/attention/reference.js';
 import { RandomStream } from '../src/random/stream.js';
-import { attention, openDevice, scope, tensor } from '../src/index.js';
+import { attention, openDevice, scope, type Tensor, tensor, zeros } from '../src/index.js';
+import type { AttentionOptions } from '../src/attention/index.js';
 import { expectClose, type F64Array, randomArray, toFloat32 } from '../src/testing/index.js';
 
 const h100 = {
@@ -31,10 +32,12 @@ const h100 = {
 } as const;
 const llama = { batch: 1, queries: 1, keys: 131_072, group: 4, kvHeads: 8, headDim: 128, valueDim: 128 };
 
-test('a plan packs the group of a KV head into one tile and cuts long keys into whole steps', () => {
+test('a plan packs the group of a KV head into one tile and cuts long keys into even parts', () => {
   const plan = planDecode(llama, h100)!;
   expect(plan).toMatchObject({ rows: 4, lanesAKey: 16, tiles: 1 });
-  expect(plan.splitKeys % ((plan.lanes / plan.lanesAKey) * plan.keysAStep)).toBe(0);
+  // four workgroups on each of 132 multiprocessors
+  expect(plan.splits).toBe(66);
+  expect(plan.splitKeys).toBe(1986);
   expect(plan.splits * plan.splitKeys).toBeGreaterThanOrEqual(llama.keys);
   expect((plan.splits - 1) * plan.splitKeys).toBeLessThan(llama.keys);
   expect(planDecode({ ...llama, keys: 100 }, h100)).toMatchObject({ splits: 1 });
@@ -54,6 +57,21 @@ test('calls that are no decode, or that lanes cannot share a key of, are left to
   expect(planDecode(llama, { ...h100, subgroups: false })).toBeUndefined();
 });
 
+test('the parts of one query are cut from the keys that it sees', async () => {
+  const device = await openDevice({ tier: 'subgroups', nullBackend: true });
+  const [q, k] = [1, 4000].map((tokens) => zeros(device, [1, tokens, 2, 16])) as [Tensor, Tensor];
+  const splits = (options: AttentionOptions): number | undefined => {
+    const call = prepareCall('test', q, k, k, options);
+    return planDecodeCall(call, { q, k, v: k, arrays: [], selection: [] })?.splits;
+  };
+  expect(splits({ causal: true })).toBe(32);
+  expect(splits({ causal: true, window: 300 })).toBe(3);
+  expect(splits({ causal: true, window: 300, sinkTokens: 100 })).toBe(4);
+  expect(splits({ causal: true, queryOffset: 500 })).toBe(4);
+  for (const t of [q, k]) t.dispose();
+  await device.close();
+});
+
 const random = new RandomStream(11);
 test.each([
   [
@@ -61,6 +79,8 @@ test.each([
     { D: 16, Dv: 16, Tq: 1, Tk: 150, H: 2, Hkv: 2 },
     { window: 40, sinkTokens: 3, half: true },
   ],
+  ['the heads of a group in two tiles, a window', { D: 16, Dv: 16, Tq: 1, Tk: 150, H: 3, Hkv: 1 }, { window: 40, half: true }],
+  ['every key of rows longer than their lanes', { D: 24, Dv: 16, Tq: 1, Tk: 70, H: 2, Hkv: 1 }, {}],
   ['rows past a tile, lanes past the row, a learned sink', { D: 24, Dv: 8, Tq: 3, Tk: 40, H: 2, Hkv: 1 }, { sinks: true }],
 ] as const)(
   '%s',

@@ -1,12 +1,15 @@
 import type { Capabilities } from '../device/capabilities.js';
 import { empty } from '../tensor/create.js';
+import type { Tensor } from '../tensor/tensor.js';
 import { bindCall, type CallTensors } from './bind.js';
 import type { AttentionCall } from './call.js';
 import { decodeBytes, type DecodeTile } from './kernels/decode-text.js';
+import { log2e } from './kernels/common.js';
 import { runDecodeKernel } from './kernels/decode.js';
+import { runEvenDecodeKernel } from './kernels/decode-even.js';
 import { runDecodeMerge } from './kernels/decode-merge.js';
 import type { AttentionResult } from './merge.js';
-import { rowItems } from './problem.js';
+import { itemStrides, rowItems } from './problem.js';
 
 /** What a decode plan depends on. Lengths choose split counts; they never specialise a kernel. */
 export interface DecodeShape {
@@ -24,7 +27,7 @@ export interface DecodeShape {
 export type DecodePlan = DecodeTile & {
   /** Tiles of rows a KV head. */
   tiles: number;
-  /** Parts of the keys, each a workgroup, and keys of a part: whole steps. */
+  /** Parts of the keys, each a workgroup, and keys of a part. */
   splits: number;
   splitKeys: number;
 };
@@ -56,10 +59,35 @@ export function planDecode(shape: DecodeShape, capabilities: Capabilities, optio
   const tile = { rows, lanesAKey, keysAStep: software ? 1 : Math.min(keysAStep, lanesAKey), lanes };
   if (decodeBytes(tile) > memory) return undefined;
   const tiles = Math.ceil(wanted / rows);
-  const step = (lanes / lanesAKey) * tile.keysAStep;
   const parts = Math.min(Math.ceil(wantedWorkgroups / Math.max(1, batch * kvHeads * tiles)), Math.ceil(keys / leastSplitKeys));
-  const splitKeys = Math.max(1, Math.ceil(keys / Math.max(1, parts) / step)) * step;
+  // even parts, so that all of them end together; their last steps are not whole
+  const splitKeys = Math.max(1, Math.ceil(keys / Math.max(1, parts)));
   return { ...tile, tiles, splits: Math.max(1, Math.ceil(keys / splitKeys)), splitKeys };
+}
+
+/** Keys that some row of a call sees: `lead` leading ones, and those from `low` on; `count` in all. */
+interface SeenKeys {
+  lead: number;
+  low: number;
+  count: number;
+}
+
+/** They, where the host knows the positions of the queries. */
+function seenKeys({ sizes, visibility, queryOffset }: AttentionCall): SeenKeys | undefined {
+  if (queryOffset === undefined) return undefined;
+  const { left, right, prefix } = visibility.band;
+  const high = Math.min(Math.max(queryOffset + sizes.queries + right, 0), sizes.keys);
+  const low = Math.min(Math.max(queryOffset - left, 0), high);
+  const lead = Math.min(prefix, low);
+  return { lead, low, count: lead + high - low };
+}
+
+/** The keys of one query, if they are one range and scores stay as they are. */
+function evenKeys(call: AttentionCall): SeenKeys | undefined {
+  const { sizes, options, score, bias } = call;
+  if (sizes.queries !== 1 || score || bias || options.sinks || options.lengths) return undefined;
+  const seen = seenKeys(call);
+  return seen?.lead === 0 ? seen : undefined;
 }
 
 /** The plan of a call that is decode over keys in closed form; undefined where other kernels serve. */
@@ -67,28 +95,66 @@ export function planDecodeCall(call: AttentionCall, { q, k, v }: CallTensors): D
   const { sizes, visibility, selection, device } = call;
   if (visibility.mask || selection || sizes.keys === 0) return undefined;
   if (rowItems([q, k, v], 8) !== 8) return undefined;
-  return planDecode({ ...sizes, group: sizes.heads / sizes.kvHeads }, device.capabilities, { software: device.isSoftware });
+  const shape = { ...sizes, keys: seenKeys(call)?.count ?? sizes.keys, group: sizes.heads / sizes.kvHeads };
+  return planDecode(shape, device.capabilities, { software: device.isSoftware });
 }
 
 /** Parts of the keys, then their merge into `result`. */
 export function runDecode(call: AttentionCall, tensors: CallTensors, plan: DecodePlan, { out, lse }: AttentionResult): void {
   const { sizes, device } = call;
   const { batch, queries, heads, kvHeads, valueDim } = sizes;
-  const { q, k, v } = tensors;
+  const parts = empty(device, [batch, queries, heads, plan.splits, valueDim + 4]);
+  const even = evenKeys(call);
+  if (even) runEven(call, tensors, plan, even, parts);
+  else {
+    const { q, k, v } = tensors;
+    const { tiles, splits, splitKeys, ...tile } = plan;
+    const halves = k.dtype === 'f16';
+    const bound = bindCall(call, tensors, { width: halves ? 8 : 4, tiles: { query: queries, key: splitKeys }, transposed: false });
+    runDecodeKernel(
+      device,
+      { ...bound.spec, ...tile, halves },
+      { q, k, v, extras: bound.extras, parts },
+      { ...bound.uniforms, tiles, splits, splitKeys },
+      [kvHeads, tiles * splits, batch],
+    );
+  }
+  runDecodeMerge(device, parts, plan.splits, out, lse);
+}
+
+function runEven({ sizes, device, scale }: AttentionCall, { q, k, v }: CallTensors, plan: DecodePlan, keys: SeenKeys, parts: Tensor): void {
+  const { batch, heads, kvHeads, headDim, valueDim } = sizes;
   const { tiles, splits, splitKeys, ...tile } = plan;
-  const parts = empty(device, [batch, queries, heads, splits, valueDim + 4]);
+  const { low, count } = keys;
+  const group = heads / kvHeads;
   const halves = k.dtype === 'f16';
-  const bound = bindCall(call, tensors, {
-    width: halves ? 8 : 4,
-    tiles: { query: queries, key: splitKeys },
-    transposed: false,
-  });
-  runDecodeKernel(
+  const width = halves ? 8 : 4;
+  const from = (x: Tensor): Tensor =>
+    low === 0 ? x : x.view({ shape: [batch, count, kvHeads, x.dim(3)], offset: x.offset + low * (x.strides[1] ?? 0) });
+  const [qBatch, , qHead] = itemStrides(q, width);
+  const [kBatch, kRow, kHead] = itemStrides(k, width);
+  const [vBatch, vRow, vHead] = itemStrides(v, width);
+  runEvenDecodeKernel(
     device,
-    { ...bound.spec, ...tile, halves },
-    { q, k, v, extras: bound.extras, parts },
-    { ...bound.uniforms, tiles, splits, splitKeys },
-    [kvHeads, tiles * splits, batch],
+    { ...tile, headDim, valueDim, halves, full: tiles === 1 && tile.rows === group },
+    { q, k: from(k), v: from(v), parts },
+    {
+      splitKeys,
+      count,
+      kBatch,
+      kHead,
+      kRow,
+      qBatch,
+      qHead,
+      vBatch,
+      vHead,
+      vRow,
+      scale2: scale * log2e,
+      group,
+      tiles,
+      heads,
+      splits,
+    },
+    [kvHeads, splits, batch * tiles],
   );
-  runDecodeMerge(device, parts, splits, out, lse);
 }

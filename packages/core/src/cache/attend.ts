@@ -1,4 +1,4 @@
-import { type DecodePlan, planDecode } from '../attention/decode.js';
+import { planDecode } from '../attention/decode.js';
 import { attentionWithLse } from '../attention/index.js';
 import { runDecodeMerge } from '../attention/kernels/decode-merge.js';
 import { rowItems } from '../attention/problem.js';
@@ -63,7 +63,7 @@ export function attendStored(
       rows: plan.rows,
       tiles: plan.tiles,
       splits,
-      splitKeys: decode ? partOf(visible[g] ?? 0, splits, decode) : splitKeysOf(visible[g] ?? 0, splits),
+      splitKeys: decode ? Math.max(1, Math.ceil((visible[g] ?? 0) / splits)) : splitKeysOf(visible[g] ?? 0, splits),
       padded: state.padded,
       left: window === undefined ? unbounded : window - 1,
       right: (options.causal ?? true) ? 0 : unbounded,
@@ -77,12 +77,6 @@ export function attendStored(
   });
   runDecodeMerge(device, parts, splits, out, lse);
   return [out, lse];
-}
-
-/** Keys of a part, so that `splits` of them cover `keys`: whole steps of the decode kernel. */
-function partOf(keys: number, splits: number, { lanes, lanesAKey, keysAStep }: DecodePlan): number {
-  const step = (lanes / lanesAKey) * keysAStep;
-  return Math.max(1, Math.ceil(keys / splits / step)) * step;
 }
 
 /** Rows may have left: before that a group equals a dense one, bit for bit. */

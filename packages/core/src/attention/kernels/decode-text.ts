@@ -27,6 +27,11 @@ export type DecodeParts = DecodeTile & {
   place(u: number): string;
   /** `vec4f` expressions: elements 8 c .. 8 c + 3 and the next four, of what `fetch` left in variables. */
   fetch(u: number): string;
+  /**
+   * Keys of the step behind are under way while this one is computed: variables for key `u`, which `fetch` reads, and their assignments
+   * for key number `n`. Default: keys are fetched with their values.
+   */
+  ahead?: { declare(u: number): string; fetch(u: number, n: string): string };
   key(u: number, half: 0 | 1): string;
   value(u: number, half: 0 | 1): string;
   /** Expression of the logit in base 2 of a raw score `s`, for this lane's row and key `u`. */
@@ -74,15 +79,21 @@ export function decodeWalk(parts: DecodeParts, store: (r: number, item: string, 
   const all = range(rows);
   const start = parts.start ?? { top: 'NEG', total: '0.0' };
   const quads = Math.ceil(valueDim / 4);
+  const { ahead } = parts;
+  const stepKeys = streams * keysAStep;
+  const fetchAhead = (first: string): string =>
+    ahead ? steps.map((u) => ahead.fetch(u, `(${first} + ${u * streams}u + stream)`)).join('\n') : '';
   return `
+    ${ahead ? `${steps.map((u) => ahead.declare(u)).join(' ')} ${fetchAhead('begin')}` : ''}
     ${all.map((r) => `var o${r}a = vec4f(); var o${r}b = vec4f();`).join(' ')}
     var top = ${start.top};
     var total = ${start.total};
-    for (var step = begin; step < end; step += ${streams * keysAStep}u) {
+    for (var step = begin; step < end; step += ${stepKeys}u) {
       ${steps.map((u) => `let n${u} = step + ${u * streams}u + stream;`).join(' ')}
       ${parts.before ?? ''}
       ${steps.map((u) => parts.place(u)).join('\n')}
       ${steps.map((u) => parts.fetch(u)).join('\n')}
+      ${ahead ? `let behind = step + ${stepKeys}u; if (behind < end) { ${fetchAhead('behind')} }` : ''}
       ${steps.map((u) => oneScore(parts, u)).join('\n')}
       ${parts.whole === undefined ? '{' : `if (!(${parts.whole})) {`} ${steps.map((u) => `s${u} = select(NEG, s${u}, ${parts.seen(u)});`).join(' ')} }
       // the reference follows the maximum only where it grew by more than 2^8: sums of weights up to that stay exact enough in f32
