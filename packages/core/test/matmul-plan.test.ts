@@ -46,12 +46,15 @@ function shape(M: number, N: number, K: number, dtype: FloatDType = 'f32', more:
   return { M, N, K, matrices: 1, a: side(K), b: side(N), ...more };
 }
 
-test('large squares take the large tile, small ones smaller tiles', () => {
-  expect(planMatmul(shape(4096, 4096, 4096), 'f32', baseline)).toMatchObject({ kernel: 'tile', tile: registerTiles.large, splits: 1 });
-  expect(planMatmul(shape(4096, 4096, 4096), 'f32', tensorCores)).toMatchObject({ kernel: 'tile', tile: registerTiles.huge, splits: 1 });
-  expect(planMatmul(shape(2048, 2048, 2048), 'f32', tensorCores)).toMatchObject({ kernel: 'tile', tile: registerTiles.large, splits: 1 });
-  expect(planMatmul(shape(1024, 1024, 768), 'f32', baseline)).toMatchObject({ kernel: 'tile', tile: registerTiles.medium, splits: 1 });
-  expect(planMatmul(shape(64, 64, 64), 'f32', baseline)).toMatchObject({ kernel: 'tile', tile: registerTiles.small, splits: 1 });
+test('the tile and the parts of K that should take least time on a large GPU are chosen', () => {
+  const { small, medium, large } = registerTiles;
+  expect(planMatmul(shape(4096, 4096, 4096), 'f32', baseline)).toMatchObject({ kernel: 'tile', tile: large, splits: 1 });
+  expect(planMatmul(shape(2048, 2048, 2048), 'f32', tensorCores)).toMatchObject({ tile: large, splits: 1, workgroups: 256 });
+  // 144 large tiles would leave most multiprocessors idle in their second round
+  expect(planMatmul(shape(1536, 1536, 1536), 'f32', tensorCores)).toMatchObject({ tile: medium, splits: 2, splitDepth: 768 });
+  expect(planMatmul(shape(1024, 1024, 1024), 'f32', baseline)).toMatchObject({ tile: medium, splits: 1 });
+  expect(planMatmul(shape(512, 512, 512), 'f32', baseline)).toMatchObject({ tile: medium, splits: 4, splitDepth: 128 });
+  expect(planMatmul(shape(64, 64, 64), 'f32', baseline)).toMatchObject({ tile: small, splits: 1 });
   expect(planMatmul(shape(32_768, 32, 512), 'f32', baseline)).toMatchObject({ kernel: 'tile', tile: registerTiles.tall });
   expect(planMatmul(shape(32, 32_768, 512), 'f32', baseline)).toMatchObject({ kernel: 'tile', tile: registerTiles.wide });
 });
@@ -60,9 +63,11 @@ test('f16 takes fragments where the device has them, and f32 only when rounding 
   expect(planMatmul(shape(4096, 4096, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({
     kernel: 'matrix',
     tile: fragmentTiles.large,
+    splits: 1,
     a: 'half8',
     b: 'half8',
   });
+  expect(planMatmul(shape(1024, 1024, 1024, 'f16'), 'f32', tensorCores)).toMatchObject({ tile: fragmentTiles.deep, splits: 1 });
   expect(planMatmul(shape(4096, 4096, 4096, 'f16'), 'f16', baseline)).toMatchObject({ kernel: 'tile', a: 'vec4' });
   expect(planMatmul(shape(4096, 4096, 4096), 'f32', tensorCores).kernel).toBe('tile');
   expect(planMatmul(shape(4096, 4096, 4096), 'f16', tensorCores)).toMatchObject({ kernel: 'matrix', a: 'vec4', b: 'vec4' });

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import fc from 'fast-check';
 import { type Device, type FloatDType, matmul, openDevice, scope, type Tensor, tensor } from '../src/index.js';
 import { empty } from '../src/tensor/create.js';
-import { type MatmulPlan, registerTiles } from '../src/ops/matmul/plan.js';
+import { fragmentTiles, type MatmulPlan, registerTiles } from '../src/ops/matmul/plan.js';
 import { runProduct } from '../src/ops/matmul/run.js';
 import { errorRatio, type HostArray, matmul64, poisonPool, random } from './matmul-reference.js';
 
@@ -244,6 +244,32 @@ test('every register tile agrees with float64 across its edges, whole or split a
   }
   a.device.dispose();
   b.device.dispose();
+  expect(device.memory().tensors).toBe(0);
+  await device.close();
+});
+
+test('fragment tiles 64 deep agree with float64 across their edges, in either layout', async () => {
+  const device = await openDevice({ tier: 'matrix' });
+  poisonPool(device);
+  const [M, K, N] = [72, 104, 80];
+  for (const transposed of [false, true]) {
+    const a = random(device, transposed ? [K, M] : [M, K], 1, 'f16');
+    const b = random(device, transposed ? [N, K] : [K, N], 2, 'f16');
+    const out = empty(device, [M, N], 'f32');
+    const plan: MatmulPlan = {
+      kernel: 'matrix',
+      tile: fragmentTiles.deep,
+      a: 'half8',
+      b: 'half8',
+      splits: 1,
+      splitDepth: 128,
+      workgroups: 4,
+    };
+    runProduct({ a: a.device, b: b.device, out, transposeA: transposed, transposeB: transposed, plan });
+    const expected = matmul64(a.host, b.host, transposed, transposed);
+    expect(errorRatio(await out.read(), expected.values), JSON.stringify(plan)).toBeLessThan(1e-6);
+    for (const t of [a.device, b.device, out]) t.dispose();
+  }
   expect(device.memory().tensors).toBe(0);
   await device.close();
 });

@@ -5,11 +5,11 @@ import { defineKernel, type KernelContext } from '../../kernel/define.js';
 import { fragmentGrid, fragmentLanes, Fragments } from '../../kernel/fragments.js';
 import { range, unroll } from '../../kernel/modules.js';
 import { loader, type Side, storedRows } from './matrix-loads.js';
-import { fragmentDepth, fragmentOutColumns, type Load } from './plan.js';
+import { fragmentOutColumns, type Load } from './plan.js';
 import { epilogueText, loopBound, matmulUniforms, type OutSpec, placeText, type ProductCall, tileText } from './text.js';
 
 // out = activation(a b + bias) + addTo on fragments: operands f16 (f32 ones are rounded on the way in), sums f32.
-// tile    rows x columns x 32, four subgroups; operand tiles keep their stored layout in an array of vec4u, written by 16-byte
+// tile    rows x columns x depth, four subgroups; operand tiles keep their stored layout in an array of vec4u, written by 16-byte
 //         stores, rows padded by one against bank conflicts; the next tile is fetched into registers before the barrier; on the way
 //         out 16 rows x 32 columns a subgroup pass through the same array as f32
 // bytes   reads (M K N / columns + K N M / rows), writes M N; workgroup memory up to 20 KiB (`fragmentBytes`), so that two
@@ -21,6 +21,7 @@ export interface MatrixSpec extends OutSpec {
   columns: number;
   subgroupRows: number;
   subgroupColumns: number;
+  depth: number;
   transposeA: boolean;
   transposeB: boolean;
   loadA: Load;
@@ -74,13 +75,13 @@ function matrixKernelText(spec: MatrixSpec, { capabilities }: KernelContext): st
     };
     return `{ ${unroll(down, left)} ${unroll(wide, (j) => `{ ${right(j)} ${unroll(down, (i) => fragments.multiplyAdd(`c${i}_${j}`, `left${i}`, 'right'))} }`)} }`;
   };
-  const steps = fragmentDepth / fragments.K;
+  const steps = spec.depth / fragments.K;
   const eachStep = fragments.hardware
     ? unroll(steps, (step) => multiply(`${step * fragments.K}u`))
     : `for (var step = 0u; step < ${loopBound(steps, capabilities)}; step++) ${multiply(`step * ${fragments.K}u`)}`;
   // whole tiles along k, which all but the last one are, are fetched without a look at the end of k
   const fetch = `
-      if (kt + ${fragmentDepth}u <= place.kEnd) { ${loadA.fetch(false)} ${loadB.fetch(false)} }
+      if (kt + ${spec.depth}u <= place.kEnd) { ${loadA.fetch(false)} ${loadB.fetch(false)} }
       else if (kt < place.kEnd) { ${loadA.fetch(true)} ${loadB.fetch(true)} }`;
   const body = `
     let index = workgroupIndex(group, groups);
@@ -98,7 +99,7 @@ function matrixKernelText(spec: MatrixSpec, { capabilities }: KernelContext): st
       ${loadA.stage}
       ${loadB.stage}
       workgroupBarrier();
-      kt += ${fragmentDepth}u;
+      kt += ${spec.depth}u;
       ${loadA.step} ${loadB.step}
       ${fetch}
       ${eachStep}
@@ -119,11 +120,12 @@ function sideOf(spec: MatrixSpec, name: 'a' | 'b', at: number): Side {
   return {
     name,
     free,
+    depth: spec.depth,
     alongDepth,
     load: name === 'a' ? spec.loadA : spec.loadB,
     first: name === 'a' ? 'tileAt.row' : 'tileAt.column',
     extent: name === 'a' ? 'uniforms.M' : 'uniforms.N',
-    stride: (alongDepth ? fragmentDepth : free) / 8 + 1,
+    stride: (alongDepth ? spec.depth : free) / 8 + 1,
     at,
   };
 }

@@ -1,6 +1,6 @@
 import type { Capabilities } from '../../device/capabilities.js';
 import { range } from '../../kernel/modules.js';
-import { fragmentDepth, type Load } from './plan.js';
+import type { Load } from './plan.js';
 import { loopBound } from './text.js';
 
 /** One operand of the matrix kernel and its part of the workgroup array `tile`, whose elements hold eight halves. */
@@ -8,6 +8,8 @@ export interface Side {
   name: 'a' | 'b';
   /** Rows of a or columns of b in the tile. */
   free: number;
+  /** k of the tile. */
+  depth: number;
   /** Stored with k contiguous. */
   alongDepth: boolean;
   load: Load;
@@ -19,8 +21,8 @@ export interface Side {
   at: number;
 }
 
-export function storedRows({ free, alongDepth }: Side): number {
-  return alongDepth ? free : fragmentDepth;
+export function storedRows({ free, depth, alongDepth }: Side): number {
+  return alongDepth ? free : depth;
 }
 
 /** Text of the loads of one operand; `kt` is the k that the tile begins with. */
@@ -40,12 +42,13 @@ interface Loader {
  * column repeats and is never stored; beyond k there are zeros, as what lies there may be anything.
  */
 export function loader(side: Side, lanes: number, capabilities: Capabilities): Loader {
-  const { name, alongDepth, load } = side;
-  const perRow = (alongDepth ? fragmentDepth : side.free) / 8;
-  const chunks = range((side.free * fragmentDepth) / 8 / lanes);
+  const { name, depth, alongDepth, load } = side;
+  const perRow = (alongDepth ? depth : side.free) / 8;
+  const chunks = range((side.free * depth) / 8 / lanes);
   const row = `uniforms.row${name.toUpperCase()}`;
   // rows of 64 bytes, 80 apart: eight lanes that store together take rows 0 and 4, which lie in different banks
-  const stored = (index: string): string => (alongDepth ? `(${index}) / 8u * 8u + (${index}) % 2u * 4u + (${index}) % 8u / 2u` : index);
+  const stored = (index: string): string =>
+    alongDepth && depth === 32 ? `(${index}) / 8u * 8u + (${index}) % 2u * 4u + (${index}) % 8u / 2u` : index;
   const own = chunks.map(
     (r) => `
       let ${name}Outer${r} = ${stored(`(lane + ${r * lanes}u) / ${perRow}u`)};
@@ -68,7 +71,7 @@ export function loader(side: Side, lanes: number, capabilities: Capabilities): L
     places: `${own.join('')}\n${places.join('\n')}\n${chunks.map((r) => `var ${name}${r} = vec4u();`).join(' ')}`,
     fetch: (tail) => chunks.map((r) => fetchOne(side, r, tail)).join('\n'),
     stage: chunks.map((r) => `tile[${name}To${r}] = ${name}${r};`).join('\n'),
-    step: chunks.map((r) => `${name}At${r} += ${fragmentDepth}u${alongDepth ? '' : ` * ${row}`};`).join(' '),
+    step: chunks.map((r) => `${name}At${r} += ${depth}u${alongDepth ? '' : ` * ${row}`};`).join(' '),
   };
 }
 
