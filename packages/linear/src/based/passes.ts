@@ -2,7 +2,7 @@ import { type Tensor, zeros } from '@heed/core';
 import { asContiguous, empty } from '@heed/core/~internal';
 import { tuningFor } from '../scan/scan.js';
 import { runSegmentScan } from '../scan/segment-scan.js';
-import { type FeatureKernels, featureKernels } from '../features/forward.js';
+import { type FeatureKernels, featureKernels } from '../scan/features/forward.js';
 import { compressState } from './kernels/state-layout.js';
 import { runSweep, type TaylorState } from './kernels/sweep.js';
 import type { BasedSweep } from './kernels/sweep-uniforms.js';

@@ -1,5 +1,5 @@
 import { range, wgslFloat } from '@heed/core/~internal';
-import type { FeatureMap } from '../features/map.js';
+import type { FeatureMap } from '../scan/features/map.js';
 import { symmetricFeatures } from './layout.js';
 
 /**

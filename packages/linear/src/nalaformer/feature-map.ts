@@ -1,5 +1,5 @@
 import { range } from '@heed/core/~internal';
-import type { FeatureMap } from '../features/map.js';
+import type { FeatureMap } from '../scan/features/map.js';
 
 /** The run-time values that the map reads. */
 export const normAwareSettings = ['lambda', 'tau', 'keyPower', 'angleScale'] as const;
@@ -54,13 +54,19 @@ export function normAwareMap(form: 'relu' | 'cos'): (dim: number) => FeatureMap 
       ${norm}
       let p = uniforms.lambda * (uniforms.tau + tanh(min(n, 20.0)));
       let most = power(top / n, p);`,
-      features: (of, n) => `{
+      ...(form === 'relu' && { keyUnit: (n: string) => `(${n} % ${dim / 16}u * 2u)` }),
+      features: (of, n, units) => `{
         let second = (${n}) >= ${dim / 16}u;
+        ${
+          units
+            ? `low = ${feature(of, units[0])}; high = ${feature(of, units[1])};`
+            : `
         switch (${n}) % ${dim / 16}u {
           ${range(dim / 16)
             .map((c) => `case ${c}u: { low = ${feature(of, `row${2 * c}`)}; high = ${feature(of, `row${2 * c + 1}`)}; }`)
             .join('\n')}
           default: {}
+        }`
         }
       }`,
       keyBound,

@@ -1,6 +1,6 @@
 import { add, cast, div, full, matmul, mean, mul, pad, permute, pointwise, reshape, scope, slice, tensor, type Tensor } from '@heed/core';
 import { apply, asContiguous, empty, vjp } from '@heed/core/~internal';
-import { type FeatureKernels, featureKernels } from '../features/forward.js';
+import { type FeatureKernels, featureKernels } from '../scan/features/forward.js';
 import { decayScan } from '../scan/decay-scan.js';
 import { normAwareMap, normAwareSettings } from './feature-map.js';
 import { type FeatureSettings, makeFeatures, pullFeatures, type RotaryTable } from './feature-kernels.js';
