@@ -59,8 +59,12 @@ export const engine: Record<string, Engine> = {
     };
   },
   decode: (o, dim, tokens) => {
-    const [q, k] = [o.float(1, 1, 4, dim), o.float(1, 40 * tokens, 2, dim)];
-    return { inputs: [], run: () => attention(q, k, k, { causal: true }) };
+    // groups that fill a tile and that do not, and scores that take the kernel of any call
+    const [q, odd, k] = [o.float(1, 1, 4, dim), o.float(1, 1, 6, dim), o.float(1, 40 * tokens, 2, dim)];
+    return {
+      inputs: [],
+      run: () => [attention(q, k, k, { causal: true }), attention(odd, k, k), attention(q, k, k, { causal: true, softcap: 5 })],
+    };
   },
   merge: (o, dim, tokens) => {
     const [q, k, v] = [o.float(1, tokens, 2, dim), o.float(1, tokens, 2, dim), o.float(1, tokens, 2, dim)];
