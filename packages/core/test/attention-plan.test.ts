@@ -96,6 +96,9 @@ test('long sequences take taller tiles, short windows do not, blocks of a select
   expect(long?.rows).toBeGreaterThan(128);
   expect(planAttention({ ...shape, halves: true, queries: 65536, keys: 65536, narrow: true }, h100).forward.fragments?.rows).toBe(128);
   expect(planAttention({ ...shape, halves: true, queries: 65536, blockQueries: 64 }, h100).forward.fragments?.rows).toBe(64);
+  const blocks = planAttention({ ...shape, halves: true, blockQueries: 32, blockKeys: 64 }, h100);
+  expect([blocks.dq.fragments?.rows, blocks.dkv.fragments?.rows]).toEqual([32, 64]);
+  expect(planAttention({ ...shape, blockKeys: 32 }, h100).dkv.inRegisters?.lanes).toBe(64);
 });
 
 test('values wider than 128 are cut into parts; the backward of such heads stays on register tiles', () => {

@@ -30,7 +30,7 @@ export function planCall(call: AttentionCall): AttentionPlan {
     scoreFunction: call.score !== undefined,
     narrow: visibility.band.left < shortWindow,
     sharedList: !(visibility.mask?.perHead ?? false) && (selection?.heads ?? 1) <= sizes.kvHeads,
-    ...(selection && { blockQueries: selection.blockQueries }),
+    ...(selection && { blockQueries: selection.blockQueries, blockKeys: selection.blockKeys }),
   };
   const known = plansOf(device, visibility.mask ?? device);
   const key = [queryOffset, ...Object.values(shape)].join();

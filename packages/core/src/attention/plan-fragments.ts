@@ -104,8 +104,7 @@ export function planBackwardFragments(owner: 'queries' | 'keys', need: FragmentN
 function backwardTiles(owner: 'queries' | 'keys', widest: number, capabilities: Capabilities): Tile[] {
   const small = [tile(4, 1, 16), tile(2, 1, 16), tile(1, 1, 16)];
   if (capabilities.matrix !== 'hardware') return small.slice(1);
-  if (widest <= 64 && needsBarriers(capabilities)) return [tile(6, 1, 16), ...small];
-  if (widest <= 64) return owner === 'queries' ? [tile(4, 2, 16), ...small] : [tile(12, 1, 32, 16), tile(6, 1, 16), ...small];
+  if (widest <= 64) return needsBarriers(capabilities) ? [tile(6, 1, 16), ...small] : [tile(4, 2, 32, 16), tile(4, 2, 16), ...small];
   return owner === 'queries' ? [tile(12, 1, 16), tile(8, 1, 16), ...small] : [tile(8, 1, 16), ...small];
 }
 

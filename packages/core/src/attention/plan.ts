@@ -13,8 +13,9 @@ export interface AttentionShape {
   kvHeads: number;
   headDim: number;
   valueDim: number;
-  /** A selection whose query blocks bind the tile: its tokens a block. */
+  /** A selection whose blocks bind the tiles: tokens a block of queries, and of keys. */
   blockQueries?: number;
+  blockKeys?: number;
   /** Products may take f16 operands: tensors are f16, or the call says `precision: 'f16'`. Default false. */
   halves?: boolean;
   /** Scores pass through a function: the backward then runs on register tiles. Default false. */
@@ -85,23 +86,26 @@ export function planAttention(shape: AttentionShape, capabilities: Capabilities,
   const { headDim, valueDim } = shape;
   const widest = Math.max(headDim, valueDim);
   const { listed } = shape;
-  const backward = (owner: 'queries' | 'keys', rows: number, heads: number): FragmentPlan | undefined =>
-    shape.halves && !shape.scoreFunction
-      ? planBackwardFragments(owner, { headDim, valueDim, rows, allRows: rows * heads * shape.batch, listed }, capabilities)
-      : undefined;
-  const inRegisters = (owner: 'queries' | 'keys', rows: number, heads: number): RowTile | undefined =>
-    software ? undefined : planRows(owner, { headDim, valueDim, rows, allRows: rows * heads * shape.batch }, capabilities);
+  // rows that a workgroup may own: of one block where a selection binds the tiles
+  const queries = {
+    rows: Math.min(shape.queries, shape.blockQueries ?? shape.queries),
+    allRows: shape.queries * shape.heads * shape.batch,
+  };
+  const keys = { rows: Math.min(shape.keys, shape.blockKeys ?? shape.keys), allRows: shape.keys * shape.kvHeads * shape.batch };
+  const onFragments = shape.halves && !shape.scoreFunction;
+  const backward = (owner: 'queries' | 'keys', own: typeof queries): Pick<SweepPlan, 'fragments' | 'inRegisters'> => ({
+    fragments: onFragments ? planBackwardFragments(owner, { headDim, valueDim, ...own, listed }, capabilities) : undefined,
+    inRegisters: software ? undefined : planRows(owner, { headDim, valueDim, ...own }, capabilities),
+  });
   return {
     forward: planForward(shape, capabilities, software),
     dq: {
       ...planTile(capabilities, { rows: shape.queries, contract: widest, accumulate: headDim, software }),
-      fragments: backward('queries', shape.queries, shape.heads),
-      inRegisters: inRegisters('queries', shape.queries, shape.heads),
+      ...backward('queries', queries),
     },
     dkv: planDkv(shape, {
       ...planTile(capabilities, { rows: shape.keys, contract: widest, accumulate: widest, outputs: 2, software }),
-      fragments: backward('keys', shape.keys, shape.kvHeads),
-      inRegisters: inRegisters('keys', shape.keys, shape.kvHeads),
+      ...backward('keys', keys),
     }),
   };
 }
