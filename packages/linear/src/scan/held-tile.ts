@@ -41,18 +41,25 @@ export class HeldTile {
     this.items = Math.ceil((o.rows * this.across) / o.lanes);
   }
 
-  declare(): string {
+  /** The registers; `next` for another tile of it, which `take` makes the one at hand. */
+  declare(registers: 'held' | 'next' = 'held'): string {
     return range(this.items)
-      .map((i) => `var held_${this.o.name}${i} = vec4u();`)
+      .map((i) => `var ${registers}_${this.o.name}${i} = vec4u();`)
       .join(' ');
   }
 
-  /** Rows `at` .. `at + count` of the operand; zeros behind them. */
-  fetch(): string {
+  take(): string {
+    return range(this.items)
+      .map((i) => `held_${this.o.name}${i} = next_${this.o.name}${i};`)
+      .join(' ');
+  }
+
+  /** Rows `at` .. `at + count` of the operand, both expressions; zeros behind them. */
+  fetch(at = 'at', count = 'count', registers: 'held' | 'next' = 'held'): string {
     const { name, first, dim, load } = this.o;
-    const item = (at: string, size: number): string => `${name}[base_${name}() + (base + ${at}) / ${size}u]`;
+    const item = (place: string, size: number): string => `${name}[base_${name}() + (base + ${place}) / ${size}u]`;
     const value = (i: number): string => {
-      const held = `held_${name}${i}`;
+      const held = `${registers}_${name}${i}`;
       if (load === 'half8') return `${held} = ${item('column', 8)};`;
       if (load === 'half4')
         return `${held} = vec4u(bitcast<vec2u>(${item('column', 4)}), 0u, 0u);
@@ -64,9 +71,9 @@ export class HeldTile {
     return this.each(
       (i) => `
             let column = ${first} + d;
-            held_${name}${i} = vec4u();
-            if (r < count && column < ${dim}u) {
-              let base = batch * uniforms.${name}Batch + tokenAt(at + r, length) * uniforms.${name}Token + head * uniforms.${name}Head;
+            ${registers}_${name}${i} = vec4u();
+            if (r < ${count} && column < ${dim}u) {
+              let base = batch * uniforms.${name}Batch + tokenAt(${at} + r, length) * uniforms.${name}Token + head * uniforms.${name}Head;
               ${value(i)}
             }`,
     );

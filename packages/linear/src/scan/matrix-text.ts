@@ -13,6 +13,16 @@ export function matrixText(s: MatrixSpec, { capabilities }: KernelContext): stri
   return new MatrixText(s, new Fragments(capabilities, { N: s.fragmentColumns as 8 | 16, packed })).kernel();
 }
 
+const step = 'at = nextAt; count = nextCount;';
+
+/** Eight floats from `staged` on; every second four lanes read the upper half first, so that eight lanes meet all banks. */
+const eightStaged = `
+              let turned = lane / 4u % 2u;
+              let one = bitcast<vec4f>(stage[staged + turned]);
+              let two = bitcast<vec4f>(stage[staged + 1u - turned]);
+              let lower = select(one, two, turned == 1u);
+              let upper = select(two, one, turned == 1u);`;
+
 // Workgroup memory, each part used several times a chunk:
 //   left    Q, then Q scaled by its decay, then the masked scores
 //   right   K, then slices of the state as f16, then K scaled by its decay
@@ -49,7 +59,6 @@ class MatrixText extends MatrixPieces {
   kernel(): string {
     const { s, f, loops, layout } = this;
     const tiles = s.outputs ? [this.queries, this.keys, this.values] : [this.keys, this.values];
-    const fetch = (): string => tiles.map((tile) => tile.fetch()).join('\n');
     return `
       ${segmentOf}
       ${lengthOf(s.lengths)}
@@ -87,12 +96,12 @@ class MatrixText extends MatrixPieces {
         ${s.outputs ? '' : ownPart}
         var count = min(${s.chunk}u, end - at);
         ${tiles.map((tile) => tile.declare()).join('\n')}
-        ${fetch()}
+        ${tiles.map((tile) => tile.fetch()).join('\n')}
         ${s.outputs ? 'var done = 0u;' : ''}
         while (at < end) {
           let held = count;
           let whole = exp2(rate * f32(held));
-          ${s.outputs ? this.outputChunk(fetch) : this.stateChunk(fetch)}
+          ${s.outputs ? this.outputChunk() : this.stateChunk()}
         }
         ${s.outputs ? this.wayOut() : ''}
         ${s.final ? this.storeFinal() : ''}
@@ -101,63 +110,57 @@ class MatrixText extends MatrixPieces {
       )}`;
   }
 
-  // The next chunk is fetched into registers while this one is worked on.
-  private next(fetch: () => string): string {
+  /** The chunk behind this one, which registers get while this one is worked on: loads from memory take as long as some phases. */
+  private ahead(fetches: (at: string, count: string) => string[]): string {
     return `
-          at += held;
-          count = min(${this.s.chunk}u, end - at);
-          ${fetch()}`;
+          let nextAt = at + held;
+          let nextCount = min(${this.s.chunk}u, end - nextAt);
+          ${fetches('nextAt', 'nextCount').join('\n')}`;
   }
 
-  private stateChunk(fetch: () => string): string {
+  private stateChunk(): string {
+    const { keys, values } = this;
     return `
-          ${this.keys.put(this.keyFactor())}
-          ${this.values.put()}
+          ${keys.put(this.keyFactor())}
+          ${values.put()}
           workgroupBarrier();
-          ${this.next(fetch)}
+          ${this.ahead((at, count) => [keys.fetch(at, count), values.fetch(at, count)])}
           ${this.updateState()}
+          ${step}
           workgroupBarrier();`;
   }
 
-  private outputChunk(fetch: () => string): string {
-    const { loops, f } = this;
+  private outputChunk(): string {
+    const { loops, queries, keys, values } = this;
     const queryFactor = 'exp2(rate * f32(r + 1u - uniforms.reverse))';
     const peak = (tile: HeldTile) => (name: string) => tile.peak(name);
     return `
           ${this.wayOut()}
-          ${this.queries.put()}
-          ${this.keys.put()}
-          ${this.values.put()}
-          ${joinChunk({ q: peak(this.queries), k: peak(this.keys), v: peak(this.values) })}
+          ${queries.put()}
+          ${keys.put()}
+          ${values.put()}
+          ${joinChunk({ q: peak(queries), k: peak(keys), v: peak(values) })}
           workgroupBarrier();
+          ${queries.declare('next')} ${keys.declare('next')}
+          ${this.ahead((at, count) => [queries.fetch(at, count, 'next'), keys.fetch(at, count, 'next'), values.fetch(at, count)])}
           ${chunkRange(this.s.keyDim, this.s.gain)}
           outFactor = up;
           ${this.scores()}
           ${this.storeSlice(0)}
           workgroupBarrier();
-          ${this.queries.put(queryFactor)}
+          ${queries.put(queryFactor)}
           ${loops.declare('o', this.ownTokens)}
           ${this.fromState()}
           ${this.mask()}
-          ${this.keys.put(this.keyFactor())}
+          ${keys.put(this.keyFactor())}
           done = held;
-          ${this.next(fetch)}
+          ${queries.take()} ${keys.take()}
+          ${step}
           workgroupBarrier();
-          ${this.eachTokenBlock(
-            (t) => `
-            ${this.loadValues(t)}
-            ${loops.each(
-              0,
-              this.ownTokens,
-              (r) => `
-              ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${this.layout.scoreStride}u + ${u32(times(t, 2))}`, `${this.layout.scoreStride}u`)}
-              ${loops.columnsOf((c) => f.multiplyAdd(loops.at('o', r, c), 'part', `value${c}`))}`,
-            )}`,
-          )}
-          ${this.updateState()}
+          ${this.updateState((t) => this.fromScores(t))}
           ${loops.each(0, this.ownTokens, (r) =>
             loops.columnsOf((c) =>
-              f.store(
+              this.f.store(
                 loops.at('o', r, c),
                 'stage',
                 `${this.tokenRow(r)} * ${this.layout.floatStride}u + ${this.column(c, 4)}`,
@@ -189,14 +192,27 @@ class MatrixText extends MatrixPieces {
     );
   }
 
-  /** S <- lambda^C S + K^T V. */
-  private updateState(): string {
+  /** out += P V, for the values of a block of tokens, loaded before. */
+  private fromScores(t: Index): string {
+    const { f, loops, layout } = this;
+    return loops.each(
+      0,
+      this.ownTokens,
+      (r) => `
+              ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${layout.scoreStride}u + ${u32(times(t, 2))}`, `${layout.scoreStride}u`)}
+              ${loops.columnsOf((c) => f.multiplyAdd(loops.at('o', r, c), 'part', `value${c}`))}`,
+    );
+  }
+
+  /** S <- lambda^C S + K^T V; `also` is what else the values of a block of tokens are for. */
+  private updateState(also: (t: Index) => string = () => ''): string {
     const { f, loops, layout } = this;
     return `
           ${loops.each(0, this.ownKeys, (r) => loops.columnsOf((c) => f.scale(loops.at('s', r, c), 'whole')))}
           ${this.eachTokenBlock(
             (t) => `
             ${this.loadValues(t)}
+            ${also(t)}
             ${loops.each(
               0,
               this.ownKeys,
@@ -262,7 +278,8 @@ class MatrixText extends MatrixPieces {
               s.columns,
               (row, c) => `
               let staged = ${row} * ${layout.floatStride}u + ${c} / 4u;
-              right[${row} * ${layout.valueStride}u + ${c} / 8u] = vec4u(fourOf(bitcast<vec4f>(stage[staged]) * down), fourOf(bitcast<vec4f>(stage[staged + 1u]) * down));`,
+              ${eightStaged}
+              right[${row} * ${layout.valueStride}u + ${c} / 8u] = vec4u(fourOf(lower * down), fourOf(upper * down));`,
             )}
             workgroupBarrier();
             ${loops.each(
@@ -290,7 +307,7 @@ class MatrixText extends MatrixPieces {
     const four = (n: number): string => {
       const decay = range(4).map((e) => `exp2(rate * f32(max(i32(i - j) - ${n + e}, 0)))`);
       const past = range(4).map((e) => `j + ${n + e}u <= i`);
-      return `fourOf(select(vec4f(), bitcast<vec4f>(stage[staged + ${n / 4}u]) * vec4f(${decay.join(', ')}) * scale, vec4<bool>(${past.join(', ')})))`;
+      return `fourOf(select(vec4f(), ${n === 0 ? 'lower' : 'upper'} * vec4f(${decay.join(', ')}) * scale, vec4<bool>(${past.join(', ')})))`;
     };
     return `
           let scale = uniforms.keyScale * down;
@@ -303,7 +320,7 @@ class MatrixText extends MatrixPieces {
               let j = ${column};
               let placed = i * ${scoreStride}u + j / 8u;
               let staged = i * ${scoreFloatStride}u + j / 4u;
-              if (j <= i) { left[placed] = vec4u(${four(0)}, ${four(4)}); } else { left[placed] = vec4u(); }`,
+              if (j <= i) { ${eightStaged} left[placed] = vec4u(${four(0)}, ${four(4)}); } else { left[placed] = vec4u(); }`,
           )}`;
   }
 

@@ -47,7 +47,8 @@ export function matrixLayout(keyDim: number, tile: MatrixTile & { valueDim?: num
   const keys = Math.ceil(keyDim / granule) * granule;
   // an odd number of 16 bytes a row: no bank conflicts
   const [keyStride, valueStride, scoreStride] = [keys / 8 + 1, columns / 8 + 1, chunk / 8 + 1];
-  const [floatStride, scoreFloatStride] = [columns / 4 + 1, chunk / 4 + 1];
+  // 32 bytes more a row: four rows of an f32 fragment lie in different banks
+  const [floatStride, scoreFloatStride] = [columns / 4 + 2, chunk / 4 + 2];
   const left = outputs ? chunk * Math.max(keyStride, scoreStride) : 0;
   const right = Math.max(chunk * keyStride, outputs ? (keys / slices) * valueStride : 0);
   const values = chunk * valueStride;
