@@ -179,6 +179,9 @@ test('every variant compiles for hardware, and takes the memory that its layout 
       for (const t of tensorsIn([whole, values, x, v, lengths, state])) t.dispose();
     }
   await device.idle();
+  const names = [...device.pipelines.values()].map(({ name }) => name);
+  for (const name of ['based', 'nalaformer', 'nalaformer-cosine'])
+    for (const part of ['states', 'segments', 'outputs']) expect(names).toContain(`${name}-${part}`);
   for (const { wgsl } of device.pipelines.values())
     expect(workgroupBytes(wgsl)).toBeLessThanOrEqual(device.limits.maxComputeWorkgroupStorageSize);
   await device.close();

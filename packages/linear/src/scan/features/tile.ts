@@ -74,13 +74,16 @@ export function featureTile(
   const width = Math.ceil((columns + 1) / N) * N;
   // as in attention: where 32 lanes run as one they need no barriers
   const barriers = matrix !== 'hardware' || subgroupMinSize !== fragmentLanes || subgroupMaxSize !== fragmentLanes;
-  for (const subgroups of matrix === 'hardware' ? [4, 2, 1] : [2, 1]) {
-    const tile = { columns, width, fragmentColumns: N, blocks: 2, subgroups, staged: 32, barriers };
-    const { statesBytes, outputsBytes } = featureLayout(map, tile);
-    const lanes = 32 * Math.max(subgroups, paddedFeatures(map) / 16 / tile.blocks);
-    if (Math.max(statesBytes, outputsBytes) <= limits.maxComputeWorkgroupStorageSize && lanes <= limits.maxComputeInvocationsPerWorkgroup)
-      return tile;
-  }
+  const featureBlocks = paddedFeatures(map) / 16;
+  // more blocks a subgroup take less workgroup memory, and more registers
+  for (const blocks of [2, 5, 4].filter((n) => featureBlocks % n === 0))
+    for (const subgroups of matrix === 'hardware' ? [4, 2, 1] : [2, 1]) {
+      const tile = { columns, width, fragmentColumns: N, blocks, subgroups, staged: 32, barriers };
+      const { statesBytes, outputsBytes } = featureLayout(map, tile);
+      const lanes = 32 * Math.max(subgroups, featureBlocks / blocks);
+      if (Math.max(statesBytes, outputsBytes) <= limits.maxComputeWorkgroupStorageSize && lanes <= limits.maxComputeInvocationsPerWorkgroup)
+        return tile;
+    }
   return undefined;
 }
 
