@@ -105,6 +105,6 @@ export class BindGroups {
 /** Of buffers alone: groups that differ in their windows only are few. A small integer on every engine (30 bits). */
 function hashOf(layout: BindLayout, windows: readonly BufferWindow[]): number {
   let hash = layout.number;
-  for (let i = 0; i < windows.length; i++) hash = (Math.imul(hash, 0x9e3779b1) + (windows[i] as BufferWindow).storage.id) | 0;
-  return (hash ^ (hash >>> 15)) & 0x3fffffff;
+  for (let i = 0; i < windows.length; i++) hash = (hash << 11) ^ (hash >>> 21) ^ (windows[i] as BufferWindow).storage.id;
+  return hash & 0x3fffffff;
 }

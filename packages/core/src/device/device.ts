@@ -139,9 +139,10 @@ export class Device {
     if (this.lostError) throw this.lostError;
   }
 
+  /** A buffer of so many bytes at least, rounded up to a multiple of 64: kernels may load whole vectors at the tail. */
   allocate(bytes: number, label: BufferLabel): Storage {
     if (this.closed || this.lostError) this.assertUsable();
-    return this.pool.allocate(Math.max(16, bytes), label);
+    return this.pool.allocate(bytes, label);
   }
 
   /** Records one dispatch; its uniform values lie at `uniformOffset` of the ring. */

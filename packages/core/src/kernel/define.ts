@@ -22,7 +22,7 @@ export function defineKernel<S extends Spec, const B extends Bindings<S>, const 
   function runListed(device: Device, spec: S, operands: Operands, values: UniformValues, grid: WantedGrid): void {
     for (let i = 0; i < outputs.length; i++) {
       const operand = operands[outputs[i] as number];
-      if (!operand || hasStore(device, operand)) continue;
+      if (!operand || operand.dtype === 'f32' || hasStore(device, operand)) continue;
       runPacked(device, spec, operands, values, grid);
       return;
     }
@@ -59,8 +59,8 @@ export function defineKernel<S extends Spec, const B extends Bindings<S>, const 
 
 /** Values of a record in the order of `names`. */
 function listed<T>(names: readonly string[], values: Readonly<Record<string, T | undefined>>): (T | undefined)[] {
-  const list: (T | undefined)[] = [];
-  for (let i = 0; i < names.length; i++) list.push(values[names[i] as string]);
+  const list = new Array<T | undefined>(names.length);
+  for (let i = 0; i < names.length; i++) list[i] = values[names[i] as string];
   return list;
 }
 

@@ -48,18 +48,20 @@ function makeKernel(fused: FusedFunction, id: string): FusedKernel {
     run(device, plan, operands, outs) {
       const { form, modes } = plan;
       if (form !== spec.form || modes !== spec.modes) spec = { key: id, form, modes };
-      const tensors: (Operand | undefined)[] = [];
-      const numbers: (number | readonly number[])[] = [];
-      for (let i = 0; i < operands.length; i++) {
+      const count = operands.length;
+      const tensors = new Array<Operand | undefined>(count + outs.length);
+      const numbers = new Array<number | readonly number[]>(count + 1);
+      for (let i = 0; i < count; i++) {
         const operand = operands[i] as Tensor | number;
-        tensors.push(typeof operand === 'number' ? undefined : operand);
-        numbers.push(typeof operand === 'number' ? operand : 0);
+        const number = typeof operand === 'number';
+        tensors[i] = number ? undefined : operand;
+        numbers[i] = number ? operand : 0;
       }
-      for (let i = 0; i < outs.length; i++) tensors.push(outs[i]);
-      const size = outs[0]?.size ?? 0;
+      for (let i = 0; i < outs.length; i++) tensors[count + i] = outs[i];
+      const { size } = outs[0] as Tensor;
       const items = Math.ceil(size / 4);
       const grid = [Math.ceil(items / 256)];
-      numbers.push(items);
+      numbers[count] = items;
       if (form === 'flat') {
         (flat ??= define(fused, false)).runListed(device, spec, tensors, numbers, grid);
         return;

@@ -71,44 +71,50 @@ export function polymorphic(
 ): Pointwise {
   const made = new Map<NumericType, Compiled>();
   return (...operands) => {
-    const type = commonType(name, operands, allowed);
+    const first = checkAlike(name, operands, allowed);
+    const type = types[first.dtype];
     let compiled = made.get(type);
     if (!compiled) {
       const inputs = Array.from({ length: arity }, (_, i): Named<NumericType> => ({ name: `x${i}`, type }));
       compiled = new Compiled(name, exprFunction(inputs, body(...inputs.map((input) => variable(input.name, type)))));
       made.set(type, compiled);
     }
-    return runPointwise(compiled, operands);
+    return compute(compiled, first, operands);
   };
 }
 
 const types: Record<DType, NumericType> = { f32: 'f32', f16: 'f32', i32: 'i32', u32: 'u32', u8: 'u32' };
 
-/** The one expression type of all tensors among the operands. */
-export function commonType(name: string, operands: readonly PointwiseOperand[], allowed: readonly NumericType[]): NumericType {
-  let type: NumericType | undefined;
+/** The first tensor of operands that must have one type. */
+function checkAlike(name: string, operands: readonly PointwiseOperand[], allowed: readonly NumericType[]): Tensor {
   let first: Tensor | undefined;
   for (let i = 0; i < operands.length; i++) {
     const operand = operands[i] as PointwiseOperand;
     if (typeof operand === 'number') continue;
-    const own = types[operand.dtype];
-    if (type !== undefined && own !== type) {
+    first ??= operand;
+    if (types[operand.dtype] !== types[first.dtype]) {
       throw new HeedError(
         'DTYPE_MISMATCH',
-        `${name}: operands are ${first?.describe()} and ${operand.describe()}; both must be float, i32 or u32, convert one with cast()`,
+        `${name}: operands are ${first.describe()} and ${operand.describe()}; both must be float, i32 or u32, convert one with cast()`,
       );
     }
-    type = own;
-    first ??= operand;
+    if (operand.device !== first.device) sameDevices(name, [first, operand]);
   }
-  if (type === undefined) throw new HeedError('INVALID_ARGUMENT', `${name}: all operands are numbers; at least one must be a tensor`);
-  if (!allowed.includes(type)) {
-    throw new HeedError(
-      'DTYPE_MISMATCH',
-      `${name}: ${first?.describe()} was given; it takes ${allowed.join(', ')} (f32 includes f16), convert with cast()`,
-    );
-  }
-  return type;
+  if (!first) throw noTensor(name);
+  if (allowed.includes(types[first.dtype])) return first;
+  throw new HeedError(
+    'DTYPE_MISMATCH',
+    `${name}: ${first.describe()} was given; it takes ${allowed.join(', ')} (f32 includes f16), convert with cast()`,
+  );
+}
+
+/** The one expression type of all tensors among the operands. */
+export function commonType(name: string, operands: readonly PointwiseOperand[], allowed: readonly NumericType[]): NumericType {
+  return types[checkAlike(name, operands, allowed).dtype];
+}
+
+function noTensor(name: string): HeedError {
+  return new HeedError('INVALID_ARGUMENT', `${name}: all operands are numbers; at least one must be a tensor`);
 }
 
 function checkFunction(who: string, f: ExprFunction<ExprType>): void {
@@ -213,13 +219,17 @@ function checkOperands({ name, f }: Compiled, operands: readonly PointwiseOperan
     first ??= operand;
     if (operand.device !== first.device) sameDevices(name, [first, operand]);
   }
-  if (!first) throw new HeedError('INVALID_ARGUMENT', `${name}: all operands are numbers; at least one must be a tensor`);
+  if (!first) throw noTensor(name);
   return first;
 }
 
 /** Runs a compiled function, on the tape where its result is float. `dtype` overrides the dtype of the output. */
 export function runPointwise(compiled: Compiled, operands: readonly PointwiseOperand[], dtype?: DType): Tensor {
-  const first = checkOperands(compiled, operands);
+  return compute(compiled, checkOperands(compiled, operands), operands, dtype);
+}
+
+/** As `runPointwise` of operands that were checked. */
+function compute(compiled: Compiled, first: Tensor, operands: readonly PointwiseOperand[], dtype?: DType): Tensor {
   const { type } = compiled.f.body;
   const shape = outputShape(compiled.name, first, operands);
   const outDType = dtype ?? (type === 'f32' ? floatOf(operands) : type === 'bool' ? 'u8' : (type as DType));

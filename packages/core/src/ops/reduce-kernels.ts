@@ -311,14 +311,15 @@ function reduceRun(kind: Reduction, source: Tensor, [start, end]: Run, options: 
       form: laneForm(plan.lanes, device.capabilities),
     } as const;
     const rows = outer * plan.chunks;
-    const first = { ...base, rows, n: n / width, chunk: plan.chunk, chunks: plan.chunks };
+    // own fields in front of what is spread: V8 makes such objects faster
+    const first = { rows, n: n / width, chunk: plan.chunk, chunks: plan.chunks, ...base };
     const grid = [Math.ceil(rows / (256 / plan.lanes))];
     if (plan.chunks === 1) {
-      reduceRows.run(device, { spec: { ...spec, stage: 'whole' }, tensors: { x, out }, uniforms: first, grid });
+      reduceRows.run(device, { spec: { stage: 'whole', ...spec }, tensors: { x, out }, uniforms: first, grid });
       return out;
     }
     const { outA, outB } = partials(device, kind, type, rows);
-    reduceRows.run(device, { spec: { ...spec, stage: 'first' }, tensors: { x, outA, outB }, uniforms: first, grid });
+    reduceRows.run(device, { spec: { stage: 'first', ...spec }, tensors: { x, outA, outB }, uniforms: first, grid });
     const lanes = lanesFor(plan.chunks);
     reduceRows.run(device, {
       spec: { ...spec, stage: 'second', width: 1, lanes, form: laneForm(lanes, device.capabilities) },
@@ -332,17 +333,17 @@ function reduceRun(kind: Reduction, source: Tensor, [start, end]: Run, options: 
   const width = aligned ? 4 : 1;
   const plan = planColumns(outer, n, inner / width, width);
   const spec = { kind, finish: options.finish, type, width, lanes: plan.lanes, flight: 1, form: 'memory' } as const;
-  const first = { ...base, outer, n, stride: stride / width, inner: inner / width, chunk: plan.chunk, chunks: plan.chunks };
+  const first = { outer, n, stride: stride / width, inner: inner / width, chunk: plan.chunk, chunks: plan.chunks, ...base };
   const tiles = Math.ceil(inner / width / plan.lanes);
   const grid = [tiles * plan.chunks * outer];
   if (plan.chunks === 1) {
-    reduceColumns.run(device, { spec: { ...spec, stage: 'whole' }, tensors: { x, out }, uniforms: first, grid });
+    reduceColumns.run(device, { spec: { stage: 'whole', ...spec }, tensors: { x, out }, uniforms: first, grid });
     return out;
   }
   const { outA, outB } = partials(device, kind, type, outer * plan.chunks * inner);
-  reduceColumns.run(device, { spec: { ...spec, stage: 'first' }, tensors: { x, outA, outB }, uniforms: first, grid });
+  reduceColumns.run(device, { spec: { stage: 'first', ...spec }, tensors: { x, outA, outB }, uniforms: first, grid });
   reduceColumns.run(device, {
-    spec: { ...spec, stage: 'second' },
+    spec: { stage: 'second', ...spec },
     tensors: { inA: outA, inB: outB, out },
     uniforms: {
       ...first,

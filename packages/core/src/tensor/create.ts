@@ -22,9 +22,8 @@ export function checkShape(who: string, shape: Shape): void {
 /** A tensor whose elements are not set: for kernels that write all of them. */
 export function empty(device: Device, shape: Shape, dtype: DType = 'f32', label?: string): Tensor {
   checkShape('core', shape);
-  // 16 bytes of slack: kernels may load whole vectors at the tail
-  const storage = device.allocate(Math.ceil((sizeOf(shape) * dtypeBytes(dtype)) / 16) * 16, label ?? { shape, dtype });
-  return new Tensor(device, storage, dtype, { shape, strides: undefined, offset: 0 }, label);
+  const storage = device.allocate(sizeOf(shape) * dtypeBytes(dtype), label ?? { shape, dtype });
+  return new Tensor(device, storage, dtype, shape, undefined, 0, label);
 }
 
 type TensorValues = Float32Array | Float64Array | Int32Array | Uint32Array | Uint8Array | Uint16Array | readonly number[];

@@ -91,13 +91,13 @@ export class Tensor implements Operand {
   private watched = false;
 
   /** Takes over one reference to `storage`. For kernels and views; users make tensors by `tensor()`, `zeros()` and ops. */
-  constructor(device: Device, storage: Storage, dtype: DType, layout: TensorLayout, label?: string) {
+  constructor(device: Device, storage: Storage, dtype: DType, shape: Shape, strides: Shape | undefined, offset: number, label?: string) {
     this.device = device;
     this.held = storage;
     this.dtype = dtype;
-    this.shape = frozen(layout.shape);
-    this.steps = layout.strides && frozen(layout.strides);
-    this.offset = layout.offset;
+    this.shape = frozen(shape);
+    this.steps = strides && frozen(strides);
+    this.offset = offset;
     const size = sizeOf(this.shape);
     this.size = size;
     this.extent = size === 0 || !this.steps ? size : 1 + lastElement(this.shape, this.steps);
@@ -173,7 +173,7 @@ export class Tensor implements Operand {
   private another(shape: Shape, strides: Shape | undefined, offset: number): Tensor {
     const { storage } = this;
     this.device.pool.retain(storage);
-    return new Tensor(this.device, storage, this.dtype, { shape, strides, offset }, this.label);
+    return new Tensor(this.device, storage, this.dtype, shape, strides, offset, this.label);
   }
 
   /** Takes the tensor out of its scope; the caller disposes it. */
