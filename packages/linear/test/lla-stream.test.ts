@@ -103,6 +103,9 @@ test('truncate, snapshot, restore and select give the tokens back', async () => 
   const snapshot = await state.snapshot();
   const other = llaStart(device, start);
   other.restore(snapshot);
+  const wider = llaStart(device, { ...start, capacity: tokens + 1 });
+  expect(() => wider.restore(snapshot)).toThrow(expect.objectContaining({ code: 'INVALID_FILE' }));
+  wider.dispose();
   const next = step(11, 12, other);
   await expectRows(next, whole, 11, 2e-5);
   expect(other.bytes().payload).toBe(batch * tokens * heads * (headDim + valueDim) * 4);

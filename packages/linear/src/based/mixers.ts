@@ -127,7 +127,7 @@ export function slidingWindowMixer(config: SlidingWindowMixerConfig): TokenMixer
     apply: inner.apply.bind(inner),
     start(device: Device, { batch, dtype }: { batch: number; capacity: number; dtype: DType }): HeldTensors {
       const none = (): Tensor => zeros(device, [batch, 0, heads, headDim], { dtype: precision === 'f16' ? dtype : 'f32' });
-      return new HeldTensors(device, 'sliding-window', { k: none(), v: none() });
+      return new HeldTensors(device, 'sliding-window', { k: none(), v: none() }, [], true);
     },
     step(params: AttentionMixerParams, x: Tensor, state: HeldTensors): Tensor {
       const { out, k, v } = scope(() => {

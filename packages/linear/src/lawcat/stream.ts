@@ -1,22 +1,8 @@
-import {
-  type Bytes,
-  concat,
-  copyInto,
-  type Device,
-  HeedError,
-  rope,
-  scope,
-  slice,
-  type Snapshot,
-  type State,
-  tensor,
-  type Tensor,
-  zeros,
-} from '@heed/core';
-import { copyContiguous, holdsTensors } from '@heed/core/~internal';
+import { concat, copyInto, type Device, HeedError, rope, scope, slice, type Tensor, zeros } from '@heed/core';
+import { copyContiguous } from '@heed/core/~internal';
+import { HeldTensors } from '../scan/held-tensors.js';
 import { linearScanStep } from '../scan/linear-scan.js';
 import { normalizedScanStep } from '../scan/normalized.js';
-import { selectStates } from '../scan/select.js';
 import { gateOf } from './forward.js';
 import { convTokens, type LawcatBranch, type LawcatBranchOptions, mapped, repeatHeads, windowFactorOf } from './layer.js';
 import { mixWindow, onesFor } from './window.js';
@@ -32,111 +18,19 @@ export interface LawcatStreamOptions {
   window?: number;
 }
 
-const names = ['state', 'keySum', 'tailQ', 'tailK', 'windowK', 'windowV'] as const;
-type Held = Record<(typeof names)[number], Tensor | undefined>;
-
 /**
- * State of a stream, the same bytes whatever the length: a matrix and a sum of keys a head, the last taps - 1 queries and keys in
- * front of the convolution, and the last window - 1 keys and values where there is a window. Made by `lawcatStart`.
+ * State of a stream, the same bytes whatever the length: `state` f32 [batch, heads, headDim, headDim] and `keySum` [batch, heads, headDim, 1],
+ * `tailQ` and `tailK`, the last taps - 1 queries and keys in front of the convolution, and `windowK` and `windowV`, the last window - 1 keys
+ * and values where there is a window, [batch, rows, heads, headDim]. Made by `lawcatStart`.
  */
-export class LawcatState implements State {
-  readonly device: Device;
-  private held: Held;
-  private seen = 0;
-
+export class LawcatState extends HeldTensors {
   /** Takes over the tensors. */
   constructor(
-    held: Held,
+    device: Device,
+    tensors: Readonly<Record<string, Tensor>>,
     readonly window: number,
   ) {
-    this.held = held;
-    const first = this.all()[0] as Tensor;
-    this.device = first.device;
-    for (const t of this.all()) t.keep();
-    // scopes ask for it; a declared member with a computed name has no isolated declaration
-    Object.defineProperty(this, holdsTensors, { value: () => this.all() });
-  }
-
-  get tokens(): number {
-    return this.seen;
-  }
-
-  /** One of the tensors: `state` f32 [batch, heads, headDim, headDim], `keySum` [batch, heads, headDim, 1], rows [batch, rows, heads, headDim]. */
-  part(name: (typeof names)[number]): Tensor {
-    const t = this.held[name];
-    if (!t) throw new HeedError('INVALID_ARGUMENT', `lawcat: this stream has no ${name}; start it with a window`);
-    return t;
-  }
-
-  bytes(): Bytes {
-    return { payload: this.all().reduce((sum, t) => sum + t.bytes, 0), metadata: 0, padding: 0, host: 0 };
-  }
-
-  async snapshot(): Promise<Snapshot> {
-    const { tokens } = this;
-    const arrays: Record<string, Uint8Array> = {};
-    for (const name of names) {
-      const values = await this.held[name]?.read();
-      if (values) arrays[name] = new Uint8Array(values.buffer, values.byteOffset, values.byteLength).slice();
-    }
-    return { manifest: { kind: 'lawcat', shape: this.shape(), tokens }, arrays };
-  }
-
-  restore(snapshot: Snapshot): void {
-    const { kind, shape, tokens } = snapshot.manifest;
-    const fits = names.every((name) => this.held[name] === undefined || snapshot.arrays[name]?.byteLength === this.part(name).bytes);
-    if (kind !== 'lawcat' || String(shape) !== String(this.shape()) || typeof tokens !== 'number' || !fits)
-      throw new HeedError(
-        'INVALID_FILE',
-        `lawcat: a snapshot of ${String(kind)} [${String(shape)}] was given; this stream takes lawcat [${this.shape().join(', ')}]: batch, heads, features, values, taps - 1, window`,
-      );
-    scope(() => {
-      for (const name of names) {
-        const own = this.held[name];
-        // a copy: the bytes may lie at any offset of a file
-        if (own) copyInto(own, tensor(this.device, new Float32Array((snapshot.arrays[name] as Uint8Array).slice().buffer), own.shape));
-      }
-    });
-    this.seen = tokens;
-  }
-
-  truncate(tokens: number): void {
-    if (tokens === this.seen) return;
-    throw new HeedError(
-      'UNSUPPORTED',
-      `lawcat: truncate to ${tokens} of ${this.seen} tokens; a state keeps no tokens to go back to, take a snapshot() there and restore() it`,
-    );
-  }
-
-  select(batch: Tensor): void {
-    if (batch.dtype !== 'u32' || batch.rank !== 1)
-      throw new HeedError('SHAPE_MISMATCH', `lawcat: select was given ${batch.describe()}; it takes batch indices, u32 [n]`);
-    for (const name of names) {
-      const own = this.held[name];
-      if (!own) continue;
-      this.held[name] = scope(() => selectStates(own, batch)).keep();
-      own.dispose();
-    }
-  }
-
-  dispose(): void {
-    for (const t of this.all()) t.dispose();
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose();
-  }
-
-  advance(tokens: number): void {
-    this.seen += tokens;
-  }
-
-  private all(): Tensor[] {
-    return names.flatMap((name) => this.held[name] ?? []);
-  }
-
-  private shape(): number[] {
-    return [...this.part('state').shape, this.part('tailQ').dim(1), this.window];
+    super(device, 'lawcat', tensors);
   }
 }
 
@@ -153,13 +47,13 @@ export function lawcatStart(device: Device, options: LawcatStreamOptions): Lawca
     );
   const rows = (count: number): Tensor => zeros(device, [batch, count, heads, headDim], { label: 'lawcat rows' });
   return new LawcatState(
+    device,
     {
       state: zeros(device, [batch, heads, headDim, headDim], { label: 'lawcat state' }),
       keySum: zeros(device, [batch, heads, headDim, 1], { label: 'lawcat key sum' }),
       tailQ: rows(taps - 1),
       tailK: rows(taps - 1),
-      windowK: window > 0 ? rows(window - 1) : undefined,
-      windowV: window > 0 ? rows(window - 1) : undefined,
+      ...(window > 0 && { windowK: rows(window - 1), windowV: rows(window - 1) }),
     },
     window,
   );
@@ -198,14 +92,14 @@ export function lawcatStep(
       keepLast(tail, x);
       return out;
     };
-    const [cq, ck] = [convolved(q, branch.convQ, state.part('tailQ')), convolved(keys, branch.convK ?? branch.convQ, state.part('tailK'))];
+    const [cq, ck] = [convolved(q, branch.convQ, state.get('tailQ')), convolved(keys, branch.convK ?? branch.convQ, state.get('tailK'))];
     const { phiQ, phiK } = mapped(cq, ck, branch, options);
     const scan = {
       gate: gateOf(logits, options),
       scale: options.scale ?? 1 / Math.sqrt(phiQ.dim(3)),
       ...(chunk !== undefined && { chunk }),
     };
-    const states = { state: state.part('state'), keySum: state.part('keySum') };
+    const states = { state: state.get('state'), keySum: state.get('keySum') };
     if (window === 0) return normalizedScanStep(phiQ, phiK, values, states, { ...scan, eps, outDType: 'f32' }, 'lawcatStep');
     const n = linearScanStep(phiQ, phiK, values, states.state, { ...scan, outDType: 'f32' }, 'lawcatStep');
     const z = linearScanStep(phiQ, phiK, onesFor(values), states.keySum, { ...scan, outDType: 'f32' }, 'lawcatStep');
@@ -214,9 +108,9 @@ export function lawcatStep(
     const behind = (buffer: Tensor, x: Tensor): Tensor => (past > 0 ? concat([slice(buffer, 1, window - 1 - past), x], 1) : x);
     const rotated = turned(keys);
     const given = { window, windowFactor: windowFactorOf(branch), eps, ...(options.affine !== undefined && { affine: options.affine }) };
-    const mixed = mixWindow(turned(q), behind(state.part('windowK'), rotated), behind(state.part('windowV'), values), n, z, given);
-    keepLast(state.part('windowK'), rotated);
-    keepLast(state.part('windowV'), values);
+    const mixed = mixWindow(turned(q), behind(state.get('windowK'), rotated), behind(state.get('windowV'), values), n, z, given);
+    keepLast(state.get('windowK'), rotated);
+    keepLast(state.get('windowV'), values);
     return mixed;
   });
   state.advance(q.dim(1));

@@ -1,13 +1,13 @@
 import { type Bytes, HeedError, type Snapshot, type State, type Tensor } from '@heed/core';
 import { holdsTensors } from '@heed/core/~internal';
-import type { LayerState } from './state.js';
+import type { HeldTensors } from '../scan/held-tensors.js';
 
 /** States of the layers of a model, as one. */
 export class StackState implements State {
   /** @param states are taken over */
   constructor(
     readonly kind: string,
-    private readonly states: readonly LayerState[],
+    private readonly states: readonly HeldTensors[],
   ) {
     // scopes ask for it; a declared member with a computed name has no isolated declaration
     Object.defineProperty(this, holdsTensors, { value: () => states });
@@ -18,7 +18,7 @@ export class StackState implements State {
   }
 
   /** The state of a layer, from 0. */
-  layer(index: number): LayerState {
+  layer(index: number): HeldTensors {
     const state = this.states[index];
     if (!state) throw new HeedError('INVALID_ARGUMENT', `${this.kind}: layer ${index} of ${this.states.length}; layers count from 0`);
     return state;

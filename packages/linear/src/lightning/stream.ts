@@ -1,8 +1,8 @@
 import { type Device, HeedError, scope, type Tensor, zeros } from '@heed/core';
 import { copyContiguous } from '@heed/core/~internal';
-import { LayerState } from '../layer/state.js';
 import { checkDecay, checkState, decayTensor, isTensorDecay } from '../scan/options.js';
 import { decayScanStep } from '../scan/decay-scan.js';
+import { HeldTensors } from '../scan/held-tensors.js';
 import type { LightningOptions } from './forward.js';
 
 /** What a stream is started with. */
@@ -15,7 +15,7 @@ export interface LightningStreamOptions extends Omit<LightningOptions, 'causal' 
 }
 
 /** State of a stream: one matrix a head, f32 [batch, heads, keyDim, valueDim], whatever the length. */
-export class LightningState extends LayerState {
+export class LightningState extends HeldTensors {
   /** Takes over both tensors. */
   constructor(
     matrix: Tensor,
@@ -23,7 +23,7 @@ export class LightningState extends LayerState {
     readonly decay: Tensor,
     readonly options: { scale: number; chunk: number | undefined },
   ) {
-    super('lightning', matrix.device, { state: matrix }, [decay]);
+    super(matrix.device, 'lightning', { state: matrix }, [decay]);
   }
 
   /** The state's values, f32 [batch, heads, keyDim, valueDim]; owned by the stream. */

@@ -1,17 +1,7 @@
-import {
-  type Bytes,
-  type Device,
-  type FloatDType,
-  HeedError,
-  type Snapshot,
-  type State,
-  type Tensor,
-  writeValues,
-  zeros,
-} from '@heed/core';
-import { apply, copyContiguous, holdsTensors } from '@heed/core/~internal';
+import { type Device, type FloatDType, HeedError, type Tensor, zeros } from '@heed/core';
+import { apply, copyContiguous } from '@heed/core/~internal';
+import { HeldTensors } from '../scan/held-tensors.js';
 import { stepScan } from '../scan/scan.js';
-import { selectStates } from '../scan/select.js';
 import { lightning2Forward } from './forward.js';
 import {
   checkArguments,
@@ -49,100 +39,27 @@ const inPlaceTokens = 64;
  * State of a stream: one matrix a head, f32 [batch, heads, keyDim, valueDim], whatever the length. Made by
  * `lightning2Start`, updated in place by `lightning2Step`, freed by `dispose()`.
  */
-export class Lightning2State implements State {
-  readonly device: Device;
+export class Lightning2State extends HeldTensors {
   readonly scale: number;
   readonly chunk: number | undefined;
   readonly outDType: FloatDType | undefined;
-  /** Log-decay a head, f32 [heads]. */
-  readonly decay: Tensor;
-  private matrix: Tensor;
-  private seen = 0;
 
   /** Takes over both tensors. */
-  constructor(matrix: Tensor, decay: Tensor, options: { scale: number; chunk: number | undefined; outDType: FloatDType | undefined }) {
-    this.matrix = matrix.keep();
-    this.decay = decay.keep();
-    this.device = matrix.device;
+  constructor(
+    matrix: Tensor,
+    /** Log-decay a head, f32 [heads]. */
+    readonly decay: Tensor,
+    options: { scale: number; chunk: number | undefined; outDType: FloatDType | undefined },
+  ) {
+    super(matrix.device, 'lightning2', { state: matrix }, [decay]);
     this.scale = options.scale;
     this.chunk = options.chunk;
     this.outDType = options.outDType;
-    // scopes ask for it; a declared member with a computed name has no isolated declaration
-    Object.defineProperty(this, holdsTensors, { value: () => [this.matrix, this.decay] });
   }
 
   /** The state's values, f32 [batch, heads, keyDim, valueDim]; owned by the stream, replaced by later steps. */
   get values(): Tensor {
-    return this.matrix;
-  }
-
-  get tokens(): number {
-    return this.seen;
-  }
-
-  bytes(): Bytes {
-    return { payload: this.matrix.bytes, metadata: this.decay.bytes, padding: 0, host: 0 };
-  }
-
-  async snapshot(): Promise<Snapshot> {
-    const { tokens } = this;
-    const values = await this.matrix.read();
-    return {
-      manifest: { kind: 'lightning2', shape: [...this.matrix.shape], tokens },
-      arrays: { state: new Uint8Array(values.buffer, values.byteOffset, values.byteLength) },
-    };
-  }
-
-  restore(snapshot: Snapshot): void {
-    const { kind, shape, tokens } = snapshot.manifest;
-    const bytes = snapshot.arrays['state'];
-    if (
-      kind !== 'lightning2' ||
-      String(shape) !== String(this.matrix.shape) ||
-      typeof tokens !== 'number' ||
-      bytes?.byteLength !== this.matrix.bytes
-    )
-      throw new HeedError(
-        'INVALID_FILE',
-        `lightning2: a snapshot of ${String(kind)} [${String(shape)}] was given; this stream takes lightning2 [${this.matrix.shape.join(', ')}]`,
-      );
-    // a copy: the bytes may lie at any offset of a file
-    writeValues(this.matrix, new Float32Array(bytes.slice().buffer));
-    this.seen = tokens;
-  }
-
-  truncate(tokens: number): void {
-    if (tokens === this.seen) return;
-    throw new HeedError(
-      'UNSUPPORTED',
-      `lightning2: truncate to ${tokens} of ${this.seen} tokens; a state keeps no tokens to go back to, take a snapshot() there and restore() it`,
-    );
-  }
-
-  select(batch: Tensor): void {
-    if (batch.dtype !== 'u32' || batch.rank !== 1)
-      throw new HeedError('SHAPE_MISMATCH', `lightning2: select was given ${batch.describe()}; it takes batch indices, u32 [n]`);
-    this.replace(selectStates(this.matrix, batch));
-  }
-
-  dispose(): void {
-    this.matrix.dispose();
-    this.decay.dispose();
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose();
-  }
-
-  /** Notes what a step did: `matrix` takes the place of the values where it is given. */
-  advance(tokens: number, matrix?: Tensor): void {
-    if (matrix) this.replace(matrix);
-    this.seen += tokens;
-  }
-
-  private replace(matrix: Tensor): void {
-    this.matrix.dispose();
-    this.matrix = matrix.keep();
+    return this.get('state');
   }
 }
 
@@ -190,6 +107,6 @@ export function lightning2Step(q: Tensor, k: Tensor, v: Tensor, state: Lightning
       return final ? [out, final] : [out];
     },
   });
-  state.advance(tokens, made[1]);
+  state.advance(tokens, made[1] && { state: made[1] });
   return made[0] as Tensor;
 }

@@ -1,17 +1,6 @@
-import {
-  type Bytes,
-  copyInto,
-  type Device,
-  type FloatDType,
-  HeedError,
-  indexSelect,
-  type Snapshot,
-  type State,
-  type Tensor,
-  writeValues,
-  zeros,
-} from '@heed/core';
-import { apply, empty, holdsTensors } from '@heed/core/~internal';
+import { copyInto, type Device, type FloatDType, HeedError, type Tensor, zeros } from '@heed/core';
+import { apply, empty } from '@heed/core/~internal';
+import { HeldTensors } from '../scan/held-tensors.js';
 import { runDecode } from './kernels/decode.js';
 import { lla } from './forward.js';
 import { dtypeOf, type LlaOptions, resolve, widestCholesky } from './options.js';
@@ -36,81 +25,25 @@ export interface LlaStreamOptions extends Omit<LlaOptions, 'causal' | 'ridgeLamb
  * State of a stream: keys and values of up to `capacity` tokens, [batch, capacity, heads, ..]; size (headDim + valueDim) bytes a
  * token and head, as softmax attention keeps. Every query fits a system of its own, so there is nothing to sum up ahead.
  */
-export class LlaState implements State {
-  readonly device: Device;
+export class LlaState extends HeldTensors {
   readonly options: LlaStreamOptions;
-  private held: { k: Tensor; v: Tensor };
-  private seen = 0;
 
   constructor(device: Device, options: LlaStreamOptions) {
     const { batch, heads, headDim, valueDim = headDim, capacity, dtype = 'f32' } = options;
     for (const [name, n] of Object.entries({ batch, heads, headDim, valueDim, capacity }))
       if (!Number.isInteger(n) || n < 1)
         throw new HeedError('INVALID_ARGUMENT', `lla: a stream with ${name} ${n}; it must be an integer of 1 or more`);
-    this.device = device;
+    super(device, 'lla', {
+      k: zeros(device, [batch, capacity, heads, headDim], { dtype, label: 'lla keys' }),
+      v: zeros(device, [batch, capacity, heads, valueDim], { dtype, label: 'lla values' }),
+    });
     this.options = { ...options, valueDim, dtype };
-    this.held = {
-      k: zeros(device, [batch, capacity, heads, headDim], { dtype, label: 'lla keys' }).keep(),
-      v: zeros(device, [batch, capacity, heads, valueDim], { dtype, label: 'lla values' }).keep(),
-    };
-    Object.defineProperty(this, holdsTensors, { value: () => Object.values(this.held) });
   }
 
-  get tokens(): number {
-    return this.seen;
-  }
-
-  bytes(): Bytes {
-    return { payload: this.held.k.bytes + this.held.v.bytes, metadata: 0, padding: 0, host: 0 };
-  }
-
-  async snapshot(): Promise<Snapshot> {
-    const { seen: tokens } = this;
-    const [k, v] = await Promise.all([this.held.k.read(), this.held.v.read()]);
-    const bytesOf = (x: { buffer: ArrayBufferLike; byteOffset: number; byteLength: number }): Uint8Array =>
-      new Uint8Array(x.buffer, x.byteOffset, x.byteLength);
-    return { manifest: { ...this.manifest(), tokens }, arrays: { k: bytesOf(k), v: bytesOf(v) } };
-  }
-
-  restore(snapshot: Snapshot): void {
-    const own = this.manifest();
-    const { tokens, ...given } = snapshot.manifest;
-    const same = Object.keys({ ...own, ...given }).every((name) => String(own[name]) === String(given[name]));
-    const arrays = (['k', 'v'] as const).map((name) => [this.held[name], snapshot.arrays[name]] as const);
-    if (!same || typeof tokens !== 'number' || arrays.some(([t, bytes]) => bytes?.byteLength !== t.size * 4))
-      throw new HeedError(
-        'INVALID_FILE',
-        `lla: a snapshot of ${JSON.stringify(given)} was given; this stream is ${JSON.stringify(own)}, start one with the same options`,
-      );
-    // a copy: the bytes may lie at any offset of a file
-    for (const [t, bytes] of arrays) writeValues(t, new Float32Array((bytes as Uint8Array).slice().buffer));
-    this.seen = tokens;
-  }
-
-  truncate(tokens: number): void {
+  override truncate(tokens: number): void {
     if (!Number.isInteger(tokens) || tokens < 0 || tokens > this.seen)
       throw new HeedError('INVALID_ARGUMENT', `lla: truncate to ${tokens} of ${this.seen} tokens; give an integer from 0 to ${this.seen}`);
     this.seen = tokens;
-  }
-
-  select(batch: Tensor): void {
-    if (batch.dtype !== 'u32' || batch.rank !== 1 || batch.size !== this.options.batch)
-      throw new HeedError(
-        'SHAPE_MISMATCH',
-        `lla: select was given ${batch.describe()}; it takes one batch index an entry of the state, u32 [${this.options.batch}]`,
-      );
-    const chosen = { k: indexSelect(this.held.k, batch).keep(), v: indexSelect(this.held.v, batch).keep() };
-    this.dispose();
-    this.held = chosen;
-  }
-
-  dispose(): void {
-    this.held.k.dispose();
-    this.held.v.dispose();
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose();
   }
 
   /** Takes in k and v, and gives the filled parts. */
@@ -119,17 +52,13 @@ export class LlaState implements State {
     const end = this.seen + tokens;
     const part = (x: Tensor, first: number, count: number): Tensor =>
       x.view({ shape: [x.dim(0), count, x.dim(2), x.dim(3)], strides: x.strides, offset: x.offset + first * (x.strides[1] ?? 0) });
+    const [keys, values] = [this.get('k'), this.get('v')];
     if (tokens > 0) {
-      copyInto(part(this.held.k, this.seen, tokens), k);
-      copyInto(part(this.held.v, this.seen, tokens), v);
+      copyInto(part(keys, this.seen, tokens), k);
+      copyInto(part(values, this.seen, tokens), v);
     }
     this.seen = end;
-    return { k: part(this.held.k, 0, end), v: part(this.held.v, 0, end) };
-  }
-
-  private manifest(): Record<string, string | number> {
-    const { batch, heads, headDim, valueDim = headDim, capacity, dtype = 'f32' } = this.options;
-    return { kind: 'lla', batch, heads, headDim, valueDim, capacity, dtype };
+    return { k: part(keys, 0, end), v: part(values, 0, end) };
   }
 }
 
@@ -150,7 +79,8 @@ export function llaStart(device: Device, options: LlaStreamOptions): LlaState {
  * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH; LIMIT_EXCEEDED beyond the capacity; UNSUPPORTED when an input is differentiated
  */
 export function llaStep(q: Tensor, k: Tensor, v: Tensor, state: LlaState, ridgeLambda?: number | Tensor): Tensor {
-  const { batch, heads, headDim, valueDim, capacity, dtype, ...rest } = state.options;
+  const { heads, headDim, valueDim, capacity, dtype, ...rest } = state.options;
+  const batch = state.get('k').dim(0);
   const lambda = ridgeLambda ?? rest.ridgeLambda;
   const options = { ...rest, ridgeLambda: lambda as number | Tensor };
   const settings = resolve('llaStep', q, k, v, options);

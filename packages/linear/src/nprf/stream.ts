@@ -1,23 +1,20 @@
 import {
   add,
-  type Bytes,
   concat,
   copyInto,
   type Device,
   HeedError,
-  indexSelect,
   matmul,
   mul,
   reshape,
   scope,
   slice,
   type Snapshot,
-  type State,
   type Tensor,
-  writeValues,
   zeros,
 } from '@heed/core';
-import { apply, copyContiguous, holdsTensors } from '@heed/core/~internal';
+import { apply, copyContiguous } from '@heed/core/~internal';
+import { HeldTensors } from '../scan/held-tensors.js';
 import { clippedTable } from './clip.js';
 import { factorsOf, nprfFeatures, outputOf, asEntries, withOnes } from './function.js';
 import { directProduct } from './kernels/direct.js';
@@ -47,97 +44,71 @@ const roomOf = (clip: number): number => clip + Math.max(clip, 64);
  * token and head (twice m for trf). With `clip` what lies farther back is one sum of phi(k) [v, 1]^T, and room for 2 clip tokens is enough
  * at any length.
  */
-export class NprfState implements State {
-  readonly device: Device;
+export class NprfState extends HeldTensors {
   readonly settings: NprfSettings;
-  readonly sizes: Readonly<Record<'batch' | 'heads' | 'headDim' | 'valueDim' | 'capacity', number>>;
-  private held: { phi: Tensor; values: Tensor; features: Tensor; bias: Tensor; far: Tensor };
-  private readonly clip: number | undefined;
-  private seen = 0;
+  readonly sizes: Readonly<Record<'heads' | 'headDim' | 'valueDim' | 'capacity', number>>;
+  readonly features: Tensor;
+  /** Entries of the offsets -(capacity - 1) .. 0. */
+  private readonly bias: Tensor;
   /** Tokens that are summed up in `far`. */
   private folded = 0;
 
   constructor(device: Device, options: NprfStreamOptions) {
     const { batch, heads, headDim, valueDim = headDim, features, rpeBias } = options;
-    this.settings = { ...resolveOptions('nprfStart', options), causal: true };
-    const { clip } = this.settings;
+    const settings = { ...resolveOptions('nprfStart', options), causal: true };
+    const { clip, trf } = settings;
     const capacity = clip === undefined ? (options.capacity ?? 0) : roomOf(clip);
-    const sizes = { batch, heads, headDim, valueDim, capacity };
-    for (const [name, n] of Object.entries(sizes))
+    for (const [name, n] of Object.entries({ batch, heads, headDim, valueDim, capacity }))
       if (!Number.isInteger(n) || n < 1)
         throw new HeedError('INVALID_ARGUMENT', `nprf: a stream with ${name} ${n}; it must be an integer of 1 or more`);
     if (features.rank !== 3 || features.dim(0) !== heads || features.dim(2) !== headDim)
       throw new HeedError('SHAPE_MISMATCH', `nprfStart: features is ${features.describe()}; it must be [${heads}, m, ${headDim}]`);
-    this.clip = clip;
-    this.device = device;
+    const columns = features.dim(1) * (trf ? 2 : 1);
+    const sizes = { heads, headDim, valueDim, capacity };
+    const constants = [tableOf(rpeBias, sizes, clip), copyContiguous(features)] as const;
+    super(
+      device,
+      'nprf',
+      {
+        phi: zeros(device, [batch, heads, capacity, columns], { label: 'nprf features of keys' }),
+        values: zeros(device, [batch, heads, capacity, valueDim + 1], { label: 'nprf values' }),
+        ...(clip !== undefined && { far: zeros(device, [batch, heads, columns, valueDim + 1], { label: 'nprf sum before the window' }) }),
+      },
+      constants,
+    );
+    this.settings = settings;
     this.sizes = sizes;
-    const columns = features.dim(1) * (this.settings.trf ? 2 : 1);
-    this.held = {
-      phi: zeros(device, [batch, heads, capacity, columns], { label: 'nprf features of keys' }).keep(),
-      values: zeros(device, [batch, heads, capacity, valueDim + 1], { label: 'nprf values' }).keep(),
-      far: zeros(device, [batch, heads, clip === undefined ? 0 : columns, valueDim + 1], { label: 'nprf sum before the window' }).keep(),
-      features: copyContiguous(features).keep(),
-      bias: this.tableOf(rpeBias).keep(),
-    };
-    Object.defineProperty(this, holdsTensors, { value: () => Object.values(this.held) });
-  }
-
-  get tokens(): number {
-    return this.seen;
-  }
-
-  get features(): Tensor {
-    return this.held.features;
+    [this.bias, this.features] = constants;
   }
 
   /** Another table, f32 [heads, 2 capacity - 1] or [heads, 2 clip + 1]; copied. */
   setBias(rpeBias: Tensor): void {
-    scope(() => copyInto(this.held.bias, this.tableOf(rpeBias)));
+    scope(() => copyInto(this.bias, tableOf(rpeBias, this.sizes, this.settings.clip)));
   }
 
-  /** The offsets -(capacity - 1) .. 0 of a table, a copy. */
-  private tableOf(rpeBias: Tensor): Tensor {
-    const { heads, capacity } = this.sizes;
-    const { clip } = this;
-    if (clip === undefined) checkBias('nprfStart', rpeBias, [heads, 2 * capacity - 1], 'heads, 2 capacity - 1');
-    else checkBias('nprfStart', rpeBias, [heads, 2 * clip + 1], 'heads, 2 clip + 1');
-    return scope(() => copyContiguous(slice(clip === undefined ? rpeBias : clippedTable(rpeBias, clip, capacity - 1, 0), 1, 0, capacity)));
-  }
-
-  bytes(): Bytes {
-    const { phi, values, far, features, bias } = this.held;
-    return { payload: phi.bytes + values.bytes + far.bytes, metadata: features.bytes + bias.bytes, padding: 0, host: 0 };
-  }
-
-  async snapshot(): Promise<Snapshot> {
-    const { seen: tokens, folded } = this;
-    const [phi, values, far] = await Promise.all([this.held.phi.read(), this.held.values.read(), this.held.far.read()]);
-    const bytesOf = (x: { buffer: ArrayBufferLike; byteOffset: number; byteLength: number }): Uint8Array =>
-      new Uint8Array(x.buffer, x.byteOffset, x.byteLength);
-    return { manifest: { ...this.manifest(), tokens, folded }, arrays: { phi: bytesOf(phi), values: bytesOf(values), far: bytesOf(far) } };
-  }
-
-  restore(snapshot: Snapshot): void {
+  override async snapshot(): Promise<Snapshot> {
     const own = this.manifest();
-    const { tokens, folded, ...given } = snapshot.manifest;
-    const same = Object.keys({ ...own, ...given }).every((name) => String(own[name]) === String(given[name]));
-    const arrays = (['phi', 'values', 'far'] as const).map((name) => [this.held[name], snapshot.arrays[name]] as const);
-    if (!same || typeof tokens !== 'number' || typeof folded !== 'number' || arrays.some(([t, bytes]) => bytes?.byteLength !== t.bytes))
+    const { manifest, arrays } = await super.snapshot();
+    return { manifest: { ...manifest, ...own }, arrays };
+  }
+
+  override restore(snapshot: Snapshot): void {
+    const { folded, ...own } = this.manifest();
+    const given = snapshot.manifest;
+    if (Object.entries(own).some(([name, value]) => given[name] !== value) || typeof given['folded'] !== typeof folded)
       throw new HeedError(
         'INVALID_FILE',
-        `nprf: a snapshot of ${JSON.stringify(given)} was given; this stream is ${JSON.stringify(own)}, start one with the same options`,
+        `nprf: a snapshot of ${JSON.stringify(given)} was given; this stream is of ${JSON.stringify(own)}, start one with the same options`,
       );
-    // a copy: the bytes may lie at any offset of a file
-    for (const [t, bytes] of arrays) writeValues(t, new Float32Array((bytes as Uint8Array).slice().buffer));
-    this.seen = tokens;
-    this.folded = folded;
+    super.restore(snapshot);
+    this.folded = given['folded'] as number;
   }
 
-  truncate(tokens: number): void {
+  override truncate(tokens: number): void {
     if (!Number.isInteger(tokens) || tokens < 0 || tokens > this.seen)
       throw new HeedError('INVALID_ARGUMENT', `nprf: truncate to ${tokens} of ${this.seen} tokens; give an integer from 0 to ${this.seen}`);
     // tokens of the window that lie before the cut must all be there
-    if (this.folded > 0 && tokens < this.folded + (this.clip ?? 0) && tokens !== this.seen)
+    if (this.folded > 0 && tokens < this.folded + (this.settings.clip ?? 0))
       throw new HeedError(
         'UNSUPPORTED',
         `nprf: truncate to ${tokens} of ${this.seen} tokens; the first ${this.folded} are summed up, take a snapshot() there and restore() it`,
@@ -145,33 +116,13 @@ export class NprfState implements State {
     this.seen = tokens;
   }
 
-  select(batch: Tensor): void {
-    if (batch.dtype !== 'u32' || batch.rank !== 1 || batch.size !== this.sizes.batch)
-      throw new HeedError(
-        'SHAPE_MISMATCH',
-        `nprf: select was given ${batch.describe()}; it takes one batch index an entry of the state, u32 [${this.sizes.batch}]`,
-      );
-    for (const name of ['phi', 'values', 'far'] as const) {
-      const chosen = indexSelect(this.held[name], batch).keep();
-      this.held[name].dispose();
-      this.held[name] = chosen;
-    }
-  }
-
-  dispose(): void {
-    for (const t of Object.values(this.held)) t.dispose();
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose();
-  }
-
   /** Takes in phi and values of the next tokens, [batch, heads, n, ..]; gives the sums of queries with features phiQ. */
   attend(phiQ: Tensor, phiK: Tensor, values: Tensor): Tensor {
-    const { heads, batch, capacity } = this.sizes;
-    const tokens = phiK.dim(2);
+    const { heads, capacity } = this.sizes;
+    const { clip } = this.settings;
+    const [batch, tokens] = [phiK.dim(0), phiK.dim(2)];
     if (tokens === 0) return zeros(this.device, [batch * heads, 0, values.dim(3)]);
-    const most = this.clip === undefined ? tokens : capacity - this.clip;
+    const most = clip === undefined ? tokens : capacity - clip;
     if (tokens <= most) return this.piece(phiQ, phiK, values);
     const parts = Array.from({ length: Math.ceil(tokens / most) }, (_, i) => {
       const [a, b, w] = [phiQ, phiK, values].map((x) => slice(x, 2, i * most, Math.min(tokens, (i + 1) * most)));
@@ -181,9 +132,10 @@ export class NprfState implements State {
   }
 
   private piece(phiQ: Tensor, phiK: Tensor, values: Tensor): Tensor {
-    const { heads, batch, capacity } = this.sizes;
-    const n = phiK.dim(2);
-    if (this.clip !== undefined && this.seen - this.folded + n > capacity) this.fold(this.seen - this.folded - this.clip);
+    const { heads, capacity } = this.sizes;
+    const { clip } = this.settings;
+    const [batch, n] = [phiK.dim(0), phiK.dim(2)];
+    if (clip !== undefined && this.seen - this.folded + n > capacity) this.fold(this.seen - this.folded - clip);
     const begin = this.seen - this.folded;
     const end = begin + n;
     const filled = (x: Tensor): Tensor =>
@@ -192,41 +144,42 @@ export class NprfState implements State {
     copyInto(this.rows('phi', begin, n), phiK);
     copyInto(this.rows('values', begin, n), values);
     // offsets -(end - 1) .. 0 of the table
-    const c = factorsOf(slice(this.held.bias, 1, capacity - end), this.settings.denominatorEps);
+    const c = factorsOf(slice(this.bias, 1, capacity - end), this.settings.denominatorEps);
     const near = directProduct(
-      { a: copyContiguous(asEntries(phiQ)), b: filled(this.held.phi), w: filled(this.held.values), c: copyContiguous(c) },
+      { a: copyContiguous(asEntries(phiQ)), b: filled(this.get('phi')), w: filled(this.get('values')), c: copyContiguous(c) },
       { ...sequencePositions(n, end, true), heads, transposed: false },
     );
     if (this.folded === 0) return near;
     // all that is summed up lies beyond the window, as the first entry does
-    return add(near, asEntries(mul(matmul(phiQ, this.held.far), reshape(slice(c, 1, 0, 1), [1, heads, 1, 1]))));
+    return add(near, asEntries(mul(matmul(phiQ, this.get('far')), reshape(slice(c, 1, 0, 1), [1, heads, 1, 1]))));
   }
 
   /** Rows first .. first + count of each entry. */
   private rows(name: 'phi' | 'values', first: number, count: number): Tensor {
-    const x = this.held[name];
+    const x = this.get(name);
     return x.view({ shape: [x.dim(0), x.dim(1), count, x.dim(3)], strides: x.strides, offset: x.offset + first * x.dim(3) });
   }
 
   /** Sums up the oldest `count` tokens, and moves the rest to the front. */
   private fold(count: number): void {
-    const { far } = this.held;
+    const far = this.get('far');
     const left = this.seen - this.folded - count;
     copyInto(far, add(far, matmul(this.rows('phi', 0, count), this.rows('values', 0, count), { transposeA: true })));
     for (const name of ['phi', 'values'] as const) copyInto(this.rows(name, 0, left), copyContiguous(this.rows(name, count, left)));
     this.folded += count;
   }
 
-  private manifest(): Record<string, string | number | boolean> {
-    return {
-      kind: 'nprf',
-      ...this.sizes,
-      clip: this.clip ?? 0,
-      columns: this.held.phi.dim(3),
-      trf: this.settings.trf,
-      normalize: this.settings.normalize,
-    };
+  private manifest(): { folded: number; clip: number; trf: boolean; normalize: boolean } {
+    const { clip = 0, trf, normalize } = this.settings;
+    return { folded: this.folded, clip, trf, normalize };
   }
+}
+
+/** The offsets -(capacity - 1) .. 0 of a table, a copy. */
+function tableOf(rpeBias: Tensor, { heads, capacity }: { heads: number; capacity: number }, clip: number | undefined): Tensor {
+  if (clip === undefined) checkBias('nprfStart', rpeBias, [heads, 2 * capacity - 1], 'heads, 2 capacity - 1');
+  else checkBias('nprfStart', rpeBias, [heads, 2 * clip + 1], 'heads, 2 clip + 1');
+  return scope(() => copyContiguous(slice(clip === undefined ? rpeBias : clippedTable(rpeBias, clip, capacity - 1, 0), 1, 0, capacity)));
 }
 
 /** An empty stream; with `clip` its state does not grow. The caller disposes it. @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT */
@@ -245,7 +198,8 @@ export function nprfStart(device: Device, options: NprfStreamOptions): NprfState
  * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH; LIMIT_EXCEEDED beyond the capacity; UNSUPPORTED when an input is differentiated
  */
 export function nprfStep(q: Tensor, k: Tensor, v: Tensor, state: NprfState): Tensor {
-  const { batch, heads, headDim, valueDim, capacity } = state.sizes;
+  const { heads, headDim, valueDim, capacity } = state.sizes;
+  const batch = state.get('phi').dim(0);
   checkArguments('nprfStep', { q, k, v, features: state.features, lengths: undefined });
   if (q.dim(0) !== batch || q.dim(3) !== headDim || v.dim(3) !== valueDim || k.dim(1) !== q.dim(1))
     throw new HeedError(

@@ -6,20 +6,25 @@ import { holdsTensors } from '@heed/core/~internal';
  * `dispose()`.
  */
 export class HeldTensors implements State {
-  private seen = 0;
+  /** Tokens seen. */
+  protected seen = 0;
 
   /**
-   * Takes over the tensors.
+   * Takes over all tensors.
    * @param kind names the state in snapshots
+   * @param constants what steps read and nobody changes: no part of a snapshot, not chosen from by `select`
+   * @param grows the second axis is tokens seen so far, and may have another length in a snapshot
    */
   constructor(
     readonly device: Device,
     readonly kind: string,
     private held: Readonly<Record<string, Tensor>>,
+    private readonly constants: readonly Tensor[] = [],
+    private readonly grows = false,
   ) {
-    for (const x of Object.values(held)) x.keep();
+    for (const x of this.all()) x.keep();
     // scopes ask for it; a declared member with a computed name has no isolated declaration
-    Object.defineProperty(this, holdsTensors, { value: () => Object.values(this.held) });
+    Object.defineProperty(this, holdsTensors, { value: () => this.all() });
   }
 
   /** A tensor of the state by its name; owned by the stream, replaced by later steps. */
@@ -35,7 +40,8 @@ export class HeldTensors implements State {
   }
 
   bytes(): Bytes {
-    return { payload: Object.values(this.held).reduce((sum, x) => sum + x.bytes, 0), metadata: 0, padding: 0, host: 0 };
+    const sum = (list: readonly Tensor[]): number => list.reduce((total, x) => total + x.bytes, 0);
+    return { payload: sum(Object.values(this.held)), metadata: sum(this.constants), padding: 0, host: 0 };
   }
 
   async snapshot(): Promise<Snapshot> {
@@ -61,11 +67,12 @@ export class HeldTensors implements State {
       manifest['kind'] === this.kind &&
       typeof manifest['tokens'] === 'number' &&
       names.every((name) => {
-        const { shape } = described(name);
-        // the second axis may grow: a window holds what it has seen so far
+        const { shape, dtype } = described(name);
+        const own = this.get(name);
         return (
-          shape.length === this.get(name).rank &&
-          shape.every((n, axis) => axis === 1 || n === this.get(name).dim(axis)) &&
+          dtype === own.dtype &&
+          shape.length === own.rank &&
+          shape.every((n, axis) => n === own.dim(axis) || (this.grows && axis === 1)) &&
           arrays[name]?.byteLength === 4 * shape.reduce((product, n) => product * n, 1)
         );
       });
@@ -90,7 +97,7 @@ export class HeldTensors implements State {
     if (tokens === this.seen) return;
     throw new HeedError(
       'UNSUPPORTED',
-      `${this.kind}: truncate to ${tokens} of ${this.seen} tokens; the state keeps no tokens to go back to, take a snapshot() there and restore() it`,
+      `${this.kind}: truncate to ${tokens} of ${this.seen} tokens; a state keeps no tokens to go back to, take a snapshot() there and restore() it`,
     );
   }
 
@@ -101,7 +108,7 @@ export class HeldTensors implements State {
   }
 
   dispose(): void {
-    for (const x of Object.values(this.held)) x.dispose();
+    for (const x of this.all()) x.dispose();
   }
 
   [Symbol.dispose](): void {
@@ -112,6 +119,10 @@ export class HeldTensors implements State {
   advance(tokens: number, replaced: Readonly<Record<string, Tensor>> = {}): void {
     this.replace(replaced);
     this.seen += tokens;
+  }
+
+  private all(): Tensor[] {
+    return [...Object.values(this.held), ...this.constants];
   }
 
   private replace(replaced: Readonly<Record<string, Tensor>>): void {

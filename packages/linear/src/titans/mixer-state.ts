@@ -5,6 +5,7 @@ import {
   type Device,
   div,
   HeedError,
+  indexSelect,
   scope,
   slice,
   type Snapshot,
@@ -16,7 +17,6 @@ import {
   zeros,
 } from '@heed/core';
 import { copyContiguous, holdsTensors } from '@heed/core/~internal';
-import { selectStates } from '../scan/select.js';
 import { chunkMeans, titansDrive, titansFinish, titansGates, type TitansLayerOptions, type TitansLayerParams } from './layer.js';
 import { type TitansState, titansStart, titansStep } from './stream.js';
 
@@ -138,9 +138,9 @@ export class TitansMixerState implements State {
     this.inner?.select(batch);
     scope(() => {
       const { sums } = this;
-      this.sums = selectStates(sums, batch).keep();
+      this.sums = indexSelect(sums, batch).keep();
       sums.dispose();
-      this.carry(Object.fromEntries(Object.entries(this.carried).map(([name, t]) => [name, selectStates(t, batch)])));
+      this.carry(Object.fromEntries(Object.entries(this.carried).map(([name, t]) => [name, indexSelect(t, batch)])));
     });
   }
 

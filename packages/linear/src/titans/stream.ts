@@ -6,6 +6,7 @@ import {
   copyInto,
   type Device,
   HeedError,
+  indexSelect,
   permute,
   scope,
   type Snapshot,
@@ -17,7 +18,6 @@ import {
   zeros,
 } from '@heed/core';
 import { apply, copyContiguous, holdsTensors } from '@heed/core/~internal';
-import { selectStates } from '../scan/select.js';
 import { runTitans } from './forward.js';
 import { memoryOf, recall, tensorsOf, type TitansMemory } from './memory.js';
 import {
@@ -146,7 +146,7 @@ export class TitansState implements State {
     if (batch.dtype !== 'u32' || batch.rank !== 1)
       throw new HeedError('SHAPE_MISMATCH', `titans: select was given ${batch.describe()}; it takes batch indices, u32 [n]`);
     scope(() => {
-      const made = [...allOf(this.own), ...this.waiting].map((t) => selectStates(copyContiguous(t), batch));
+      const made = [...allOf(this.own), ...this.waiting].map((t) => indexSelect(copyContiguous(t), batch));
       const waiting = made.splice(-3) as [Tensor, Tensor, Tensor];
       this.replace(rebuilt(this.own, made, this.own.chunks), waiting);
     });

@@ -8,7 +8,7 @@ export {
 export { transnormerAngles, type TransnormerPositions } from './positions.js';
 export { srms } from '../layer/srms.js';
 export type { LayerActivation } from '../layer/activation.js';
-export type { LayerState } from '../layer/state.js';
+export type { HeldTensors } from '../scan/held-tensors.js';
 export type { StackState } from '../layer/stack.js';
 export type { TransnormerMixerConfig } from './options.js';
 export type { TransnormerState } from './stream.js';

@@ -1,6 +1,6 @@
 import { cast, concat, copyInto, type Device, HeedError, scope, slice, type Tensor, zeros } from '@heed/core';
-import { LayerState } from '../layer/state.js';
 import { decayScanStep } from '../scan/decay-scan.js';
+import { HeldTensors } from '../scan/held-tensors.js';
 import { blockAttention, transnormerDiagAttention } from './forward.js';
 import type { TransnormerSettings } from './options.js';
 import { placed, type TransnormerPositions } from './positions.js';
@@ -9,16 +9,16 @@ import { placed, type TransnormerPositions } from './positions.js';
  * State of a stream. NormAttention: one matrix a head, f32 [batch, heads, headDim, headDim]. DiagAttention: keys and values of the
  * current block, f32 [batch, block, heads, headDim].
  */
-export type TransnormerState = LayerState;
+export type TransnormerState = HeldTensors;
 
 /** An empty stream of a layer. */
 export function startOf(device: Device, settings: TransnormerSettings, batch: number): TransnormerState {
   const { kind, heads, headDim, block, causal } = settings;
   if (!causal)
     throw new HeedError('UNSUPPORTED', 'transnormerMixer: a stream of causal: false; what sees later tokens has none, use causal: true');
-  if (kind === 'norm') return new LayerState('transnormer-norm', device, { state: zeros(device, [batch, heads, headDim, headDim]) });
+  if (kind === 'norm') return new HeldTensors(device, 'transnormer-norm', { state: zeros(device, [batch, heads, headDim, headDim]) });
   const shape = [batch, block, heads, headDim];
-  return new LayerState('transnormer-diag', device, { keys: zeros(device, shape), values: zeros(device, shape) });
+  return new HeldTensors(device, 'transnormer-diag', { keys: zeros(device, shape), values: zeros(device, shape) });
 }
 
 /** Outputs of the next tokens, [batch, n, heads, headDim], before the norm; the state is updated in place. */

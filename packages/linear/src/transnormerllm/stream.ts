@@ -1,9 +1,9 @@
 import { type Device, HeedError, scope, type Tensor, zeros } from '@heed/core';
 import { copyContiguous } from '@heed/core/~internal';
-import { LayerState } from '../layer/state.js';
 import { lrpe } from '../layer/turns.js';
 import { checkDecay, checkState, decayTensor, isTensorDecay } from '../scan/options.js';
 import { decayScanStep } from '../scan/decay-scan.js';
+import { HeldTensors } from '../scan/held-tensors.js';
 import type { TransnormerllmOptions } from './forward.js';
 
 /** What a stream is started with. */
@@ -23,7 +23,7 @@ export interface TransnormerllmStreamOptions extends Pick<TransnormerllmOptions,
  * State of a stream: one matrix a head, f32 [batch, heads, keyDim, valueDim], and the position, which is the stream's own: two
  * generations side by side do not disturb each other.
  */
-export class TransnormerllmState extends LayerState {
+export class TransnormerllmState extends HeldTensors {
   /** Takes over both tensors. */
   constructor(
     matrix: Tensor,
@@ -31,7 +31,7 @@ export class TransnormerllmState extends LayerState {
     readonly decay: Tensor,
     readonly options: { scale: number; chunk: number | undefined; lrpe: boolean; position: number },
   ) {
-    super('transnormerllm', matrix.device, { state: matrix }, [decay]);
+    super(matrix.device, 'transnormerllm', { state: matrix }, [decay]);
     this.advance(options.position);
   }
 
