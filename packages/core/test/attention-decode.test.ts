@@ -40,7 +40,9 @@ test('a plan packs the group of a KV head into one tile and cuts long keys into 
   expect(plan.splitKeys).toBe(1986);
   expect(plan.splits * plan.splitKeys).toBeGreaterThanOrEqual(llama.keys);
   expect((plan.splits - 1) * plan.splitKeys).toBeLessThan(llama.keys);
-  expect(planDecode({ ...llama, keys: 100 }, h100)).toMatchObject({ splits: 1 });
+  expect(planDecode({ ...llama, keys: 30 }, h100)).toMatchObject({ splits: 1 });
+  expect(planDecode({ ...llama, keys: 4096 }, h100)).toMatchObject({ splits: 66, splitKeys: 63, keysAStep: 2 });
+  expect(planDecode({ ...llama, keys: 16_384 }, h100)).toMatchObject({ splits: 66, keysAStep: 4 });
   expect(planDecode({ ...llama, batch: 1000 }, h100)).toMatchObject({ splits: expect.toSatisfy((n: number) => n <= 2) });
 });
 
@@ -64,10 +66,10 @@ test('the parts of one query are cut from the keys that it sees', async () => {
     const call = prepareCall('test', q, k, k, options);
     return planDecodeCall(call, { q, k, v: k, arrays: [], selection: [] })?.splits;
   };
-  expect(splits({ causal: true })).toBe(32);
-  expect(splits({ causal: true, window: 300 })).toBe(3);
-  expect(splits({ causal: true, window: 300, sinkTokens: 100 })).toBe(4);
-  expect(splits({ causal: true, queryOffset: 500 })).toBe(4);
+  expect(splits({ causal: true })).toBe(125);
+  expect(splits({ causal: true, window: 300 })).toBe(10);
+  expect(splits({ causal: true, window: 300, sinkTokens: 100 })).toBe(13);
+  expect(splits({ causal: true, queryOffset: 500 })).toBe(16);
   for (const t of [q, k]) t.dispose();
   await device.close();
 });

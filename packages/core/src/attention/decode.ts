@@ -38,9 +38,11 @@ export const decodeRows = 16;
 const mostRows = 8;
 /** Workgroups that fill a large GPU several times over. */
 const wantedWorkgroups = 528;
-const leastSplitKeys = 128;
+const leastSplitKeys = 32;
 const lanes = 128;
 const keysAStep = 4;
+/** Parts of so few keys are walked in steps of half the keys, so that loads of a step still hide behind another. */
+const shortSplitKeys = 64;
 
 const powerOver = (n: number): number => 2 ** Math.ceil(Math.log2(Math.max(1, n)));
 
@@ -56,12 +58,13 @@ export function planDecode(shape: DecodeShape, capabilities: Capabilities, optio
   const { maxComputeWorkgroupStorageSize: memory, maxComputeInvocationsPerWorkgroup: most } = capabilities.limits;
   if (lanesAKey > capabilities.subgroupMinSize || lanes > most) return undefined;
   const rows = Math.min(powerOver(wanted), software ? 2 : mostRows, lanesAKey);
-  const tile = { rows, lanesAKey, keysAStep: software ? 1 : Math.min(keysAStep, lanesAKey), lanes };
-  if (decodeBytes(tile) > memory) return undefined;
   const tiles = Math.ceil(wanted / rows);
   const parts = Math.min(Math.ceil(wantedWorkgroups / Math.max(1, batch * kvHeads * tiles)), Math.ceil(keys / leastSplitKeys));
   // even parts, so that all of them end together; their last steps are not whole
   const splitKeys = Math.max(1, Math.ceil(keys / Math.max(1, parts)));
+  const step = software ? 1 : Math.min(splitKeys > shortSplitKeys ? keysAStep : keysAStep / 2, lanesAKey);
+  const tile = { rows, lanesAKey, keysAStep: step, lanes };
+  if (decodeBytes(tile) > memory) return undefined;
   return { ...tile, tiles, splits: Math.max(1, Math.ceil(keys / splitKeys)), splitKeys };
 }
 
