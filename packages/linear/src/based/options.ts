@@ -1,5 +1,6 @@
 import { HeedError, type Tensor } from '@heed/core';
 import { currentTape } from '@heed/core/~internal';
+import { checkChunk, checkLengths, checkOperands } from '../scan/operands.js';
 import { fullFeatures, symmetricFeatures } from './layout.js';
 
 /** A state of `based`: sums of phi(k) v^T and of phi(k). Constants: no gradient flows through a state. */
@@ -30,24 +31,7 @@ export interface BasedOptions {
 
 /** @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT, UNSUPPORTED: what is wrong with the arguments */
 export function checkBased(who: string, q: Tensor, k: Tensor, v: Tensor, options: BasedOptions): void {
-  const wrong = (message: string): never => {
-    throw new HeedError('SHAPE_MISMATCH', `${who}: ${message}`);
-  };
-  for (const [name, x] of [
-    ['q', q],
-    ['k', k],
-    ['v', v],
-  ] as const) {
-    if (x.rank !== 4) wrong(`${name} is ${x.describe()}; it must be [batch, tokens, heads, dimension]`);
-    if (x.dtype !== 'f32' && x.dtype !== 'f16')
-      throw new HeedError('DTYPE_MISMATCH', `${who}: ${name} is ${x.describe()}; it must be f32 or f16, cast it first`);
-    if (x.dtype !== q.dtype)
-      throw new HeedError('DTYPE_MISMATCH', `${who}: ${name} is ${x.describe()}, q is ${q.describe()}; cast them to one dtype`);
-  }
-  if (k.shape.join() !== q.shape.join()) wrong(`k is ${k.describe()}, q is ${q.describe()}; they must have one shape`);
-  if (v.dim(0) !== q.dim(0) || v.dim(1) !== q.dim(1) || v.dim(2) !== q.dim(2))
-    wrong(`v is ${v.describe()}, q is ${q.describe()}; batch, tokens and heads must agree (there are no grouped heads)`);
-  if (q.dim(3) === 0 || v.dim(3) === 0) wrong(`q is ${q.describe()}, v is ${v.describe()}; dimensions must be 1 or more`);
+  checkOperands(who, q, k, v);
   const { scale = 1, eps = 0, chunk, lengths, initialState } = options;
   if (!(Number.isFinite(scale) && scale > 0))
     throw new HeedError(
@@ -55,13 +39,8 @@ export function checkBased(who: string, q: Tensor, k: Tensor, v: Tensor, options
       `${who}: scale is ${scale}; it must be above 0, the map is that of the coordinates times its root`,
     );
   if (!(Number.isFinite(eps) && eps >= 0)) throw new HeedError('INVALID_ARGUMENT', `${who}: eps is ${eps}; it must be 0 or more`);
-  if (chunk !== undefined && !(Number.isInteger(chunk) && chunk > 0))
-    throw new HeedError('INVALID_ARGUMENT', `${who}: chunk is ${chunk}; it must be an integer of 1 or more`);
-  if (lengths) {
-    if (lengths.dtype !== 'i32') throw new HeedError('DTYPE_MISMATCH', `${who}: lengths is ${lengths.describe()}; it must be i32`);
-    if (lengths.rank !== 1 || lengths.size !== q.dim(0))
-      wrong(`lengths is ${lengths.describe()}; it must be [${q.dim(0)}], one a batch entry`);
-  }
+  checkChunk(who, chunk);
+  checkLengths(who, lengths, q.dim(0));
   if (initialState) checkStates(who, initialState, [q.dim(0), q.dim(2)], q.dim(3), v.dim(3));
 }
 

@@ -1,4 +1,5 @@
 import { HeedError, type Tensor } from '@heed/core';
+import { checkLengths, checkOperands } from '../scan/operands.js';
 import type { FeatureSettings, RotaryTable } from './feature-kernels.js';
 
 /** Options of `nalaformer`. */
@@ -34,21 +35,7 @@ export function checkNalaformer(who: string, q: Tensor, k: Tensor, v: Tensor, op
   const wrong = (message: string): never => {
     throw new HeedError('SHAPE_MISMATCH', `${who}: ${message}`);
   };
-  for (const [name, x] of [
-    ['q', q],
-    ['k', k],
-    ['v', v],
-  ] as const) {
-    if (x.rank !== 4) wrong(`${name} is ${x.describe()}; it must be [batch, tokens, heads, headDim]`);
-    if (x.dtype !== 'f32' && x.dtype !== 'f16')
-      throw new HeedError('DTYPE_MISMATCH', `${who}: ${name} is ${x.describe()}; it must be f32 or f16, cast it first`);
-    if (x.dtype !== q.dtype)
-      throw new HeedError('DTYPE_MISMATCH', `${who}: ${name} is ${x.describe()}, q is ${q.describe()}; cast them to one dtype`);
-    if (x.shape.slice(0, 3).join() !== q.shape.slice(0, 3).join() && name === 'v')
-      wrong(`v is ${x.describe()}, q is ${q.describe()}; batch, tokens and heads must agree (there are no grouped heads)`);
-  }
-  if (k.shape.join() !== q.shape.join()) wrong(`k is ${k.describe()}, q is ${q.describe()}; they must have one shape`);
-  if (q.dim(3) === 0 || v.dim(3) === 0) wrong(`q is ${q.describe()}, v is ${v.describe()}; head dimensions must be 1 or more`);
+  checkOperands(who, q, k, v);
   const { map = 'relu', lambda = 3, tau = 0.5, keyPower = 3, angleScale = 0, eps = 0, rope, lengths, causal = false } = options;
   if (map !== 'relu' && map !== 'cos') throw new HeedError('INVALID_ARGUMENT', `${who}: map is "${String(map)}"; use "relu" or "cos"`);
   // below 1 a power has no finite slope at 0
@@ -68,14 +55,10 @@ export function checkNalaformer(who: string, q: Tensor, k: Tensor, v: Tensor, op
     }
     if (q.dim(3) % 2 !== 0) wrong(`rotary positions turn pairs of coordinates, the head dimension is ${q.dim(3)}; use an even one`);
   }
-  if (lengths) {
-    if (!causal)
-      throw new HeedError(
-        'UNSUPPORTED',
-        `${who}: lengths were given without causal; pictures have one size, cut a batch by its lengths first`,
-      );
-    if (lengths.dtype !== 'i32') throw new HeedError('DTYPE_MISMATCH', `${who}: lengths is ${lengths.describe()}; it must be i32`);
-    if (lengths.rank !== 1 || lengths.size !== q.dim(0))
-      wrong(`lengths is ${lengths.describe()}; it must be [${q.dim(0)}], one a batch entry`);
-  }
+  if (lengths && !causal)
+    throw new HeedError(
+      'UNSUPPORTED',
+      `${who}: lengths were given without causal; pictures have one size, cut a batch by its lengths first`,
+    );
+  checkLengths(who, lengths, q.dim(0));
 }

@@ -1,4 +1,5 @@
 import { HeedError, type Tensor } from '@heed/core';
+import { checkLengths } from '../scan/operands.js';
 import type { NprfPath } from './plan.js';
 
 /** Options of `nprf`. */
@@ -73,9 +74,7 @@ export function checkArguments(
   if (features.dtype !== 'f32') throw new HeedError('DTYPE_MISMATCH', `${who}: features is ${features.describe()}; it must be f32`);
   if (features.rank !== 3 || features.dim(0) !== heads || features.dim(2) !== dim || features.dim(1) === 0)
     shape(`features is ${features.describe()}; it must be [${heads}, m, ${dim}]: heads, random features, headDim`);
-  if (!lengths) return;
-  if (lengths.dtype !== 'i32') throw new HeedError('DTYPE_MISMATCH', `${who}: lengths is ${lengths.describe()}; it must be i32`);
-  if (lengths.rank !== 1 || lengths.size !== batch) shape(`lengths is ${lengths.describe()}; it must be [${batch}], one a batch entry`);
+  checkLengths(who, lengths, batch);
 }
 
 /** @throws HeedError unless the table is f32 of this shape */

@@ -1,5 +1,6 @@
 import { type Device, type FloatDType, HeedError, tensor, type Tensor } from '@heed/core';
 import { currentTape } from '@heed/core/~internal';
+import { checkChunk, checkLengths, checkOperands } from './operands.js';
 
 /** Options of `lightning2`. */
 export interface Lightning2Options {
@@ -25,36 +26,13 @@ export interface Lightning2Options {
 
 /** @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT, UNSUPPORTED: what is wrong with the arguments */
 export function checkArguments(who: string, q: Tensor, k: Tensor, v: Tensor, options: Lightning2Options): void {
-  const wrong = (message: string): never => {
-    throw new HeedError('SHAPE_MISMATCH', `${who}: ${message}`);
-  };
-  for (const [name, x] of [
-    ['q', q],
-    ['k', k],
-    ['v', v],
-  ] as const) {
-    if (x.rank !== 4) wrong(`${name} is ${x.describe()}; it must be [batch, tokens, heads, headDim]`);
-    if (x.dtype !== 'f32' && x.dtype !== 'f16')
-      throw new HeedError('DTYPE_MISMATCH', `${who}: ${name} is ${x.describe()}; it must be f32 or f16, cast it first`);
-    if (x.dtype !== q.dtype)
-      throw new HeedError('DTYPE_MISMATCH', `${who}: ${name} is ${x.describe()}, q is ${q.describe()}; cast them to one dtype`);
-  }
-  if (k.shape.join() !== q.shape.join()) wrong(`k is ${k.describe()}, q is ${q.describe()}; they must have one shape`);
-  if (v.dim(2) !== q.dim(2))
-    wrong(`v has ${v.dim(2)} heads, q and k have ${q.dim(2)}; v must have as many heads as q (grouped heads are for softmax attention)`);
-  if (v.dim(0) !== q.dim(0) || v.dim(1) !== q.dim(1)) wrong(`v is ${v.describe()}, q is ${q.describe()}; batch and tokens must agree`);
-  if (q.dim(3) === 0 || v.dim(3) === 0) wrong(`q is ${q.describe()}, v is ${v.describe()}; head dimensions must be 1 or more`);
+  checkOperands(who, q, k, v);
   const heads = q.dim(2);
   const { decay, initialState, lengths, chunk, scale = 1 } = options;
   checkDecay(who, decay, heads);
   if (initialState) checkState(who, initialState, [q.dim(0), heads, q.dim(3), v.dim(3)]);
-  if (lengths) {
-    if (lengths.dtype !== 'i32') throw new HeedError('DTYPE_MISMATCH', `${who}: lengths is ${lengths.describe()}; it must be i32`);
-    if (lengths.rank !== 1 || lengths.size !== q.dim(0))
-      wrong(`lengths is ${lengths.describe()}; it must be [${q.dim(0)}], one a batch entry`);
-  }
-  if (chunk !== undefined && !(Number.isInteger(chunk) && chunk > 0))
-    throw new HeedError('INVALID_ARGUMENT', `${who}: chunk is ${chunk}; it must be an integer of 1 or more`);
+  checkLengths(who, lengths, q.dim(0));
+  checkChunk(who, chunk);
   checkOutDType(who, options.outDType);
   if (!Number.isFinite(scale)) throw new HeedError('INVALID_ARGUMENT', `${who}: scale is ${scale}; it must be finite`);
 }
