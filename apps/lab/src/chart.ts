@@ -15,9 +15,15 @@ const STYLES: readonly SeriesStyle[] = [
   { light: '#c2510c', dark: '#f0924c', dash: '7 3' },
   { light: '#0b8a6a', dark: '#3cc79f', dash: '2 3' },
   { light: '#8a3fb0', dark: '#c78be6', dash: '9 3 2 3' },
+  { light: '#a8324a', dark: '#ef7f93', dash: '' },
+  { light: '#6b6f1a', dark: '#b9bd54', dash: '7 3' },
+  { light: '#1c7f93', dark: '#5cc3d6', dash: '2 3' },
+  { light: '#7a5230', dark: '#c99b6f', dash: '9 3 2 3' },
+  { light: '#c2338f', dark: '#f07fc6', dash: '' },
+  { light: '#4a4f5a', dark: '#aab1bd', dash: '7 3' },
 ];
 
-/** The style of the n-th series; a fifth series looks like the first. */
+/** The style of the n-th series; an eleventh looks like the first. */
 export function seriesStyle(index: number): SeriesStyle {
   return STYLES[index % STYLES.length] as SeriesStyle;
 }

@@ -20,6 +20,7 @@ export function statePlot(results: readonly TaskResult[], cell: string): string 
   const document = newSvgDocument();
   const metric = results.find((one) => one.cell === cell)?.metric ?? 'accuracy';
   const color = (family: string): string => `var(--series-${families.indexOf(family)})`;
+  const raised = raiseLabels(families.map((family) => lastOf(points, family)));
   const svg = drawPlot(
     document,
     {
@@ -36,7 +37,16 @@ export function statePlot(results: readonly TaskResult[], cell: string): string 
         return [
           Plot.line(own, { x: 'bytes', y: 'value', stroke, strokeDasharray: seriesStyle(families.indexOf(family)).dash }),
           Plot.dot(own, { x: 'bytes', y: 'value', fill: stroke, r: 3.5, title }),
-          Plot.text(own.slice(-1), { x: 'bytes', y: 'value', text: 'family', dx: 8, textAnchor: 'start', fill: stroke, fontWeight: 600 }),
+          Plot.text(own.slice(-1), {
+            x: 'bytes',
+            y: 'value',
+            text: 'family',
+            dx: 8,
+            dy: raised.get(family) ?? 0,
+            textAnchor: 'start',
+            fill: stroke,
+            fontWeight: 600,
+          }),
         ];
       }),
     },
@@ -47,6 +57,29 @@ export function statePlot(results: readonly TaskResult[], cell: string): string 
   svg.prepend(style);
   svg.setAttribute('xmlns', 'http://www.w3.org/2000/svg');
   return svg.outerHTML + '\n';
+}
+
+function lastOf(points: readonly Point[], family: string): Point {
+  return points.filter((point) => point.family === family).reduce((most, point) => (point.bytes > most.bytes ? point : most));
+}
+
+/** Pixels by which the label of a family is moved down, so that labels of points that lie together stand below one another. */
+function raiseLabels(points: readonly Point[]): Map<string, number> {
+  const [near, far] = [Math.min(...points.map(({ bytes }) => bytes)), Math.max(...points.map(({ bytes }) => bytes))];
+  const across = ({ bytes }: Point): number => (640 * Math.log(bytes / near)) / Math.max(1, Math.log(far / near));
+  const placed: { x: number; y: number }[] = [];
+  return new Map(
+    [...points]
+      .sort((a, b) => b.value - a.value)
+      .map((point) => {
+        const x = across(point);
+        const at = 400 * (1 - point.value);
+        let y = at;
+        while (placed.some((other) => Math.abs(other.x - x) < 90 && Math.abs(other.y - y) < 14)) y += 2;
+        placed.push({ x, y });
+        return [point.family, y - at];
+      }),
+  );
 }
 
 function pointsOf(results: readonly TaskResult[], cell: string): Point[] {
