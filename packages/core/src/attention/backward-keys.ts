@@ -91,15 +91,15 @@ function sweep(
   const vectorOut =
     ((fragments ?? inRegisters) !== undefined || tile.width === 4) && headDim % 4 === 0 && valueDim % 4 === 0 && !biasGradient;
   const tensors = { q: inputs.q, k: inputs.k, v: inputs.v, dOut, stats, arena: bound.arena, extras: bound.extras, grads };
-  const uniforms = { ...bound.uniforms, ...dOutStrides(dOut, bound.item), splits, firstTile, storedKeys, ...places };
+  const uniforms = { splits, firstTile, storedKeys, ...bound.uniforms, ...dOutStrides(dOut, bound.item), ...places };
   const grid = [into.tiles * splits, kvHeads, batch] as const;
   if (fragments) {
     const { fold, hidden } = foldedScale(bound, call.scale);
-    const spec = { ...bound.spec, ...fragments, load: rowLoad(bound.item), fold, vectorOut, split, biasGradient };
-    runMatrixBackward(device, 'keys', spec, tensors, { ...uniforms, hidden, tiles: 0 }, [kvHeads, into.tiles * splits, batch]);
+    const spec = { load: rowLoad(bound.item), fold, vectorOut, split, biasGradient, ...bound.spec, ...fragments };
+    runMatrixBackward(device, 'keys', spec, tensors, { hidden, tiles: 0, ...uniforms }, [kvHeads, into.tiles * splits, batch]);
   } else if (inRegisters) {
-    const spec = { ...bound.spec, ...inRegisters, vectorOut, split, biasGradient };
-    runRowBackward(device, 'keys', spec, tensors, { ...uniforms, tiles: 0 }, [kvHeads, into.tiles * splits, batch]);
+    const spec = { vectorOut, split, biasGradient, ...bound.spec, ...inRegisters };
+    runRowBackward(device, 'keys', spec, tensors, { tiles: 0, ...uniforms }, [kvHeads, into.tiles * splits, batch]);
   } else runDkvKernel(device, { ...bound.spec, ...tile, shuffles, vectorOut, split, biasGradient }, tensors, uniforms, grid);
 }
 

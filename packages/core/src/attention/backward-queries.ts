@@ -54,9 +54,9 @@ export function gradientOfQ(
     runMatrixBackward(
       device,
       'queries',
-      { ...bound.spec, ...fragments, ...none, load: rowLoad(bound.item), fold },
+      { load: rowLoad(bound.item), fold, ...bound.spec, ...fragments, ...none },
       { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, grads: dq },
-      { ...bound.uniforms, ...dOutStrides(dOut, bound.item), ...places, hidden, tiles: count },
+      { hidden, tiles: count, ...bound.uniforms, ...dOutStrides(dOut, bound.item), ...places },
       [sizes.heads, count, sizes.batch],
     );
     return dq;
@@ -71,7 +71,7 @@ export function gradientOfQ(
       'queries',
       { ...bound.spec, ...inRegisters, ...none },
       { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, grads: dq },
-      { ...bound.uniforms, ...dOutStrides(dOut, bound.item), ...places, tiles: count },
+      { tiles: count, ...bound.uniforms, ...dOutStrides(dOut, bound.item), ...places },
       [sizes.heads, count, sizes.batch],
     );
     return dq;

@@ -127,9 +127,9 @@ function runOnFragments(call: AttentionCall, tensors: CallTensors, tile: Forward
   const tiles = queryTiles(call, tile.rows);
   runMatrixForward(
     device,
-    { ...bound.spec, ...tile, load: rowLoad(bound.item), fold, vectorOut: valueDim % 4 === 0 },
+    { load: rowLoad(bound.item), fold, vectorOut: valueDim % 4 === 0, ...bound.spec, ...tile },
     { q, k, v, arena: bound.arena, extras: bound.extras, out, lse },
-    { ...bound.uniforms, tiles, hidden },
+    { tiles, hidden, ...bound.uniforms },
     [heads, tiles * tile.parts, batch],
   );
 }
@@ -143,9 +143,9 @@ function runInRegisters(call: AttentionCall, tensors: CallTensors, tile: RowTile
   const tiles = queryTiles(call, rows);
   runRowForward(
     device,
-    { ...bound.spec, ...tile, vectorOut: valueDim % 4 === 0 },
+    { vectorOut: valueDim % 4 === 0, ...bound.spec, ...tile },
     { q, k, v, arena: bound.arena, extras: bound.extras, out, lse },
-    { ...bound.uniforms, tiles },
+    { tiles, ...bound.uniforms },
     [heads, tiles, batch],
   );
 }
