@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type Capabilities, type Device, openDevice, RandomStream, slice, tensor, type Tensor } from '@heed/core';
+import { type Capabilities, type Device, openDevice, RandomStream, slice, tensor, type Tensor, zeros } from '@heed/core';
 import { tensorsIn, vjp, workgroupBytes } from '@heed/core/~internal';
 import { expectErrorRatio, type F64Array, f64 } from '@heed/core/testing';
 import { based, basedWithState } from '../src/based/index.js';
@@ -178,6 +178,11 @@ test('every variant compiles for hardware, and takes the memory that its layout 
           for (const causal of [true, false]) nalaformer(x, x, v, { map, causal, ...(causal && { lengths }) }).dispose();
       for (const t of tensorsIn([whole, values, x, v, lengths, state])) t.dispose();
     }
+  for (const dim of [32, 48, 64]) {
+    const x = zeros(device, [1, 300, 2, dim], { dtype: 'f16' });
+    for (const map of ['relu', 'cos'] as const) for (const causal of [true, false]) nalaformer(x, x, x, { map, causal }).dispose();
+    x.dispose();
+  }
   await device.idle();
   const names = [...device.pipelines.values()].map(({ name }) => name);
   for (const name of ['based', 'nalaformer', 'nalaformer-cosine'])
