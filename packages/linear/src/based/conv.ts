@@ -57,6 +57,7 @@ export interface BaseConvParams {
 export function baseConv(u1: Tensor, u2: Tensor, taps: Tensor, options: { past?: Tensor; bias?: Tensor } = {}): Tensor {
   const { past, bias } = options;
   return scope(() => {
+    if (u1.dim(1) === 0) return mul(u1, u2);
     const common = { groups: u1.dim(2), bias, outDType: u1.dtype as FloatDType };
     const mixed = past ? conv1d(concat([past, u1], 1), taps, common) : conv1d(u1, taps, { ...common, padding: 'causal' });
     return mul(silu(mixed), u2);

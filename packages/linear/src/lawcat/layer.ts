@@ -58,6 +58,7 @@ export function convTokens(x: Tensor, weight: Tensor, options: { before?: Tensor
       'SHAPE_MISMATCH',
       `lawcat: the filter is ${weight.describe()}; it must be [${channels}, taps], one a head and channel`,
     );
+  if (tokens === 0) return x;
   const filter = reshape(transpose(weight), [weight.dim(1), 1, channels]);
   const input = reshape(options.before ? concat([options.before, x], 1) : x, [
     batch,

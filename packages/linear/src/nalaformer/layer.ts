@@ -173,6 +173,7 @@ export function nalaformerMixer(config: NalaformerMixerConfig): TokenMixer<Nalaf
 
   /** The convolution of the values; behind `past`, or from the start of a sequence. */
   function local(params: NalaformerMixerParams, values: Tensor, past?: Tensor): Tensor {
+    if (values.dim(1) === 0) return values;
     const taps = params['lepe'] as Tensor;
     const common = { groups: width, bias: params['lepeBias'] as Tensor };
     return past ? conv1d(concat([past, values], 1), taps, common) : conv1d(values, taps, { ...common, padding: 'causal' });

@@ -161,7 +161,7 @@ export function nprf(q: Tensor, k: Tensor, v: Tensor, features: Tensor, rpeBias:
     );
   if (clip !== undefined) checkBias('nprf', rpeBias, [q.dim(2), 2 * clip + 1], 'heads, 2 clip + 1');
   else checkBias('nprf', rpeBias, [q.dim(2), Math.max(0, q.dim(1) + k.dim(1) - 1)], 'heads, queries + keys - 1');
-  if (clip !== undefined && q.dim(1) === 0) return scope(() => reshape(q, [q.dim(0), 0, q.dim(2), v.dim(3)]));
+  if (q.dim(1) === 0) return scope(() => reshape(q, [q.dim(0), 0, q.dim(2), v.dim(3)]));
   return evaluate({ q, k, v, features, bias: rpeBias, lengths }, settings, sequencePositions(q.dim(1), k.dim(1), settings.causal));
 }
 

@@ -146,7 +146,7 @@ export function runTitans(
     };
     if (group.moves) state = moved(state, transition, residual);
   });
-  if (plan.rest > 0) outs.push(recall(state.memory, permute(queries.at(-1) as Tensor, [0, 2, 1, 3]), form));
+  if (plan.rest > 0 || outs.length === 0) outs.push(recall(state.memory, permute(queries.at(-1) as Tensor, [0, 2, 1, 3]), form));
   const all = outs.length === 1 ? (outs[0] as Tensor) : concat(outs, 2);
   const padding = plan.padding - skipped;
   const own = padding > 0 ? slice(all, 2, padding) : all;

@@ -125,6 +125,7 @@ function convolved(projected: readonly Tensor[], taps: Tensor, past: Tensor | un
   const channels = all.dim(2);
   if (taps.rank !== 3 || taps.dim(1) * taps.dim(2) !== channels)
     throw new HeedError('SHAPE_MISMATCH', `titansLayer: taps are ${taps.describe()}; they must be [taps, 3, ${channels / 3}]`);
+  if (all.dim(1) === 0) return [projected, past];
   const reach = taps.dim(0) - 1;
   const weight = reshape(taps, [reach + 1, 1, channels]);
   const joined = past && concat([past, all], 1);

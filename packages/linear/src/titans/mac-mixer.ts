@@ -1,6 +1,7 @@
 import {
   attention,
   broadcastTo,
+  cast,
   concat,
   type Device,
   type DType,
@@ -96,6 +97,7 @@ export function titansMacMixer(config: TitansHybridConfig): TokenMixer<TitansHyb
       scope(() => {
         const layer = layerParams(params.memory);
         const tokens = x.dim(1);
+        if (tokens === 0) return { out: cast(x, 'f32') };
         const sizes = Array.from({ length: Math.ceil(tokens / segment) }, (_, s) => Math.min(segment, tokens - s * segment));
         let state = titansInitialState({ memory: layer.memory }, x.dim(0), orders);
         const outs = (sizes.length > 1 ? split(x, sizes, 1) : [x]).map((part, s) => {
@@ -144,6 +146,7 @@ export function titansMacMixer(config: TitansHybridConfig): TokenMixer<TitansHyb
           state.advance(count);
           from += count;
         }
+        if (outs.length === 0) return cast(x, 'f32');
         return outs.length > 1 ? concat(outs, 1) : (outs[0] as Tensor);
       }),
   };

@@ -1,4 +1,4 @@
-import { attention, broadcastTo, concat, HeedError, scope, type Tensor, unsqueeze } from '@heed/core';
+import { attention, broadcastTo, concat, HeedError, reshape, scope, type Tensor, unsqueeze } from '@heed/core';
 import { blockDiagonalCausal } from './segment-mask.js';
 
 /** Options of `titansSegmentAttention`. */
@@ -36,6 +36,7 @@ export function titansSegmentAttention(q: Tensor, k: Tensor, v: Tensor, options:
           'SHAPE_MISMATCH',
           `titansSegmentAttention: persistent ${name} is ${x.describe()}; it must be [tokens, ${k.dim(2)}, ${k.dim(3)}], as k has heads and headDim`,
         );
+  if (q.dim(1) === 0) return scope(() => reshape(q, [...q.shape.slice(0, 3), v.dim(3)]));
   return scope(() => {
     const joined = (own: Tensor | undefined, x: Tensor): Tensor =>
       own && count > 0 ? concat([broadcastTo(unsqueeze(own, 0), [x.dim(0), ...own.shape]), x], 1) : x;

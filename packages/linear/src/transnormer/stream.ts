@@ -65,5 +65,6 @@ function blockStep(
     }
     at += count;
   }
+  if (outs.length === 0) return cast(v, 'f32');
   return outs.length === 1 ? (outs[0] as Tensor) : concat(outs, 1);
 }
