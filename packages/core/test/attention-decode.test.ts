@@ -82,7 +82,7 @@ test.each([
     { window: 40, sinkTokens: 3, half: true },
   ],
   ['the heads of a group in two tiles, a window', { D: 16, Dv: 16, Tq: 1, Tk: 150, H: 3, Hkv: 1 }, { window: 40, half: true }],
-  ['every key of rows longer than their lanes', { D: 24, Dv: 16, Tq: 1, Tk: 70, H: 2, Hkv: 1 }, {}],
+  ['every key of rows longer than their lanes', { D: 24, Dv: 16, Tq: 1, Tk: 70, H: 2, Hkv: 2 }, {}],
   ['rows past a tile, lanes past the row, a learned sink', { D: 24, Dv: 8, Tq: 3, Tk: 40, H: 2, Hkv: 1 }, { sinks: true }],
 ] as const)(
   '%s',
