@@ -104,8 +104,9 @@ export function planBackwardFragments(owner: 'queries' | 'keys', need: FragmentN
 function backwardTiles(owner: 'queries' | 'keys', widest: number, capabilities: Capabilities): Tile[] {
   const small = [tile(4, 1, 16), tile(2, 1, 16), tile(1, 1, 16)];
   if (capabilities.matrix !== 'hardware') return small.slice(1);
-  if (widest <= 64) return needsBarriers(capabilities) ? [tile(6, 1, 16), ...small] : [tile(4, 2, 32, 16), tile(4, 2, 16), ...small];
-  return owner === 'queries' ? [tile(12, 1, 16), tile(8, 1, 16), ...small] : [tile(8, 1, 16), ...small];
+  if (needsBarriers(capabilities)) return [widest <= 64 ? tile(6, 1, 16) : tile(8, 1, 16), ...small];
+  if (widest > 64) return [tile(8, 1, 32, 16), ...small];
+  return owner === 'queries' ? [tile(4, 2, 32, 16), tile(4, 2, 16), ...small] : [tile(12, 1, 48, 16), tile(4, 2, 32, 16), ...small];
 }
 
 /** Pairs a second against the largest tile's, by rows: 152, 208 and 241 TFLOP/s at 64, 128 and 384 rows (H100, causal, 64 dimensions). */

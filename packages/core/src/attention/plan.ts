@@ -18,7 +18,7 @@ export interface AttentionShape {
   blockKeys?: number;
   /** Products may take f16 operands: tensors are f16, or the call says `precision: 'f16'`. Default false. */
   halves?: boolean;
-  /** Scores pass through a function: the backward then runs on register tiles. Default false. */
+  /** Scores pass through a function: the backward then runs in f32. Default false. */
   scoreFunction?: boolean;
   /** Pairs that a mask's lists hold for tiles of these sizes. Default: as many for all tiles. */
   listed?: ((tiles: { query: number; key: number }) => number) | undefined;

@@ -3,7 +3,7 @@
 // - keys own the rows: P^T and dS^T against the queries that see them, dv = P^T dOut, dk = scale dS^T q, row sums give dBias
 // tile    16 x blocks rows a subgroup, `columns` rows of the other side a step; scores go through workgroup memory twice a step
 // bytes   the owned rows once, the streamed rows once a tile that they meet
-// limits  head dimensions up to 128; no score function (those run on register tiles). Before dS and P^T are rounded to f16, dS is
+// limits  head dimensions up to 128; no score function (those run in f32). Before dS and P^T are rounded to f16, dS is
 //         divided by a power of two that it cannot reach 2^15 of (stats.ts) and P multiplied by 2^14: loss scales neither overflow
 //         nor vanish, and weights down to 2^-28 keep all digits
 // source  Dao 2023 (FlashAttention-2), algorithm 2
@@ -192,8 +192,6 @@ function backwardText(spec: MatrixBackwardSpec, { capabilities }: KernelContext,
   const chunks = range(columns / spec.chunk).map((c) => c * spec.chunk);
   const body = (masked: boolean): string => chunks.map((chunk) => compute(chunk, masked)).join('\n');
   const place = byKeys ? { first: 'keyStart', end: 'keyStop' } : { first: 'rowStart', end: 'rowEnd' };
-  const ownedOf = (name: string, kind: 'score' | 'value', through: Region, from: { binding: string; base: string; dim: number }): string =>
-    ownedFragments(f, spec, { name, through, own: own?.[kind], ...from, ...place });
   const [scoreRows, valueRows] = byKeys
     ? [
         { binding: 'k', base: 'kBase', dim: headDim },
@@ -203,9 +201,10 @@ function backwardText(spec: MatrixBackwardSpec, { capabilities }: KernelContext,
         { binding: 'q', base: 'qBase', dim: headDim },
         { binding: 'dOut', base: 'dOutBase', dim: valueDim },
       ];
-  const owned = `
-    ${ownedOf('ownedScore', 'score', streamedScore, scoreRows)}
-    ${ownedOf('ownedValue', 'value', streamedValue, valueRows)}`;
+  const owned = ownedFragments(f, spec, place, [
+    { name: 'ownedScore', through: streamedScore, own: own?.score, ...scoreRows },
+    { name: 'ownedValue', through: streamedValue, own: own?.value, ...valueRows },
+  ]);
   const main = byKeys ? mainOfKeys(spec, t, f, tiles, owned, body) : mainOfQueries(spec, t, f, tiles, owned, body);
   return `
     ${own ? `${own.score.declare()} ${own.value.declare()}` : ''}

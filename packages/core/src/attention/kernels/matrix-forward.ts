@@ -172,7 +172,7 @@ function matrixForwardText(spec: MatrixForwardSpec, { capabilities }: KernelCont
     ${parts > 1 ? `let firstValue = split * ${valueColumns}u; let firstChunk = firstValue / 8u;` : ''}
     ${lanePlace}
     ${rowsOf.join('\n')}
-    ${ownedFragments(f, spec, { name: 'query', through: keys, own: queries, binding: 'q', base: 'qBase', dim: headDim, first: 'rowStart', end: 'rowEnd' })}
+    ${ownedFragments(f, spec, { first: 'rowStart', end: 'rowEnd' }, [{ name: 'query', through: keys, own: queries, binding: 'q', base: 'qBase', dim: headDim }])}
     ${t.declareOutput('o', valueColumns)}
     ${blocks.map(start).join('\n')}
     ${barriers ? 'if (lane == 0u) { grown = vec4u(); }' : ''}

@@ -120,7 +120,7 @@ export class Staging {
     private readonly f: Fragments,
     private readonly region: Region,
     spec: MatrixTileSpec,
-    private readonly source: { binding: string; base: string; dim: number; rows: number; firstChunk?: string },
+    private readonly source: { binding: string; base: string; dim: number; rows: number; firstChunk?: string; registers?: string },
   ) {
     this.chunks = padded(source.dim) / 8;
     this.lanes = spec.subgroups * fragmentLanes;
@@ -161,7 +161,7 @@ export class Staging {
   }
 
   private register(r: number): string {
-    return `${this.region.name}Next${r}`;
+    return `${this.source.registers ?? `${this.region.name}Next`}${r}`;
   }
 
   private row(r: number): string {

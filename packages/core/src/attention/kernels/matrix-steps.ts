@@ -178,42 +178,55 @@ export function seenByQueries(spec: MatrixSpec): string {
   return `${first} < keyStop && i32(${first}) <= i32(rowStart) + ${spec.columns - 1} + queryOffset + uniforms.right && (i32(${first}) + ${16 * spec.blocks - 1} >= i32(rowStart) + queryOffset - uniforms.left || ${first} < uniforms.prefix)`;
 }
 
+/** Rows that the workgroup owns, of one tensor, as fragments `<name><block>_<k>`. */
+export interface OwnedRows {
+  name: string;
+  /** The region of streamed rows that they pass through, and under emulation the region that holds them. */
+  through: Region;
+  own: Region | undefined;
+  binding: string;
+  base: string;
+  dim: number;
+}
+
 /**
- * Fragments `<name><block>_<k>` of the rows that the workgroup owns: in registers, staged through a region of streamed rows; the
- * emulation reads them in a region of their own. Begins and ends without a barrier.
+ * Loads owned rows from `first` on as fragments: in registers, staged through regions of streamed rows, all loads ahead of the first
+ * barrier; the emulation reads them in regions of their own. Begins and ends without a barrier.
  */
 export function ownedFragments(
   f: Fragments,
   spec: MatrixSpec,
-  rows: {
-    name: string;
-    through: Region;
-    own: Region | undefined;
-    binding: string;
-    base: string;
-    dim: number;
-    first: string;
-    end: string;
-  },
+  place: { first: string; end: string },
+  tensors: readonly OwnedRows[],
 ): string {
   const { columns, blocks, subgroups } = spec;
-  const { name, through, own, first, end, dim } = rows;
-  if (own) return new Staging(f, own, spec, { ...rows, rows: spec.rows }).put(first, end);
-  const part = new Staging(f, through, spec, { ...rows, rows: columns });
-  const names = range(blocks).flatMap((m) => range(padded(dim) / f.K).map((k) => ({ m, k, name: `${name}${m}_${k}` })));
+  const { first, end } = place;
   const blocksAPart = columns / 16;
-  const parts = range(Math.ceil((subgroups * blocks) / blocksAPart)).map((i) => {
-    const load = (m: number): string =>
-      names
-        .filter((n) => n.m === m)
-        .map((n) => f.setLeft(n.name, through.name, through.at('within', `${n.k * f.K}u`), through.rowStride))
-        .join(' ');
-    const mine = (m: number): string => `
+  const parts = range(Math.ceil((subgroups * blocks) / blocksAPart));
+  const start = (i: number): string => `${first} + ${i * columns}u`;
+  const each = tensors.map((rows) => {
+    const { name, through, dim } = rows;
+    const depths = range(padded(dim) / f.K);
+    const stage = parts.map((i) => new Staging(f, through, spec, { ...rows, rows: columns, registers: `${name}Part${i}_` }));
+    const mine = (i: number, m: number): string => `
       if ((subgroup * ${blocks}u + ${m}u) / ${blocksAPart}u == ${i}u) {
         let within = (subgroup * ${blocks}u + ${m}u) % ${blocksAPart}u * 16u;
-        ${load(m)} }`;
-    const start = `${first} + ${i * columns}u`;
-    return `${part.fetch(start, end)} workgroupBarrier(); ${part.put(start, end)} workgroupBarrier(); ${range(blocks).map(mine).join('\n')}`;
+        ${depths.map((k) => f.setLeft(`${name}${m}_${k}`, through.name, through.at('within', `${k * f.K}u`), through.rowStride)).join(' ')} }`;
+    return {
+      empty: range(blocks)
+        .flatMap((m) => depths.map((k) => f.emptyLeft(`${name}${m}_${k}`)))
+        .join(' '),
+      fetch: parts.map((i) => `${stage[i]?.declare()} ${stage[i]?.fetch(start(i), end)}`).join('\n'),
+      put: (i: number) => stage[i]?.put(start(i), end) ?? '',
+      load: (i: number) =>
+        range(blocks)
+          .map((m) => mine(i, m))
+          .join('\n'),
+    };
   });
-  return `${names.map((n) => f.emptyLeft(n.name)).join(' ')} { ${part.declare()} ${parts.join('\n')} }`;
+  if (!f.hardware)
+    return tensors.map((rows) => (rows.own ? new Staging(f, rows.own, spec, { ...rows, rows: spec.rows }).put(first, end) : '')).join('\n');
+  const all = (text: (rows: (typeof each)[number]) => string): string => each.map(text).join('\n');
+  return `${all((r) => r.empty)} { ${all((r) => r.fetch)}
+    ${parts.map((i) => `workgroupBarrier(); ${all((r) => r.put(i))} workgroupBarrier(); ${all((r) => r.load(i))}`).join('\n')} }`;
 }
