@@ -5,7 +5,7 @@ import type { Entry, Family, Opened } from '../entry.js';
 import { input, inputAt } from '../inputs.js';
 import { readRows, rowError, type Row, sampleRows, worst } from '../samples.js';
 
-// lawcat (gates a token and channel, normaliser) and titans (a deep memory, gradients at its start), both in f32: features of 1e-12 and
+// lawcat (gates a token and channel, normaliser) in f16, on fragments, and in f32; titans (a deep memory, gradients at its start) in f32:
 // weights that are states leave no room for halves.
 
 const DIM = 64;
@@ -13,6 +13,7 @@ const HIDDEN = 128;
 const CHUNK = 64;
 /** Of the root mean square of a row. */
 const TOLERANCE = 1e-4;
+const HALF_TOLERANCE = 4e-3;
 
 interface Setting {
   readonly tokens: number;
@@ -26,7 +27,10 @@ const a = inputAt('gate');
 const w1 = inputAt('w1');
 const w2 = inputAt('w2');
 
-const positive = pointwise((x) => x.exp(), { name: 'bench-features' });
+const positive = {
+  f16: pointwise((x) => x.exp(), { name: 'bench-features', dtype: 'f16' }),
+  f32: pointwise((x) => x.exp(), { name: 'bench-features', dtype: 'f32' }),
+};
 const scaled = pointwise((x, factor) => x.mul(factor), { name: 'bench-scale' });
 
 /** A row of lawcat: weights phi_q phi_k exp(sum of gates between), newest key first. */
@@ -47,28 +51,27 @@ function lawcatRow({ heads }: Setting, { token, head }: Row): Float64Array {
   return out.map((x) => x / total);
 }
 
-function lawcatEntry(setting: Setting): Entry {
+function lawcatEntry(setting: Setting, dtype: 'f16' | 'f32'): Entry {
   const { tokens, heads } = setting;
-  const bytes = tokens * heads * DIM * 4 * 5;
+  const bytes = tokens * heads * DIM * (dtype === 'f16' ? 2 : 4) * 5;
   return {
-    id: `lawcat/f32/d${DIM}/${tokens}/forward`,
+    id: `lawcat/${dtype}/d${DIM}/${tokens}/forward`,
     shape: { batch: 1, tokens, heads, keyDim: DIM, valueDim: DIM },
-    dtype: 'f32',
+    dtype,
     pass: 'forward',
     work: {
       algorithm: 'one sweep: q, k, v and gates read once, out written once',
       bytes,
       flops: 4 * tokens * heads * DIM * (DIM + 1),
-      units: 'f32',
+      units: dtype,
     },
-    tolerance: TOLERANCE,
-    series: { name: `lawcat, d${DIM}, f32, forward`, tokens },
+    tolerance: dtype === 'f16' ? HALF_TOLERANCE : TOLERANCE,
+    series: { name: `lawcat, d${DIM}, ${dtype}, forward`, tokens },
     open: (device) => {
-      const [queries, keys] = ['q', 'k'].map((name) => scope(() => positive(input(device, name, [1, tokens, heads, DIM])))) as [
-        Tensor,
-        Tensor,
-      ];
-      const [values, gate] = ['v', 'gate'].map((name) => input(device, name, [1, tokens, heads, DIM])) as [Tensor, Tensor];
+      const [queries, keys] = ['q', 'k'].map((name) =>
+        scope(() => positive[dtype](input(device, name, [1, tokens, heads, DIM], { dtype }))),
+      ) as [Tensor, Tensor];
+      const [values, gate] = ['v', 'gate'].map((name) => input(device, name, [1, tokens, heads, DIM], { dtype })) as [Tensor, Tensor];
       return opened(
         [queries, keys, values, gate],
         sampleRows(tokens, heads),
@@ -234,8 +237,11 @@ function opened(inputs: readonly Tensor[], rows: readonly Row[], run: () => Tens
 /** lawcat and titans, forward. */
 export const memories: Family = ({ suite, software, sizes }) => {
   const heads = software ? 2 : 16;
-  const both = (tokens: number): Entry[] => [lawcatEntry({ tokens, heads }), titansEntry({ tokens, heads })];
-  if (suite === 'kernels') return (sizes ?? (software ? [256] : [16384, 65536])).flatMap(both);
-  if (suite === 'scaling') return (sizes ?? (software ? [128, 256] : [1024, 4096, 16384, 65536])).flatMap(both);
+  const all = (tokens: number): Entry[] => {
+    const setting = { tokens, heads };
+    return [lawcatEntry(setting, 'f16'), lawcatEntry(setting, 'f32'), titansEntry(setting)];
+  };
+  if (suite === 'kernels') return (sizes ?? (software ? [256] : [16384, 65536])).flatMap(all);
+  if (suite === 'scaling') return (sizes ?? (software ? [128, 256] : [1024, 4096, 16384, 65536])).flatMap(all);
   return [];
 };

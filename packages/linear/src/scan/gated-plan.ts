@@ -1,4 +1,5 @@
-import { type Capabilities, HeedError } from '@heed/core';
+import { type Capabilities, type DType, HeedError } from '@heed/core';
+import { type GatedMatrixTiles, gatedMatrixTiles, gatedResidents } from './gated-matrix-tile.js';
 import type { GateForm } from './gated-recurrent.js';
 import { gateVectors } from './gated-recurrent.js';
 import type { RecurrentTile, ScanTuning } from './plan.js';
@@ -25,6 +26,8 @@ export interface GatedShape {
   heads: number;
   keyDim: number;
   valueDim: number;
+  /** Dtype of all operands but the gate; absent where they differ. */
+  dtype?: DType | undefined;
   /** Tokens a segment; absent: as many segments as fill the device. */
   chunk?: number | undefined;
 }
@@ -36,6 +39,8 @@ export interface GatedPlan {
   tile: RecurrentTile;
   /** Where the device has the subgroups for it. */
   blocks: BlockTile | undefined;
+  /** Where the device has fragments and all operands are f16. */
+  matrix: GatedMatrixTiles | undefined;
 }
 
 /** Fewer tokens than this a segment are not worth a state written, scanned and read. */
@@ -56,10 +61,13 @@ export function planGated(
   const workgroupBytes = capabilities.limits.maxComputeWorkgroupStorageSize;
   const tile = gatedTile(keyDim, valueDim, form, workgroupBytes, tuning, 64);
   const blocks = tuning.blocks ? blockTile(keyDim, valueDim, capabilities, tuning) : undefined;
-  const perSegment = Math.max(1, batch * heads * Math.ceil(valueDim / (blocks ?? tile).columns));
-  const wanted = Math.max(1, Math.min(Math.floor(tuning.fill / perSegment), Math.ceil(tokens / leastSegment)));
-  const segmentTokens = Math.max(1, chunk ?? Math.ceil(Math.ceil(tokens / wanted) / 48) * 48);
-  return { segments: Math.max(1, Math.ceil(tokens / segmentTokens)), segmentTokens, tile, blocks };
+  const matrix = shape.dtype === 'f16' ? gatedMatrixTiles(keyDim, valueDim, capabilities) : undefined;
+  const perSegment = Math.max(1, batch * heads * Math.ceil(valueDim / (matrix?.rows ?? blocks ?? tile).columns));
+  const fill = matrix ? (tuning.fill / 4) * gatedResidents(keyDim, matrix.rows) : tuning.fill;
+  const wanted = Math.max(1, Math.min(Math.floor(fill / perSegment), Math.ceil(tokens / leastSegment)));
+  const step = matrix ? matrix.rows.chunk : 48;
+  const segmentTokens = Math.max(1, chunk ?? Math.ceil(Math.ceil(tokens / wanted) / step) * step);
+  return { segments: Math.max(1, Math.ceil(tokens / segmentTokens)), segmentTokens, tile, blocks, matrix };
 }
 
 /** Tile for a few tokens: the widest columns that still give every part of the device a workgroup. */

@@ -118,7 +118,12 @@ function gateTotals(sweep: GatedSweep, channels: number): Tensor {
  */
 export function runGatedSegments(
   sweep: GatedSweep,
-  { states, initial, final }: { states: Tensor; initial?: Tensor | undefined; final?: Tensor | undefined },
+  {
+    states,
+    initial,
+    final,
+    totals,
+  }: { states: Tensor; initial?: Tensor | undefined; final?: Tensor | undefined; totals?: Tensor | undefined },
 ): void {
   const [keyDim, valueDim] = [states.dim(3), states.dim(4)];
   const channels = sweep.gate.rank === 4 ? keyDim : 1;
@@ -127,7 +132,7 @@ export function runGatedSegments(
   const items = sweep.batch * sweep.heads * stateItems;
   scanKernel.run(states.device, {
     spec: { width, initial: initial !== undefined, final: final !== undefined },
-    tensors: { states, totals: gateTotals(sweep, channels), initial, last: final },
+    tensors: { states, totals: totals ?? gateTotals(sweep, channels), initial, last: final },
     uniforms: { segments: sweep.segments, channels, rowItems: valueDim / width, stateItems, items },
     grid: [Math.ceil(items / 256)],
   });

@@ -1,6 +1,7 @@
 import { type FloatDType, type Tensor, zeros } from '@heed/core';
 import { asContiguous, empty } from '@heed/core/~internal';
 import { gatedStepTile, type GatedPlan, planGated } from './gated-plan.js';
+import { runGatedMatrix, runGatedMatrixStates } from './gated-matrix.js';
 import { type GatedSweep, type GateForm, runGated } from './gated-recurrent.js';
 import { runGatedSegments } from './gated-segments.js';
 import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from './pieces.js';
@@ -47,9 +48,10 @@ export function gateForm(gate: Tensor, transposed = false): GateForm {
 }
 
 /** Plan of a gated scan of these tensors on their device. */
-export function planGatedFor(k: Tensor, v: Tensor, form: GateForm, chunk: number | undefined): GatedPlan {
+export function planGatedFor(k: Tensor, v: Tensor, form: GateForm, chunk: number | undefined, q: Tensor = k): GatedPlan {
   const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
-  const shape = { batch, tokens, heads, keyDim, valueDim: v.dim(3), chunk };
+  const dtype = q.dtype === k.dtype && k.dtype === v.dtype ? k.dtype : undefined;
+  const shape = { batch, tokens, heads, keyDim, valueDim: v.dim(3), dtype, chunk };
   const { device } = k;
   return planGated(shape, form, device.capabilities, { ...tuningFor(device), blocks: !device.isSoftware });
 }
@@ -59,8 +61,14 @@ export function gatedSegmentStates(scan: Omit<GatedScan, 'q'>, { initial, final 
   const { k, v, plan } = scan;
   const sweep = sweepOf(scan);
   const form = gateForm(scan.gate);
-  const { tile, blocks } = planGatedFor(k, v, form, plan.segmentTokens);
+  const { tile, blocks, matrix } = planGatedFor(k, v, form, plan.segmentTokens);
   const states = empty(k.device, [sweep.batch, sweep.heads, plan.segments, k.dim(3), v.dim(3)]);
+  if (matrix) {
+    const totals = empty(k.device, [sweep.batch, sweep.heads, plan.segments, scan.gate.rank === 4 ? k.dim(3) : 1]);
+    runGatedMatrixStates(sweep, matrix, { k, v, state: states, totals });
+    runGatedSegments(sweep, { states, totals, initial, final });
+    return states;
+  }
   runGated({ sweep, tile, blocks, form, k, v, state: states });
   runGatedSegments(sweep, { states, initial, final });
   return states;
@@ -70,8 +78,13 @@ export function gatedSegmentStates(scan: Omit<GatedScan, 'q'>, { initial, final 
 export function gatedOutputs(scan: GatedScan, tensors: GatedStates & { transposed?: boolean | undefined; out: Tensor }): void {
   const { q, k, v, plan } = scan;
   const form = gateForm(scan.gate, tensors.transposed);
-  const { tile, blocks } = planGatedFor(k, v, form, plan.segmentTokens);
+  const { tile, blocks, matrix } = planGatedFor(k, v, form, plan.segmentTokens, q);
   const { initial, transposed, final, out } = tensors;
+  if (matrix) {
+    const side = form === 'columns' ? ('columns' as const) : ('rows' as const);
+    runGatedMatrix({ sweep: sweepOf(scan), tiles: matrix, side, q, k, v, out, initial, transposed, state: final });
+    return;
+  }
   runGated({ sweep: sweepOf(scan), tile, blocks, form, q, k, v, out, initial, transposed, state: final });
 }
 
@@ -112,7 +125,7 @@ export function gatedForward(
     pieces.forEach((piece, i) => {
       const behind = i < pieces.length - 1 ? empty(q.device, [piece.batch, ...stateShape.slice(1)]) : final && entriesOf(final, piece);
       const [partQ, partK, partV, partGate, partOut] = [q, k, v, gate, out].map((x) => pieceOf(x, piece)) as Five;
-      const plan = planGatedFor(partK, partV, gateForm(gate), chunk);
+      const plan = planGatedFor(partK, partV, gateForm(gate), chunk, partQ);
       const scan: GatedScan = {
         q: partQ,
         k: partK,
@@ -133,7 +146,7 @@ export function gatedForward(
 
 type Five = [Tensor, Tensor, Tensor, Tensor, Tensor];
 
-function sweepOf(scan: Omit<GatedScan, 'q'>): GatedSweep {
+export function sweepOf(scan: Omit<GatedScan, 'q'>): GatedSweep {
   const { k, gate, lengths, plan } = scan;
   return {
     batch: k.dim(0),

@@ -22,8 +22,8 @@ export interface LinearScanOptions extends DecayScanOptions {
  *
  * `normalizedScan`, `normalizedScanWithState` and `normalizedScanStep` (scan/normalized.ts) divide by the scan of a column of ones.
  * Gradients for q, k, v, gate and initialState. Any tokens (0 and 1 too), any head dimensions. Sums, states and gates are f32.
- * Segments of tokens are swept side by side, the state inside a segment token by token: no quotient of decays is ever formed, so
- * gates of any size are safe.
+ * Segments of tokens are swept side by side. f32 operands go token by token and form no quotient of decays; f16 operands take products
+ * of fragments where the device has them, in steps over which no channel decays by more than 2^-24. Gates of any size are safe.
  * @param q [batch, tokens, heads, keyDim], f32 or f16; views with any outer strides
  * @param k as q
  * @param v [batch, tokens, heads, valueDim], dtype of q
@@ -66,8 +66,8 @@ export function linearScanStep(
   return stepOp(who, q, k, v, state, rest, wayOf(who, q, options));
 }
 
-/** @throws HeedError: what is wrong with the gate */
-function wayOf(who: string, q: Tensor, { gate, decay }: LinearScanOptions): GateWay | undefined {
+/** How the gate of these options forgets. @throws HeedError: what is wrong with the gate */
+export function wayOf(who: string, q: Tensor, { gate, decay }: LinearScanOptions): GateWay | undefined {
   if (gate && decay !== undefined)
     throw new HeedError('INVALID_ARGUMENT', `${who}: both gate and decay were given; add the decay to the gate, or give one of them`);
   if (!gate || q.rank !== 4) return undefined;

@@ -1,5 +1,9 @@
-import { type FloatDType, full, pointwise, scope, type Tensor } from '@heed/core';
-import { linearScan, type LinearScanOptions, linearScanStep, linearScanWithState } from './linear-scan.js';
+import { type FloatDType, full, pointwise, scope, type Tensor, zeros } from '@heed/core';
+import { currentTape } from '@heed/core/~internal';
+import { checkDecayScan } from './decay-scan.js';
+import { checkState } from './options.js';
+import { canNormalizeGated, normalizedGated } from './gated-normalized.js';
+import { linearScan, type LinearScanOptions, linearScanStep, linearScanWithState, wayOf } from './linear-scan.js';
 
 /** Options of a scan with a normaliser. */
 export interface NormalizedScanOptions extends LinearScanOptions {
@@ -15,6 +19,8 @@ export interface NormalizedScanOptions extends LinearScanOptions {
  * @param options.scale multiplies numerator and normaliser: only `eps` notices
  */
 export function normalizedScan(q: Tensor, k: Tensor, v: Tensor, options: NormalizedScanOptions = {}, who = 'normalizedScan'): Tensor {
+  const fused = inOneScan(q, k, v, options, false, who);
+  if (fused) return fused.out;
   const { values, sums } = split(options);
   return scope(() => quotient(linearScan(q, k, v, values, who), linearScan(q, k, ones(v), sums, who), v, options));
 }
@@ -30,6 +36,8 @@ export function normalizedScanWithState(
   options: NormalizedScanOptions = {},
   who = 'normalizedScanWithState',
 ): { out: Tensor; state: Tensor; keySum: Tensor } {
+  const fused = inOneScan(q, k, v, options, true, who);
+  if (fused?.states) return { out: fused.out, ...fused.states };
   const { values, sums } = split(options);
   return scope(() => {
     const scanned = linearScanWithState(q, k, v, values, who);
@@ -51,6 +59,33 @@ export function normalizedScanStep(
   return scope(() =>
     quotient(linearScanStep(q, k, v, states.state, values, who), linearScanStep(q, k, ones(v), states.keySum, sums, who), v, options),
   );
+}
+
+/** Numerator and normaliser in the dispatches of one scan, where fragments hold the state and nothing is differentiated. */
+function inOneScan(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: NormalizedScanOptions,
+  withState: boolean,
+  who: string,
+): { out: Tensor; states: { state: Tensor; keySum: Tensor } | undefined } | undefined {
+  const { gate, initialState, initialKeySum, lengths, chunk, scale = 1, eps = 1e-10, outDType = v.dtype as FloatDType, ...rest } = options;
+  const inputs = [q, k, v, gate, initialState, initialKeySum].flatMap((x) => (x ? [x] : []));
+  const tape = currentTape();
+  if (!gate || inputs.some((x) => tape?.isTracked(x)) || [q, k, v].some((x) => x.dtype !== 'f16' || x.rank !== 4)) return undefined;
+  checkDecayScan(who, q, k, v, split(options).values);
+  wayOf(who, q, { ...rest, gate });
+  if (initialKeySum) checkState(who, initialKeySum, [q.dim(0), q.dim(2), q.dim(3), 1]);
+  const problem = { q, k, v, gate, lengths, scale, chunk };
+  if (!canNormalizeGated(problem)) return undefined;
+  return scope(() => {
+    const missing = (columns: number): Tensor => zeros(q.device, [q.dim(0), q.dim(2), q.dim(3), columns]);
+    const given = initialState ?? initialKeySum;
+    const initial = given && { state: initialState ?? missing(v.dim(3)), keySum: initialKeySum ?? missing(1) };
+    const { out, final } = normalizedGated(problem, initial, { eps, withState, outDType });
+    return { out, states: final };
+  });
 }
 
 function split(options: NormalizedScanOptions): { values: LinearScanOptions; sums: LinearScanOptions } {
