@@ -54,6 +54,8 @@ test('the tile and the parts of K that should take least time on a large GPU are
   expect(planMatmul(shape(1536, 1536, 1536), 'f32', tensorCores)).toMatchObject({ tile: medium, splits: 2, splitDepth: 768 });
   expect(planMatmul(shape(1024, 1024, 1024), 'f32', baseline)).toMatchObject({ tile: medium, splits: 1 });
   expect(planMatmul(shape(512, 512, 512), 'f32', baseline)).toMatchObject({ tile: medium, splits: 4, splitDepth: 128 });
+  // four parts would be a little faster still, and take 144 MB of partial sums
+  expect(planMatmul(shape(3000, 3000, 3000), 'f32', tensorCores)).toMatchObject({ tile: medium, splits: 1 });
   expect(planMatmul(shape(64, 64, 64), 'f32', baseline)).toMatchObject({ tile: small, splits: 1 });
   expect(planMatmul(shape(32_768, 32, 512), 'f32', baseline)).toMatchObject({ kernel: 'tile', tile: registerTiles.tall });
   expect(planMatmul(shape(32, 32_768, 512), 'f32', baseline)).toMatchObject({ kernel: 'tile', tile: registerTiles.wide });
@@ -83,6 +85,7 @@ test('f16 takes fragments where the device has them, and f32 only when rounding 
 });
 
 test('a weight gradient with a long K is split so that a large GPU is busy', () => {
+  expect(planMatmul(shape(768, 768, 8192), 'f32', tensorCores)).toMatchObject({ tile: registerTiles.large, splits: 7, workgroups: 252 });
   expect(planMatmul(shape(512, 512, 32_768), 'f32', baseline)).toMatchObject({
     tile: registerTiles.large,
     splits: 16,

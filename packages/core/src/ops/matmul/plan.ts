@@ -19,14 +19,6 @@ export interface FragmentTile {
   depth: 32 | 64;
 }
 
-/** How fast a tile is on a large GPU, as measured on one H100 (docs/benchmarks/tuning.md). */
-interface Speed {
-  /** Multiply-adds a nanosecond of a multiprocessor that is full of such tiles. */
-  rate: number;
-  /** Tiles that a multiprocessor begins and ends together: 2 where it holds no more, 1 where many share it. */
-  atOnce: 1 | 2;
-}
-
 /** How a loader takes elements along the contiguous axis: f16 by eight, four of either dtype, or one by one. */
 export type Load = 'half8' | 'vec4' | 'scalar';
 
@@ -73,26 +65,11 @@ export const registerTiles: Readonly<Record<'small' | 'tall' | 'wide' | 'medium'
   large: { rows: 128, columns: 128, laneRows: 16, laneColumns: 8 },
 };
 
-const registerSpeeds: Readonly<Record<keyof typeof registerTiles, Speed>> = {
-  small: { rate: 70, atOnce: 1 },
-  tall: { rate: 110, atOnce: 1 },
-  wide: { rate: 110, atOnce: 1 },
-  medium: { rate: 154, atOnce: 1 },
-  large: { rate: 178, atOnce: 2 },
-};
-
 export const fragmentTiles: Readonly<Record<'medium' | 'deep' | 'tall' | 'large', FragmentTile>> = {
   medium: { rows: 64, columns: 64, subgroupRows: 32, subgroupColumns: 32, depth: 32 },
   deep: { rows: 64, columns: 64, subgroupRows: 32, subgroupColumns: 32, depth: 64 },
   tall: { rows: 128, columns: 64, subgroupRows: 64, subgroupColumns: 32, depth: 32 },
   large: { rows: 128, columns: 128, subgroupRows: 64, subgroupColumns: 64, depth: 32 },
-};
-
-const fragmentSpeeds: Readonly<Record<keyof typeof fragmentTiles, Speed>> = {
-  medium: { rate: 640, atOnce: 1 },
-  deep: { rate: 690, atOnce: 2 },
-  tall: { rate: 720, atOnce: 1 },
-  large: { rate: 1180, atOnce: 2 },
 };
 
 /** Rows (or columns) up to which a product is a bandwidth-bound pass over the other operand. */
@@ -105,8 +82,9 @@ const alone = 1.3;
 const dispatchTime = 4000;
 const partialTime = 1 / 1500;
 const mostSplits = 64;
-/** A part of K is at least this deep. */
+/** A part of K is at least this deep, and partial sums take at most so many elements. */
 const shallowest = 128;
+const mostPartials = 2 ** 24;
 /** Workgroups for passes that only stream: four a multiprocessor. */
 const enoughToStream = 528;
 const lanesOfVector = 256;
@@ -116,6 +94,47 @@ export const vectorForms: Readonly<Record<'columns' | 'rows', { depthLanes: numb
   columns: { depthLanes: 8, columns: (lanesOfVector / 8) * 4 },
   rows: { depthLanes: 16, columns: (lanesOfVector / 16) * 4 },
 };
+
+/** Rows of 32 columns, padded by 4, that a subgroup hands out at a time. */
+export const fragmentOutColumns = 32;
+
+/** A tile, and how fast it is on a large GPU as measured on an H200, whose multiprocessors are those of the H100 (docs/benchmarks/tuning.md). */
+interface Candidate<T> {
+  tile: T;
+  /** Multiply-adds a nanosecond of a multiprocessor that is full of such tiles. */
+  rate: number;
+  /** Tiles that a multiprocessor begins and ends together: 2 where it holds no more, 1 where many share it. */
+  atOnce: 1 | 2;
+  /** What K is cut in multiples of. */
+  step: number;
+  /** Workgroup memory. */
+  bytes: number;
+}
+
+function register(tile: RegisterTile, rate: number, atOnce: 1 | 2 = 1): Candidate<RegisterTile> {
+  return { tile, rate, atOnce, step: tileDepth, bytes: 4 * tileDepth * (tile.rows + tile.columns) };
+}
+
+function fragment(tile: FragmentTile, rate: number, atOnce: 1 | 2 = 1): Candidate<FragmentTile> {
+  return { tile, rate, atOnce, step: tile.depth, bytes: fragmentBytes(tile) };
+}
+
+const smallTile: Candidate<RegisterTile> = register(registerTiles.small, 70);
+const narrowTiles: readonly Candidate<RegisterTile>[] = [smallTile, register(registerTiles.tall, 110)];
+const flatTiles: readonly Candidate<RegisterTile>[] = [smallTile, register(registerTiles.wide, 110)];
+const squareTiles: readonly Candidate<RegisterTile>[] = [
+  smallTile,
+  register(registerTiles.medium, 154),
+  register(registerTiles.large, 178, 2),
+];
+// emulated fragments are there to be tested: the larger tiles take a software driver minutes to compile
+const emulatedTiles: readonly Candidate<FragmentTile>[] = [fragment(fragmentTiles.medium, 640)];
+const hardwareTiles: readonly Candidate<FragmentTile>[] = [
+  ...emulatedTiles,
+  fragment(fragmentTiles.deep, 690, 2),
+  fragment(fragmentTiles.tall, 720),
+  fragment(fragmentTiles.large, 1180, 2),
+];
 
 /**
  * Chooses kernel, tile and split for a product. Pure.
@@ -130,24 +149,17 @@ export function planMatmul(shape: MatmulShape, precision: 'f32' | 'f16', capabil
   if (M <= vectorRows || N <= vectorRows) return planVector(shape);
   const halves = precision === 'f16' || (a.dtype === 'f16' && b.dtype === 'f16');
   if (halves && hasFragments(capabilities)) {
-    // emulated fragments are there to be tested: the larger tiles take a software driver minutes to compile
-    const names = capabilities.matrix === 'emulated' ? (['medium'] as const) : (['medium', 'deep', 'tall', 'large'] as const);
-    const candidates = names.map((name) => ({ tile: fragmentTiles[name], speed: fragmentSpeeds[name], step: fragmentTiles[name].depth }));
-    const fitting = candidates.filter(({ tile }) => fragmentBytes(tile) <= capabilities.limits.maxComputeWorkgroupStorageSize);
-    const best = cheapest(fitting, shape);
+    const candidates = capabilities.matrix === 'emulated' ? emulatedTiles : hardwareTiles;
+    const best = cheapest(candidates, shape, capabilities.limits.maxComputeWorkgroupStorageSize);
     if (best && capabilities.limits.maxComputeInvocationsPerWorkgroup >= 128)
       return { kernel: 'matrix', tile: best.tile, a: loadOf(a), b: loadOf(b), ...best.split };
   }
-  const longest = Math.max(M, N);
-  const names =
-    longest <= 32 ? (['small'] as const) : N <= 32 ? (['small', 'tall'] as const) : M <= 32 ? (['small', 'wide'] as const) : squares;
-  const candidates = names.map((name) => ({ tile: registerTiles[name], speed: registerSpeeds[name], step: tileDepth }));
-  const best = cheapest(candidates, shape) as { tile: RegisterTile; split: Split };
+  const candidates = Math.max(M, N) <= 32 ? [smallTile] : N <= 32 ? narrowTiles : M <= 32 ? flatTiles : squareTiles;
+  // the small tile fits any device
+  const { tile, split } = cheapest(candidates, shape, capabilities.limits.maxComputeWorkgroupStorageSize) as Choice<RegisterTile>;
   const narrow = (form: OperandForm): Load => (form.width === 1 ? 'scalar' : 'vec4');
-  return { kernel: 'tile', tile: best.tile, a: narrow(a), b: narrow(b), ...best.split };
+  return { kernel: 'tile', tile, a: narrow(a), b: narrow(b), ...split };
 }
-
-const squares = ['small', 'medium', 'large'] as const;
 
 /**
  * Workgroup memory of the matrix kernel: two operand tiles in f16, in either layout, rows of whole 16 bytes and padded by as many;
@@ -159,9 +171,6 @@ export function fragmentBytes(tile: FragmentTile): number {
   return Math.max(operand(tile.rows) + operand(tile.columns), subgroups * 16 * (fragmentOutColumns + 4) * 4);
 }
 
-/** Rows of 32 columns, padded by 4, that a subgroup hands out at a time. */
-export const fragmentOutColumns = 32;
-
 function loadOf(form: OperandForm): Load {
   if (form.width === 1) return 'scalar';
   return form.dtype === 'f16' && form.width === 8 ? 'half8' : 'vec4';
@@ -171,42 +180,44 @@ function tiles(tile: { rows: number; columns: number }, shape: { M: number; N: n
   return Math.ceil(shape.M / tile.rows) * Math.ceil(shape.N / tile.columns) * shape.matrices;
 }
 
-interface Candidate<T> {
+interface Choice<T> {
   tile: T;
-  speed: Speed;
-  /** What K is cut in multiples of. */
-  step: number;
+  split: Split;
 }
 
-/** Tile and parts of K with the least estimate. */
+/** Tile and parts of K with the least estimate, among tiles that fit into `memory` bytes a workgroup. */
 function cheapest<T extends { rows: number; columns: number }>(
   candidates: readonly Candidate<T>[],
   shape: MatmulShape,
-): { tile: T; split: Split } | undefined {
-  let best: { tile: T; split: Split } | undefined;
+  memory: number,
+): Choice<T> | undefined {
+  let best: Candidate<T> | undefined;
+  let parts = 1;
   let least = Infinity;
-  const most = Math.max(1, Math.min(mostSplits, Math.floor(shape.K / shallowest)));
-  for (const { tile, speed, step } of candidates) {
-    const count = tiles(tile, shape);
-    for (let parts = 1; parts <= most; parts *= 2) {
-      const split = cut(shape.K, count, step, parts);
-      const time = estimate(tile, speed, shape, split);
-      if (time < least) [best, least] = [{ tile, split }, time];
+  const outputs = shape.M * shape.N * shape.matrices;
+  const most = Math.max(1, Math.min(mostSplits, Math.floor(shape.K / shallowest), Math.floor(mostPartials / outputs)));
+  for (const candidate of candidates) {
+    if (candidate.bytes > memory) continue;
+    const filling = (multiprocessors * candidate.atOnce) / tiles(candidate.tile, shape);
+    // as it is, in few parts, or in as many as fill one to three rounds
+    for (let i = 0; i < 6; i++) {
+      const wanted = i < 3 ? 1 << i : Math.floor(filling * (i - 2));
+      const split = Math.max(1, Math.min(wanted, most));
+      const time = estimate(candidate, shape, split);
+      if (time < least) [best, parts, least] = [candidate, split, time];
     }
   }
-  return best;
+  return best && { tile: best.tile, split: cut(shape.K, tiles(best.tile, shape), best.step, parts) };
 }
 
 /** Nanoseconds on a large GPU: workgroups go to multiprocessors in rounds; parts of K are summed by a second dispatch. */
-function estimate(
-  tile: { rows: number; columns: number },
-  { rate, atOnce }: Speed,
-  { M, N, matrices }: MatmulShape,
-  { workgroups, splits, splitDepth }: Split,
-): number {
+function estimate(candidate: Candidate<{ rows: number; columns: number }>, shape: MatmulShape, parts: number): number {
+  const { tile, rate, atOnce, step } = candidate;
+  const workgroups = tiles(tile, shape) * parts;
   const rounds = workgroups <= multiprocessors ? alone : Math.ceil(workgroups / multiprocessors / atOnce) * atOnce;
-  const products = (rounds * tile.rows * tile.columns * splitDepth) / rate;
-  return splits === 1 ? products : products + dispatchTime + 4 * M * N * matrices * splits * partialTime;
+  const depth = Math.ceil(shape.K / parts / step) * step;
+  const products = (rounds * tile.rows * tile.columns * depth) / rate;
+  return parts === 1 ? products : products + dispatchTime + 4 * shape.M * shape.N * shape.matrices * parts * partialTime;
 }
 
 /** K in `parts`, each a multiple of `step` deep; fewer where it ends sooner. */
