@@ -1,6 +1,6 @@
 """Peers of the benchmark on a CUDA machine: torch (cuBLAS, SDPA), FlexAttention, flash-linear-attention.
 
-    python3 peers.py --json peers.json [--only matmul,sdpa,decode,fla,flex,masks] [--fla FOLDER] [--masks masks.json]
+    python3 peers.py --json peers.json [--only matmul,sdpa,decode,fla,gla,flex,masks] [--fla FOLDER] [--masks masks.json]
 
 Writes what src/record.ts calls a PeerRecord: ids of our entries, medians with cold and warm caches, and the error of sampled rows
 against float64 on the numbers that our kernels got. FOLDER holds the sources of flash-linear-attention (the folder `fla` in it).
@@ -400,6 +400,41 @@ def fla_based(record):
         record.measure(f"based/f16/f16/d64/{tokens}/forward", "fla fused_chunk_based", package.__version__, TOLERANCE[HALF]["forward"], prepare)
 
 
+def gla(record):
+    """A gate a token and channel, beside lawcat. Without its normaliser and with gates given as f32 log-decays. Tuning takes minutes at first."""
+    import fla as package
+    from fla.ops.gla import chunk_gla
+
+    for tokens in (65536, 16384, 262144):
+
+        def prepare():
+            shape = (1, tokens, HEADS, 64)
+            q, k, v = (make_input(name, shape, HALF, DEVICE) for name in "qkv")
+            gate = F.logsigmoid(make_input("gate", shape, SINGLE, DEVICE)) / 16
+            rows = sample_rows(tokens, HEADS)
+
+            def call():
+                with torch.no_grad():
+                    return chunk_gla(q, k, v, gate, scale=1.0)[0]
+
+            def error():
+                got = call()
+                worst = 0.0
+                for token, head in rows:
+                    # what lies 8,192 tokens back has decayed by e^-300
+                    past = slice(max(0, token - 8192), token + 1)
+                    rates = gate[0, past, head].double()
+                    behind = rates.flip(0).cumsum(0).flip(0) - rates
+                    weights = (k[0, past, head].double() * behind.exp()) @ q[0, token, head].double()
+                    worst = max(worst, row_error(got[0, token, head], weights @ v[0, past, head].double()))
+                return worst
+
+            return call, error
+
+        note = "the gated scan alone, no normaliser"
+        record.measure(f"lawcat/f16/d64/{tokens}/forward", "fla chunk_gla", package.__version__, TOLERANCE[HALF]["forward"], prepare, note)
+
+
 def flex(record):
     measure = flex_measure(record)
 
@@ -422,7 +457,7 @@ def flex(record):
     measure("fna2d/128x128/13x13/f16/d64/backward", edge * edge, neighborhood, True)
 
 
-FAMILIES = {"memory": memory, "matmul": matmul, "sdpa": sdpa, "decode": decode, "fla": fla, "flex": flex, "masks": masks}
+FAMILIES = {"memory": memory, "matmul": matmul, "sdpa": sdpa, "decode": decode, "fla": fla, "gla": gla, "flex": flex, "masks": masks}
 
 
 def main():
