@@ -56,6 +56,7 @@ const stagingWindow = 16 * 1024 * 1024;
 export class Device {
   readonly gpu: GPUDevice;
   readonly capabilities: Capabilities;
+  readonly limits: DeviceLimits;
   readonly report: DeviceReport;
   readonly pool: BufferPool;
   readonly recorder: Recorder;
@@ -82,6 +83,7 @@ export class Device {
   ) {
     this.gpu = gpu;
     this.capabilities = capabilities;
+    this.limits = capabilities.limits;
     this.report = report;
     this.recorder = new Recorder(gpu, (kernels, submit) => this.submit(kernels, submit));
     this.pool = new BufferPool(
@@ -113,10 +115,6 @@ export class Device {
 
   get tier(): Tier {
     return this.capabilities.tier;
-  }
-
-  get limits(): DeviceLimits {
-    return this.capabilities.limits;
   }
 
   get isSoftware(): boolean {
