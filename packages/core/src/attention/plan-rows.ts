@@ -12,8 +12,14 @@ export interface RowNeed {
   allRows: number;
 }
 
-/** Lanes whose subgroups hold the most rows; narrower ones have fewer registers a lane. */
+/** Lanes of a subgroup from which lanes that share rows lie apart. */
 const wideSubgroup = 32;
+
+/**
+ * Workgroup memory of GPUs whose lanes are known to have 255 registers. Others, and narrow subgroups, take half of the rows, which was
+ * 8 % slower where both were measured: a tile that falls out of registers would be many times as slow.
+ */
+const largeMemory = 49_152;
 
 /** Workgroups that fill a large GPU. */
 const enoughWorkgroups = 128;
@@ -41,7 +47,8 @@ export function planRows(
   const { columns: steps, ...base } = shareOf(owner, Math.max(headDim, valueDim));
   if (!subgroups || subgroupMinSize < base.share) return undefined;
   const wide = subgroupMinSize >= wideSubgroup;
-  const rowsALane = wide ? base.rowsALane : Math.max(1, base.rowsALane / 2);
+  const whole = wide && limits.maxComputeWorkgroupStorageSize >= largeMemory;
+  const rowsALane = whole ? base.rowsALane : Math.max(1, base.rowsALane / 2);
   const spread = wide ? wideSubgroup / base.share : 1;
   const statistics = owner === 'keys' ? 8 : 0;
   // half of the memory of a large GPU's workgroup at most, so that several are resident
