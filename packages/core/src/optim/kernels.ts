@@ -6,7 +6,7 @@ import type { Tensor } from '../tensor/tensor.js';
 //   0 factor on the gradients (clipping over loss scale)   1 one when the step is skipped
 //   2 loss scale   3 clean steps since it changed   4 norm of the gradients, unscaled   5 steps skipped so far
 export const controlLength = 8;
-const workgroupElements = 16384;
+const workgroupElements = 4096;
 
 /** Workgroups, and so partial sums, of one gradient. */
 export function partialCount(size: number): number {
@@ -21,39 +21,51 @@ const reduceTree = `
   workgroupBarrier();`;
 
 // Sum of squares of one gradient, and whether any of it is not finite (by bit pattern: WGSL may assume that all are).
-// tile    16,384 elements a workgroup
+// tile    4,096 elements a workgroup, 4 (or 1) a load; no load waits for a branch
 // bytes   reads the gradient once
 const squareSums = defineKernel({
   name: 'gradient-square-sums',
-  bindings: { x: read('float'), partials: readWrite('f32') },
-  uniforms: { size: 'u32', slot: 'u32' },
-  wgsl: () => `
+  bindings: { x: read<SquareSpec>('float', { width: (spec) => spec.width }), partials: readWrite('f32') },
+  uniforms: { items: 'u32', slot: 'u32' },
+  wgsl: ({ width }: SquareSpec) => {
+    const [value, word, truth] = width === 4 ? ['vec4f', 'vec4u', 'vec4<bool>'] : ['f32', 'u32', 'bool'];
+    const items = workgroupElements / width;
+    return `
     var<workgroup> sums: array<f32, 256>;
     var<workgroup> flags: array<f32, 256>;
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-      var sum = 0.0;
-      var flag = 0.0;
-      let first = group.x * ${workgroupElements}u;
-      for (var i = first + lane; i < min(uniforms.size, first + ${workgroupElements}u); i += 256u) {
+      var sum = ${value}();
+      var bad = ${truth}();
+      let first = group.x * ${items}u;
+      for (var i = first + lane; i < min(uniforms.items, first + ${items}u); i += 256u) {
         let g = load_x(i);
-        if ((bitcast<u32>(g) & 0x7f800000u) == 0x7f800000u) { flag = 1.0; } else { sum += g * g; }
+        let infinite = (bitcast<${word}>(g) & ${word}(0x7f800000u)) == ${word}(0x7f800000u);
+        sum += select(g * g, ${value}(), infinite);
+        bad = bad | infinite;
       }
-      sums[lane] = sum;
-      flags[lane] = flag;
+      sums[lane] = ${width === 4 ? 'sum.x + sum.y + sum.z + sum.w' : 'sum'};
+      flags[lane] = select(0.0, 1.0, ${width === 4 ? 'any(bad)' : 'bad'});
       ${reduceTree}
       if (lane == 0u) {
         store_partials(2u * (uniforms.slot + group.x), sums[0]);
         store_partials(2u * (uniforms.slot + group.x) + 1u, flags[0]);
       }
-    }`,
+    }`;
+  },
 });
 
+interface SquareSpec {
+  [name: string]: number;
+  width: 1 | 4;
+}
+
 export function gradientSquareSums(gradient: Tensor, partials: Tensor, slot: number): void {
+  const width = gradient.size % 4 === 0 && gradient.offset % 4 === 0 ? 4 : 1;
   squareSums.run(gradient.device, {
-    spec: {},
+    spec: { width },
     tensors: { x: gradient, partials },
-    uniforms: { size: gradient.size, slot },
+    uniforms: { items: gradient.size / width, slot },
     grid: [partialCount(gradient.size), 1, 1],
   });
 }
