@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { type Device, openDevice, scope, tensor } from '@heed/core';
+import { type Device, type FloatDType, openDevice, scope, tensor } from '@heed/core';
 import { empty } from '@heed/core/~internal';
 import { expectErrorRatio, f64, type F64Array } from '@heed/core/testing';
 import { planFor, runScan } from '../src/scan/scan.js';
@@ -22,10 +22,10 @@ test('a segment whose state is made in parts gives what it gives in one, in both
   const decay = tensor(device, Float32Array.of(0, -0.3, -5));
   // the last part is cut short
   const lengths = tensor(device, Int32Array.of(271));
-  const run = async (reverse: boolean, parts: number): Promise<F64Array> => {
+  const run = async (reverse: boolean, parts: number, dtype: FloatDType = 'f32'): Promise<F64Array> => {
     const plan = { ...planFor(k, v, 128), parts };
     expect(plan).toMatchObject({ kernel: 'matrix', segments: 3 });
-    const out = empty(device, v.shape, 'f32');
+    const out = empty(device, v.shape, dtype);
     scope(() => runScan({ q, k, v, decay, lengths, reverse, plan }, { out }));
     const values = f64(v.shape, await out.read());
     out.dispose();
@@ -35,5 +35,9 @@ test('a segment whose state is made in parts gives what it gives in one, in both
     const whole = await run(reverse, 1);
     for (const parts of [2, 5]) expectErrorRatio(`${parts} parts`, await run(reverse, parts), whole, 1e-3);
   }
+  // halves leave by eights, zeros behind the length, too
+  const halves = await run(false, 2, 'f16');
+  expectErrorRatio('halves', halves, await run(false, 1), 1e-3);
+  expect([...halves.values.slice(271 * heads * valueDim)].every((x) => x === 0)).toBe(true);
   for (const x of [q, k, v, decay, lengths]) x.dispose();
 });

@@ -70,7 +70,7 @@ class MatrixText extends MatrixPieces {
       var<workgroup> values: array<vec4u, ${layout.values}>;
       ${layout.stage > 0 ? `var<workgroup> stage: array<vec4u, ${layout.stage}>;` : ''}
       ${eightsDeclared}
-      ${s.outputs ? `${peaksDeclared} ${vectorStore('out', s.outWidth, s.valueDim)}` : ''}
+      ${s.outputs ? `${peaksDeclared} ${this.storeRows()}` : ''}
       ${f.entry(
         s.rowGroups * s.columnGroups,
         `
@@ -105,7 +105,7 @@ class MatrixText extends MatrixPieces {
         }
         ${s.outputs ? this.wayOut() : ''}
         ${s.final ? this.storeFinal() : ''}
-        ${s.outputs && s.lengths ? zeroTail(s.columns, this.lanes) : ''}`,
+        ${s.outputs && s.lengths ? zeroTail(s.columns, this.lanes, s.outWidth === 8) : ''}`,
         { lanesInOrder: true },
       )}`;
   }
@@ -326,16 +326,28 @@ class MatrixText extends MatrixPieces {
 
   /** Outputs of the `done` tokens before `at`, which wait in `stage`. */
   private wayOut(): string {
-    const { chunk, columns } = this.s;
+    const { chunk, columns, outWidth } = this.s;
+    const size = outWidth === 8 ? 8 : 4;
     return this.eachItem(
-      4,
+      size,
       chunk,
       columns,
       (r, c) => `
               if (${r} < done) {
                 let base = batch * uniforms.outBatch + tokenAt(at - done + ${r}, length) * uniforms.outToken + head * uniforms.outHead;
-                vectorTo_out(base, columns + ${c}, bitcast<vec4f>(stage[${r} * ${this.layout.floatStride}u + ${c} / 4u]) * outFactor);
+                let staged = ${r} * ${this.layout.floatStride}u + ${c} / 4u;
+                ${size === 8 ? `${eightStaged} eightTo_out(base, columns + ${c}, lower * outFactor, upper * outFactor);` : `vectorTo_out(base, columns + ${c}, bitcast<vec4f>(stage[staged]) * outFactor);`}
               }`,
     );
+  }
+
+  /** `vectorTo_out(base, d, value)`, or for rows in 16 bytes `eightTo_out(base, d, lower, upper)`. */
+  private storeRows(): string {
+    const { outWidth, valueDim } = this.s;
+    if (outWidth < 8) return vectorStore('out', outWidth, valueDim);
+    return `
+      fn eightTo_out(base: u32, d: u32, lower: vec4f, upper: vec4f) {
+        if (d < ${valueDim}u) { out[base_out() + (base + d) / 8u] = vec4u(fourOf(lower), fourOf(upper)); }
+      }`;
   }
 }

@@ -79,12 +79,27 @@ export function matrixTiles(keyDim: number, valueDim: number, capabilities: Capa
   return outputs && states && { outputs, states };
 }
 
+/** Workgroup memory of which two workgroups share a multiprocessor: while one waits at a barrier the other works. */
+export const sharedBytes = 24576;
+
+/** 32 tokens by four subgroups, where that leaves room for a second workgroup. */
+function smallTile(keyDim: number, valueDim: number, fragmentColumns: number): { tile: MatrixTile; bytes: number } | undefined {
+  for (const slices of [1, 2]) {
+    const tile = { chunk: 32, columns: 64, rowGroups: 2, columnGroups: 2, fragmentColumns, slices };
+    const { keys, bytes } = matrixLayout(keyDim, { ...tile, valueDim }, true);
+    if (bytes <= sharedBytes && keys <= Math.max(32, Math.ceil(keyDim / 16) * 20)) return { tile, bytes };
+  }
+  return undefined;
+}
+
 function findTile(keyDim: number, valueDim: number, capabilities: Capabilities, outputs: boolean, only?: number): MatrixTile | undefined {
   const { maxComputeWorkgroupStorageSize, maxComputeInvocationsPerWorkgroup } = capabilities.limits;
   const { N } = fragmentShape(capabilities, { N: 16 });
   const blocks = Math.ceil(keyDim / 16);
   const widths = valueDim <= 32 ? [32, 64] : valueDim <= 64 ? [64, 32] : [128, 64, 32];
   for (const columns of only ? [only] : widths) {
+    const small = outputs && columns === 64 ? smallTile(keyDim, valueDim, N) : undefined;
+    if (small && small.bytes <= maxComputeWorkgroupStorageSize) return small.tile;
     for (const rowGroups of columns === 128 ? [4, 2] : [4, 2, 1]) {
       // states want few keys and values in workgroup memory: two workgroups share a multiprocessor
       const chunk = Math.min(rowGroups * 16, !outputs && columns === 128 ? 32 : 64);

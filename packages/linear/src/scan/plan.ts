@@ -1,5 +1,5 @@
 import { type Capabilities, type DType, HeedError } from '@heed/core';
-import { type MatrixTiles, matrixTiles } from './matrix-tile.js';
+import { matrixLayout, type MatrixTiles, matrixTiles, sharedBytes } from './matrix-tile.js';
 
 /** How the token-by-token kernel cuts a state. */
 export interface RecurrentTile {
@@ -45,7 +45,7 @@ export interface ScanPlan {
 
 /** What depends on the kind of device and is no capability of WebGPU. */
 export interface ScanTuning {
-  /** Workgroups that keep the device busy; a quarter of those on fragments, of which one fills a multiprocessor. */
+  /** Workgroups that keep the device busy; of those on fragments a quarter or, where two share a multiprocessor, half. */
   fill: number;
   /** Most rows of a state a lane: 16 keep shared loads few; a processor's driver compiles 4 several times faster. */
   laneRows: 4 | 8 | 16;
@@ -68,10 +68,9 @@ export function planScan(shape: ScanShape, capabilities: Capabilities, tuning: S
   const columns = matrix?.outputs.columns ?? recurrent.columns;
   const step = matrix?.outputs.chunk ?? recurrent.tile;
   const perSegment = batch * heads * Math.ceil(valueDim / columns);
-  const wanted = Math.max(
-    1,
-    Math.min(Math.floor((matrix ? tuning.fill / 4 : tuning.fill) / Math.max(1, perSegment)), Math.ceil(tokens / leastSegment)),
-  );
+  const resident = matrix && matrixLayout(keyDim, { ...matrix.outputs, valueDim }, true).bytes <= sharedBytes ? 2 : 1;
+  const fill = matrix ? (tuning.fill / 4) * resident : tuning.fill;
+  const wanted = Math.max(1, Math.min(Math.floor(fill / Math.max(1, perSegment)), Math.ceil(tokens / leastSegment)));
   const segmentTokens = Math.max(1, shape.chunk ?? Math.ceil(Math.ceil(tokens / wanted) / step) * step);
   const segments = Math.max(1, Math.ceil(tokens / segmentTokens));
   const serial = segments === 1;

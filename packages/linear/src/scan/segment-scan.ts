@@ -9,7 +9,7 @@ import type { Sweep } from './sweep.js';
 import { aliveOf, lengthOf, rateOf, shareOf } from './text.js';
 
 /** Segments whose states are loaded before the first of them is written. */
-const ahead = 4;
+const ahead = 8;
 
 interface SegmentScanSpec {
   [name: string]: number | boolean;
@@ -63,7 +63,7 @@ const kernel = defineKernel({
       ${s.parts ? 'let alive = aliveOf(rate);' : ''}
       let stride = uniforms.size / ${s.width}u;
       let at = (pair * uniforms.segments * uniforms.size + element) / ${s.width}u;
-      // some segments at a time: their loads are independent
+      // some segments and two parts at a time: their loads are independent
       for (var begin = 0u; begin < uniforms.segments; begin += ${ahead}u) {
         ${range(ahead)
           .map((i) =>
@@ -80,10 +80,14 @@ const kernel = defineKernel({
         ${
           s.parts
             ? `
-        for (var part = 0u; part < uniforms.parts; part++) {
+        for (var part = 0u; part < uniforms.parts; part += 2u) {
           let ownFirst = at + begin * stride + part * uniforms.partItems;
           ${range(ahead)
-            .map((i) => `if (part < parts${i}) { added${i} += load_added(ownFirst + ${i}u * stride); }`)
+            .map(
+              (i) => `
+          if (part < parts${i}) { added${i} += load_added(ownFirst + ${i}u * stride); }
+          if (part + 1u < parts${i}) { added${i} += load_added(ownFirst + ${i}u * stride + uniforms.partItems); }`,
+            )
             .join('\n')}
         }`
             : ''

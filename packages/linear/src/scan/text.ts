@@ -85,13 +85,15 @@ export const ownPart: string = `
         if (uniforms.parts > 1u && at >= end) { return; }
         let finalScale = uniforms.stateScale * exp2(rate * f32(segmentEnd - end));`;
 
-/** Zeros for the outputs of a segment's tokens behind the length of a batch entry. */
-export function zeroTail(columns: number, lanes: number): string {
-  const groups = columns / 4;
+/** Zeros for the outputs of a segment's tokens behind the length of a batch entry; `eights`: by `eightTo_out`, else by `vectorTo_out`. */
+export function zeroTail(columns: number, lanes: number, eights = false): string {
+  const size = eights ? 8 : 4;
+  const groups = columns / size;
   return `
       let tailFirst = max(length, firstToken);
       let tailEnd = min(firstToken + uniforms.segmentTokens, uniforms.tokens);
       for (var e = lane + tailFirst * ${groups}u; e < tailEnd * ${groups}u; e += ${lanes}u) {
-        vectorTo_out(batch * uniforms.outBatch + (e / ${groups}u) * uniforms.outToken + head * uniforms.outHead, columns + (e % ${groups}u) * 4u, vec4f());
+        let base = batch * uniforms.outBatch + (e / ${groups}u) * uniforms.outToken + head * uniforms.outHead;
+        ${eights ? 'eightTo_out' : 'vectorTo_out'}(base, columns + (e % ${groups}u) * ${size}u, vec4f()${eights ? ', vec4f()' : ''});
       }`;
 }
