@@ -1,18 +1,12 @@
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type Device, type DType, mul, openDevice, RandomStream, slice, tensor, type Tensor, type Tier } from '@heed/core';
+import { type Device, type DType, mul, openDevice, slice, tensor, type Tensor, type Tier } from '@heed/core';
 import { tensorsIn, vjp } from '@heed/core/~internal';
 import { expectClose, expectErrorRatio, type F64Array, f64 } from '@heed/core/testing';
 import { based, basedStart, basedStep, basedWithState, leftOfWindowSize, slidingWindow, taylorFeatures } from '../src/based/index.js';
 import { planBased, symmetricFeatures } from '../src/based/layout.js';
 import { referenceBased, referenceBasedGradients, referenceFeatures } from '../src/based/reference.js';
-
-type Drawn = { x: Tensor; values: F64Array };
-async function draw(device: Device, name: string, shape: readonly number[], dtype: DType = 'f32', seed = 1): Promise<Drawn> {
-  const size = shape.reduce((product, n) => product * n, 1);
-  const x = tensor(device, new RandomStream(seed, name).normal(size), shape, { dtype });
-  return { x, values: f64(shape, await x.read()) };
-}
+import { draw, type Drawn } from './drawn.js';
 
 for (const tier of ['baseline', 'matrix'] as const satisfies readonly Tier[]) {
   describe(`on tier ${tier}`, () => {

@@ -2,15 +2,10 @@ import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { Carry, type Device, mean, openDevice, RandomStream, slice, tensor, type Tensor, valueAndGrad, zeros } from '@heed/core';
 import { tensorsIn, vjp } from '@heed/core/~internal';
-import { expectErrorRatio, f64, type F64Array } from '@heed/core/testing';
+import { expectErrorRatio, f64 } from '@heed/core/testing';
 import { lightning, lightningDecay, lightningMixer, lightningStart, lightningStep, lightningWithState } from '../src/lightning/index.js';
 import { referenceLightning } from '../src/lightning/reference.js';
-import { draw } from './lightning2/check.js';
-
-const read = async (x: Tensor): Promise<F64Array> => f64(x.shape, await x.read());
-const dispose = (...held: unknown[]): void => {
-  for (const x of tensorsIn(held)) x.dispose();
-};
+import { dispose, draw, type Drawn, read } from './drawn.js';
 
 for (const tier of ['baseline', 'subgroups'] as const) {
   describe(`on tier ${tier}`, () => {
@@ -73,8 +68,6 @@ for (const tier of ['baseline', 'subgroups'] as const) {
     });
   });
 }
-
-type Drawn = { x: Tensor; values: F64Array };
 
 describe('lightning', () => {
   let device: Device;

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { Carry, type Device, type DType, mul, openDevice, RandomStream, slice, tensor, type Tensor } from '@heed/core';
-import { tensorsIn, vjp } from '@heed/core/~internal';
+import { vjp } from '@heed/core/~internal';
 import { expectClose, expectErrorRatio, type F64Array, f64 } from '@heed/core/testing';
 import { nalaformer, nalaformerLayer, nalaformerMixer, nalaformerRope, nalaformerStart, nalaformerStep } from '../src/nalaformer/index.js';
 import {
@@ -10,8 +10,8 @@ import {
   referenceNalaformer,
   type NalaformerReferenceOptions,
 } from '../src/nalaformer/reference.js';
+import { dispose, draw as drawOn, type Drawn } from './drawn.js';
 
-type Drawn = { x: Tensor; values: F64Array };
 let device: Device;
 beforeAll(async () => {
   device = await openDevice({ tier: 'subgroups' });
@@ -21,15 +21,8 @@ afterAll(async () => {
   await device.close();
 });
 
-async function draw(name: string, shape: readonly number[], dtype: DType = 'f32', seed = 1): Promise<Drawn> {
-  const size = shape.reduce((product, n) => product * n, 1);
-  const x = tensor(device, new RandomStream(seed, name).normal(size), shape, { dtype });
-  return { x, values: f64(shape, await x.read()) };
-}
-
-function free(...trees: unknown[]): void {
-  for (const t of tensorsIn(trees)) t.dispose();
-}
+const draw = (name: string, shape: readonly number[], dtype: DType = 'f32', seed = 1): Promise<Drawn> =>
+  drawOn(device, name, shape, dtype, seed);
 
 /** Gradients by central differences of the float64 definition along a random cotangent. */
 function differences(inputs: F64Array[], d: F64Array, options: NalaformerReferenceOptions): F64Array[] {
@@ -82,7 +75,7 @@ test('outputs and gradients of both maps, causal or not, are those of the float6
           wanted[i] as F64Array,
           i === 0 ? 2e-5 : 2e-4,
         );
-      free(q.x, k.x, v.x, d.x, [...outputs], [...grads]);
+      dispose(q.x, k.x, v.x, d.x, [...outputs], [...grads]);
     }),
     { seed: 2, numRuns: 8 },
   );
@@ -100,9 +93,9 @@ test('rotary positions enter the numerator alone, in both forms', async () => {
     const out = nalaformer(q.x, k.x, v.x, { ...options, rope });
     const expected = referenceNalaformer(q.values, k.values, v.values, { ...options, rope: table });
     expectErrorRatio(JSON.stringify(options), { shape: out.shape, values: await out.read() }, expected, 2e-5);
-    free(out);
+    dispose(out);
   }
-  free(q.x, k.x, v.x, rope);
+  dispose(q.x, k.x, v.x, rope);
 });
 
 test('queries and keys of zero give finite values and gradients', async () => {
@@ -113,9 +106,9 @@ test('queries and keys of zero give finite values and gradients', async () => {
     for (const got of [...outputs, ...grads]) expect([...(await got.read())].every((value) => value === 0)).toBe(true);
     const some = vjp(() => nalaformer(zero, v.x, v.x, { map }), [zero, v.x], [v.x]);
     for (const got of [...some.outputs, ...some.grads]) expect([...(await got.read())].every((value) => Number.isFinite(value))).toBe(true);
-    free([...outputs], [...grads], [...some.outputs], [...some.grads]);
+    dispose([...outputs], [...grads], [...some.outputs], [...some.grads]);
   }
-  free(v.x, zero);
+  dispose(v.x, zero);
 });
 
 test('one token gives its value, and the causal form ends with what the other gives there', async () => {
@@ -129,7 +122,7 @@ test('one token gives its value, and the causal form ends with what the other gi
   const [causal, whole] = [nalaformer(q.x, k.x, v.x, { causal: true }), nalaformer(q.x, k.x, v.x)];
   const [a, b] = [await causal.read(), await whole.read()];
   for (let i = 4 * 16; i < 5 * 16; i++) expect(a[i]).toBeCloseTo(b[i] as number, 5);
-  free(one, alone, causal, whole, q.x, k.x, v.x);
+  dispose(one, alone, causal, whole, q.x, k.x, v.x);
 });
 
 test('a stream gives the causal result for every split, and lengths cut a batch', async () => {
@@ -152,7 +145,7 @@ test('a stream gives the causal result for every split, and lengths cut a batch'
         f64(got.shape, expected.slice(start * 16, end * 16)),
         { atol: 1e-5, rtol: 1e-5 },
       );
-      free(piece, got);
+      dispose(piece, got);
     }
     expect(state.tokens).toBe(tokens);
     expect(state.bytes().payload).toBe(4 * 2 * 16 * 9);
@@ -162,13 +155,13 @@ test('a stream gives the causal result for every split, and lengths cut a batch'
   const cut = await (async () => {
     const out = nalaformer(q.x, k.x, v.x, { causal: true, lengths });
     const values = await out.read();
-    free(out);
+    dispose(out);
     return values;
   })();
   expect([...cut.subarray(0, 64)]).toEqual([...expected.subarray(0, 64)]);
   expect([...cut.subarray(64)].every((value) => value === 0)).toBe(true);
   expect(() => nalaformer(q.x, k.x, v.x, { lengths })).toThrow(/lengths were given without causal/);
-  free(whole, lengths, q.x, k.x, v.x);
+  dispose(whole, lengths, q.x, k.x, v.x);
 });
 
 test('attention gets sharper as a query gets longer, and does not where the exponent is fixed', () => {
@@ -211,12 +204,12 @@ for (const lepeKernel of [5, 1, 0]) {
           atol: 1e-5,
           rtol: 1e-4,
         });
-        free(piece, got);
+        dispose(piece, got);
         from = end;
       }
       state.dispose();
     }
-    free(params, x.x, out);
+    dispose(params, x.x, out);
   });
 }
 
@@ -229,5 +222,5 @@ test('the picture layer keeps the shape of a picture', async () => {
   expect(made.shape).toEqual([1, 3, 5, 16]);
   expect(() => nalaformerLayer({ dim: 12, heads: 2 })).toThrow(/multiple of 4/);
   expect(() => nalaformerMixer({ dim: 16, heads: 2, lepeKernel: -1 })).toThrow(/lepeKernel is -1; it must be an integer/);
-  free(weights, picture.x, made);
+  dispose(weights, picture.x, made);
 });

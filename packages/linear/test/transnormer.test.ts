@@ -28,13 +28,8 @@ import {
 } from '../src/transnormer/index.js';
 import { referenceLightning } from '../src/lightning/reference.js';
 import { referenceDiagAttention, referencePlaced, referenceSrms } from '../src/transnormer/reference.js';
-import { draw } from './lightning2/check.js';
+import { dispose, draw, type Drawn, read } from './drawn.js';
 
-type Drawn = { x: Tensor; values: F64Array };
-const read = async (x: Tensor): Promise<F64Array> => f64(x.shape, await x.read());
-const dispose = (...held: unknown[]): void => {
-  for (const x of tensorsIn(held)) x.dispose();
-};
 const context = { layer: 0, layers: 2, training: false, carry: new Carry() };
 const householder = [0.6, 0, 0.8, 0, 0, 0, 0];
 

@@ -18,7 +18,7 @@ import {
   zeros,
 } from '@heed/core';
 import { tensorsIn, vjp } from '@heed/core/~internal';
-import { expectErrorRatio, f64, type F64Array } from '@heed/core/testing';
+import { expectErrorRatio, f64 } from '@heed/core/testing';
 import {
   lrpe,
   lrpeAngles,
@@ -31,13 +31,8 @@ import {
   transnormerllmWithState,
 } from '../src/transnormerllm/index.js';
 import { referenceLrpe, referenceSrmsNorm, referenceTransnormerllm } from '../src/transnormerllm/reference.js';
-import { draw } from './lightning2/check.js';
+import { dispose, draw, type Drawn, read } from './drawn.js';
 
-type Drawn = { x: Tensor; values: F64Array };
-const read = async (x: Tensor): Promise<F64Array> => f64(x.shape, await x.read());
-const dispose = (...held: unknown[]): void => {
-  for (const x of tensorsIn(held)) x.dispose();
-};
 const context = { layer: 0, layers: 2, training: false, carry: new Carry() };
 
 for (const tier of ['baseline', 'subgroups'] as const) {

@@ -1,9 +1,12 @@
 import { expect } from 'vitest';
-import { type Device, type DType, RandomStream, tensor, type Tensor } from '@heed/core';
+import { type Device, type DType, tensor, type Tensor } from '@heed/core';
 import { vjp } from '@heed/core/~internal';
-import { type F64Array, f64, expectErrorRatio } from '@heed/core/testing';
+import { type F64Array, expectErrorRatio } from '@heed/core/testing';
+import { draw } from '../drawn.js';
 import { decayFromSlopes, lightning2, type Lightning2Options, lightning2WithState } from '../../src/lightning2/index.js';
 import { referenceLightning2, referenceLightning2Gradients } from '../../src/lightning2/reference.js';
+
+export { draw };
 
 /** One problem of the tests: shape, slopes and what is given besides q, k, v. */
 export interface Problem {
@@ -22,19 +25,6 @@ export interface Problem {
 
 /** Root mean square errors against float64 that f32 sums, and f16 storage with f16 operands, stay under. */
 const errorRatio: Partial<Record<DType, number>> = { f32: 3e-6, f16: 1.5e-3 };
-
-/** Normal numbers on a device, and what the device holds of them in float64. */
-export async function draw(
-  device: Device,
-  name: string,
-  shape: readonly number[],
-  dtype: DType = 'f32',
-  seed = 1,
-): Promise<{ x: Tensor; values: F64Array }> {
-  const size = shape.reduce((product, n) => product * n, 1);
-  const x = tensor(device, new RandomStream(seed, name).normal(size), shape, { dtype });
-  return { x, values: f64(shape, await x.read()) };
-}
 
 /** Runs a problem forward and backward and holds every result against the float64 recurrence. */
 export async function checkProblem(device: Device, problem: Problem): Promise<void> {

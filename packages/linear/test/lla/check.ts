@@ -1,8 +1,11 @@
 import { type Device, type DType, RandomStream, tensor, type Tensor } from '@heed/core';
 import { vjp } from '@heed/core/~internal';
 import { expectErrorRatio, f64, type F64Array } from '@heed/core/testing';
+import { draw } from '../drawn.js';
 import { llaWithSolution, type LlaOptions } from '../../src/lla/index.js';
 import { referenceLla, referenceLlaGradients, type LlaReferenceOptions } from '../../src/lla/reference.js';
+
+export { draw };
 
 /** One problem of the tests. */
 export interface Problem {
@@ -19,18 +22,6 @@ export interface Problem {
   options?: Omit<LlaOptions, 'ridgeLambda'>;
   /** Bound of the root mean square errors. */
   bound?: number;
-}
-
-export async function draw(
-  device: Device,
-  name: string,
-  shape: readonly number[],
-  dtype: DType = 'f32',
-  seed = 1,
-): Promise<{ x: Tensor; values: F64Array }> {
-  const size = shape.reduce((product, n) => product * n, 1);
-  const x = tensor(device, new RandomStream(seed, name).normal(size), shape, { dtype });
-  return { x, values: f64(shape, await x.read()) };
 }
 
 /** Runs a problem forward and backward and holds every result against float64. */
