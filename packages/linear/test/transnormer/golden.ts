@@ -20,10 +20,10 @@ function configOf({ params, inputs }: GoldenCase, kind: 'norm' | 'diag'): Transn
     causal: params['causal'] !== false,
     lrpe: params['lrpe'] === true,
     normEps: Number(params['normEps'] ?? 1e-8),
-    ...(params['activation'] !== undefined && { activation: params['activation'] as LayerActivation }),
+    ...(typeof params['activation'] === 'string' && { activation: params['activation'] as LayerActivation }),
     ...(householder && { householder: Array.from(householder, Number) }),
-    ...(params['chunkSize'] !== undefined && { block: Number(params['chunkSize']) }),
-    ...(params['useSoftmax'] !== undefined && { softmax: params['useSoftmax'] === true }),
+    ...(typeof params['chunkSize'] === 'number' && { block: params['chunkSize'] }),
+    ...(typeof params['useSoftmax'] === 'boolean' && { softmax: params['useSoftmax'] }),
     ...(typeof params['scale'] === 'number' && { scale: params['scale'] }),
   };
 }
