@@ -1,18 +1,21 @@
 // Positions as turns by trained angles: `concat` gives [x cos, x sin] a channel (TransNormerLLM's LRPE), `rotate` turns neighbouring
 // pairs of channels (TransNormer's).
-// tile    one lane an angle of a token and head; gradients of angles: one lane an angle and strip of 64 tokens, then a sum over strips
+// tile    one lane an angle of a token and head, or four of them; gradients of angles: one lane an angle and strip of 64 tokens, then a sum over strips
 // bytes   reads x once, writes it once (twice with `concat`); angle gradients read x and dy once more
 // limits  positions below 2^31; an angle is a fraction of a turn in 32 bits and a rest in f32, so that large positions keep their digits
 // source  Qin et al. 2023 (arXiv 2307.14995), section 3.1; Qin et al. 2022 (arXiv 2210.10340), code; polynomials: Cephes
 import { cast, HeedError, reshape, sum, type Tensor } from '@heed/core';
 import { apply, defineKernel, empty, read, write } from '@heed/core/~internal';
+import { rowWidth } from '../scan/views.js';
 
 type TurnForm = 'concat' | 'rotate';
 
 interface TurnSpec {
-  [name: string]: string;
+  [name: string]: string | number;
   form: TurnForm;
   direction: 'forward' | 'backward';
+  /** Angles a lane: 4 with `concat` where rows are fours, else 1. */
+  width: number;
 }
 
 const angleText = `
@@ -58,7 +61,11 @@ const uniforms = {
 
 const kernel = defineKernel({
   name: 'linear-turns',
-  bindings: { x: read<TurnSpec>('float'), theta: read<TurnSpec>('f32'), out: write<TurnSpec>('float') },
+  bindings: {
+    x: read<TurnSpec>('float', { width: (s) => s.width }),
+    theta: read<TurnSpec>('f32', { width: (s) => s.width }),
+    out: write<TurnSpec>('float', { width: (s) => s.width }),
+  },
   uniforms,
   wgsl: (s: TurnSpec) => `
     ${angleText}
@@ -74,7 +81,9 @@ const kernel = defineKernel({
       let base = batch * uniforms.xBatch + token * uniforms.xToken + head * uniforms.xHead;
       ${
         s.form === 'concat'
-          ? `let way = turn(load_theta(head * uniforms.thetaHead + angle), token + uniforms.offset);
+          ? s.width === 4
+            ? fourAngles(s.direction)
+            : `let way = turn(load_theta(head * uniforms.thetaHead + angle), token + uniforms.offset);
       ${
         s.direction === 'forward'
           ? `let x = load_x(base + angle);
@@ -96,6 +105,26 @@ const kernel = defineKernel({
       }
     }`,
 });
+
+/** Four neighbouring angles; all sizes and strides count fours. */
+function fourAngles(direction: TurnSpec['direction']): string {
+  const write =
+    direction === 'forward'
+      ? `let x = load_x(base + angle);
+      store_out(row * 2u * uniforms.headDim + angle, x * cosines);
+      store_out(row * 2u * uniforms.headDim + uniforms.headDim + angle, x * sines);`
+      : 'store_out(i, load_x(base + angle) * cosines + load_x(base + uniforms.headDim + angle) * sines);';
+  return `
+      let thetas = load_theta(head * uniforms.thetaHead + angle);
+      let position = token + uniforms.offset;
+      let a = turn(thetas.x, position);
+      let b = turn(thetas.y, position);
+      let c = turn(thetas.z, position);
+      let d = turn(thetas.w, position);
+      let cosines = vec4f(a.x, b.x, c.x, d.x);
+      let sines = vec4f(a.y, b.y, c.y, d.y);
+      ${write}`;
+}
 
 const strip = 64;
 
@@ -188,12 +217,13 @@ function turn(x: Tensor, theta: Tensor, form: TurnForm, direction: TurnSpec['dir
   const headDim = form === 'concat' && direction === 'backward' ? width / 2 : width;
   const out = empty(x.device, [batch, tokens, heads, form === 'concat' && direction === 'forward' ? 2 * headDim : headDim], x.dtype);
   const angles = form === 'concat' ? headDim : Math.ceil(headDim / 2);
-  const items = batch * tokens * heads * angles;
+  const vector = form === 'concat' && headDim % 4 === 0 && theta.offset % 4 === 0 && rowWidth(x) === 4 ? 4 : 1;
+  const items = (batch * tokens * heads * angles) / vector;
   if (items === 0) return out;
   kernel.run(x.device, {
-    spec: { form, direction },
+    spec: { form, direction, width: vector },
     tensors: { x, theta, out },
-    uniforms: { ...sizes(x, undefined, { headDim, angles, form, offset }), items, strips: 0 },
+    uniforms: { ...sizes(x, undefined, { headDim, angles, form, offset }, vector), items, strips: 0 },
     grid: [Math.ceil(items / 256)],
   });
   return out;
@@ -206,7 +236,7 @@ function gradientOfAngles(x: Tensor, dy: Tensor, theta: Tensor, form: TurnForm, 
   const parts = empty(x.device, [batch * strips, heads, angles]);
   if (parts.size > 0)
     angleGradients.run(x.device, {
-      spec: { form, direction: 'backward' },
+      spec: { form, direction: 'backward', width: 1 },
       tensors: { x, dy, theta, out: parts },
       uniforms: { ...sizes(x, dy, { headDim, angles, form, offset }), items: parts.size, strips },
       grid: [Math.ceil(parts.size / 256)],
@@ -218,18 +248,19 @@ function sizes(
   x: Tensor,
   dy: Tensor | undefined,
   given: { headDim: number; angles: number; form: TurnForm; offset: number },
+  width = 1,
 ): { [K in Exclude<keyof typeof uniforms, 'items' | 'strips'>]: number } {
   const { headDim, angles, form, offset } = given;
   return {
     tokens: x.dim(1),
     heads: x.dim(2),
-    headDim,
-    angles,
-    thetaHead: form === 'concat' ? headDim : 0,
+    headDim: headDim / width,
+    angles: angles / width,
+    thetaHead: form === 'concat' ? headDim / width : 0,
     offset,
-    xBatch: x.strides[0] ?? 0,
-    xToken: x.strides[1] ?? 0,
-    xHead: x.strides[2] ?? 0,
+    xBatch: (x.strides[0] ?? 0) / width,
+    xToken: (x.strides[1] ?? 0) / width,
+    xHead: (x.strides[2] ?? 0) / width,
     dyBatch: dy?.strides[0] ?? 0,
     dyToken: dy?.strides[1] ?? 0,
     dyHead: dy?.strides[2] ?? 0,

@@ -1,0 +1,35 @@
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { type Device, openDevice, RandomStream, tensor, type Tensor } from '@heed/core';
+import { vjp } from '@heed/core/~internal';
+import { lrpe } from '../src/layer/turns.js';
+
+let device: Device;
+beforeAll(async () => {
+  device = await openDevice({ tier: 'baseline' });
+});
+afterAll(async () => {
+  expect(device.memory().tensors).toBe(0);
+  await device.close();
+});
+
+test('turns of four angles a lane are those of one, forward and backward', async () => {
+  const [shape, size] = [[2, 5, 3, 8], 240];
+  const values = new RandomStream(5, 'x').normal(size);
+  // the same numbers one element further: rows begin at odd elements, and lanes take an angle each
+  const shifted = tensor(device, Float32Array.of(0, ...values), [size + 1]);
+  const views = [tensor(device, values, shape), shifted.view({ shape, offset: 1 })] as const;
+  const theta = tensor(device, new RandomStream(5, 'theta').normal(24), [3, 8]);
+  const dy = tensor(device, new RandomStream(5, 'dy').normal(2 * size), [2, 5, 3, 16]);
+  const results: Tensor[][] = [];
+  for (const x of views) {
+    const { outputs, grads } = vjp(() => lrpe(x, theta, { offset: 1000 }), [x], [dy]);
+    results.push([...outputs, ...grads] as Tensor[]);
+  }
+  const [fours, ones] = results as [Tensor[], Tensor[]];
+  for (const [i, four] of fours.entries()) {
+    const one = await (ones[i] as Tensor).read();
+    const got = await four.read();
+    got.forEach((x, j) => expect(Math.abs(Number(x) - Number(one[j]))).toBeLessThan(1e-6));
+  }
+  for (const t of [shifted, ...views, theta, dy, ...fours, ...ones]) t.dispose();
+});
