@@ -155,17 +155,24 @@ const columnParts = defineKernel({
     }`,
 });
 
+// tile    16 columns x 16 slices of the parts: few columns must not wait for one long row of loads
 const columnSums = defineKernel({
   name: 'norm-column-sums',
   bindings: { parts: read('f32'), out: write('float') },
   uniforms: { count: 'u32', n: 'u32', which: 'u32' },
   wgsl: () => `
-    @compute @workgroup_size(64)
-    fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let column = group.x * 64u + lane;
-      if (column >= uniforms.n) { return; }
+    var<workgroup> slices: array<f32, 256>;
+    @compute @workgroup_size(16, 16)
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) lane: vec3u, @builtin(local_invocation_index) index: u32) {
+      let column = group.x * 16u + lane.x;
       var sum = 0.0;
-      for (var part = 0u; part < uniforms.count; part++) { sum += load_parts((2u * part + uniforms.which) * uniforms.n + column); }
+      if (column < uniforms.n) {
+        for (var part = lane.y; part < uniforms.count; part += 16u) { sum += load_parts((2u * part + uniforms.which) * uniforms.n + column); }
+      }
+      slices[index] = sum;
+      workgroupBarrier();
+      if (lane.y > 0u || column >= uniforms.n) { return; }
+      for (var slice = index + 16u; slice < 256u; slice += 16u) { sum += slices[slice]; }
       store_out(column, sum);
     }`,
 });
@@ -221,7 +228,6 @@ function normalised(
       if (inputs.length > 1 && needs.slice(1).some(Boolean)) {
         const parts = Math.max(1, Math.ceil(rows / rowsAPart));
         const partial = empty(device, [parts, 2, n]);
-        const columns = Math.ceil(n / 64);
         columnParts.run(device, {
           spec: { width: spec.width },
           tensors: { x: own, g: cotangent, statistics, parts: partial },
@@ -234,7 +240,7 @@ function normalised(
             spec: {},
             tensors: { parts: partial, out },
             uniforms: { count: parts, n, which },
-            grid: [columns, 1, 1],
+            grid: [Math.ceil(n / 16)],
           });
           return out;
         };
