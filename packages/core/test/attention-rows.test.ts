@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type Device, openDevice, scope, type Tensor } from '../src/index.js';
-import { attentionWithLse, type AttentionOptions, type AttentionResult, document } from '../src/attention/index.js';
+import { type Device, openDevice, scope, type Tensor, tensor } from '../src/index.js';
+import { attentionWithLse, type AttentionOptions, type AttentionResult, type BlockSelection, document } from '../src/attention/index.js';
 import { runBackward } from '../src/attention/backward.js';
 import { type AttentionCall, prepareCall } from '../src/attention/call.js';
 import { planCall, runForward } from '../src/attention/forward.js';
@@ -38,7 +38,7 @@ const forced =
         name: 'attention',
         inputs: [q, k, v, ...call.arrays.filter((a) => a.differentiable).map((a) => a.tensor)],
         forward: () => {
-          const made = runForward(call, { q, k, v, arrays, selection: [] }, { plan: plan.forward });
+          const made = runForward(call, { q, k, v, arrays, selection: call.selection?.tensors ?? [] }, { plan: plan.forward });
           return [made.out, made.lse];
         },
         saves: (made) => [q, k, v, ...made, ...arrays],
@@ -49,7 +49,7 @@ const forced =
             k: sk,
             v: sv,
             arrays: sArrays,
-            selection: [],
+            selection: call.selection?.tensors ?? [],
             out: sOut,
             lse: sLse,
             dOut: dOut ?? null,
@@ -102,6 +102,10 @@ const cases: Record<string, AttentionCase> = {
   },
 };
 
+const lists: Tensor[] = [];
+const blocks = [[0, 2], [1], []];
+const seesBlock = (_b: number, _h: number, q: number, kv: number): boolean => (blocks[q >> 4] ?? []).includes(kv >> 3);
+
 describe('rows in registers', () => {
   for (const [name, c] of Object.entries(cases)) test(name, () => checkAttention(device, { ...c, call: forced(tile(4, 2, 1)) }));
   const shared: [string, RowTile][] = [
@@ -109,6 +113,21 @@ describe('rows in registers', () => {
     ['eight lanes', tile(8, 4, 1)],
     ['one row', tile(8, 1, 1, 32)],
   ];
+  test.each(['ids', 'bits'] as const)('blocks of a selection as %s', (form) =>
+    checkAttention(device, {
+      shape: { Tq: 39, Tk: 21, D: 8 },
+      options: () => {
+        const list =
+          form === 'ids'
+            ? tensor(device, Int32Array.of(0, 2, 1, -1, -1, -1), [1, 1, 3, 2])
+            : tensor(device, Uint32Array.of(0b101, 0b010, 0), [1, 1, 3, 1]);
+        lists.push(list);
+        return { selection: { blockQueries: 16, blockKeys: 8, [form]: list } as BlockSelection, queryOffset: 0 };
+      },
+      reference: () => ({ mask: seesBlock, queryOffset: 0 }),
+      call: forced(tile(4, 2, 1)),
+    }).finally(() => lists.splice(0).forEach((list) => list.dispose())),
+  );
   test.each(shared)('rows shared by %s', (_, t) =>
     checkAttention(device, { ...(cases['causal, grouped heads, tails'] as AttentionCase), call: forced(t) }),
   );

@@ -105,7 +105,7 @@ const entry = (spec: RowBackwardSpec, arrays: string, main: string): string => `
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) { ${main} }`;
 
 /**
- * `s<c>` becomes P and `g<c>` the gradient of the raw score, of the own row against each streamed row.
+ * `p<c>` is P of the own row against each streamed row, and `g<c>`, the product of dOut and v, becomes the gradient of the raw score `s<c>`.
  * @param names the pair's place, the statistics of its query (a vec2f), the key's bias, and whether it is seen
  */
 function gradients(
