@@ -55,7 +55,7 @@ export async function made(device: Device, given: Given) {
 const dot = (a: F64Array, b: F64Array): number => a.values.reduce((sum, x, i) => sum + x * (b.values[i] as number), 0);
 
 /** Runs a problem forward and backward: outputs against the loops, gradients against central differences of the loops. */
-export async function check(device: Device, given: Given, bound = 4e-6): Promise<void> {
+export async function check(device: Device, given: Given, bound = 4e-6, ofGradients: number = Math.max(2e-5, 2 * bound)): Promise<void> {
   const p = await made(device, given);
   const inputs = [p.q, p.k, p.v, p.initial, ...(given.gate === 'none' ? [] : [p.gate])];
   const { outputs, grads } = vjp(
@@ -106,7 +106,7 @@ export async function check(device: Device, given: Given, bound = 4e-6): Promise
       `d${names[i]} of ${JSON.stringify(given)}`,
       f64([taken.length], taken),
       f64([taken.length], [1, ...wanted]),
-      Math.max(2e-5, 2 * bound),
+      ofGradients,
     );
   }
   for (const x of tensorsIn([inputs.map(({ x }) => x), p.gate.x, p.dOut.x, p.dState.x, p.lengths ?? [], outputs, grads])) x.dispose();
