@@ -40,7 +40,7 @@ export const lawcatGolden: GoldenMapping = {
             wGateUp: inputs.get('wGateUp'),
             bGateUp: inputs.find('bGateUp'),
             convQ: inputs.get('convQ'),
-            convK: inputs.get('convK'),
+            convK: inputs.find('convK'),
             featureQ: inputs.get('featureQ'),
             featureK: tied ? undefined : inputs.get('featureK'),
             windowFactor: inputs.find('windowFactor'),
