@@ -20,6 +20,7 @@ export const TARGETS: readonly Target[] = [
   target('lightning2/f16/d64/65536/forward', 'fla chunk form', 1, 1.8),
   target('lightning2/f16/d128/65536/forward', 'fla chunk form', 1, 1.8),
   target('lightning2/f16/d64/65536/backward', 'fla chunk form', 1, 2),
+  target('lightning/f16/d64/65536/forward', 'fla chunk form', 1, 1.5),
   target('window1024/f16/d64/16384/forward', 'FlexAttention', 0.4, 0.6),
   target('fna2d/128x128/13x13/f16/d64/forward', 'FlexAttention', 1.2, 2),
   target('decode/f16/hq32hkv8/d128/131072', 'SDPA decode', 0.9, 1),
@@ -82,6 +83,20 @@ export function maskFactors({ entries }: Pick<BenchRecord, 'entries'>): { entry:
   });
 }
 
+/** The techniques beside lightning2 that are a scan with one decay a head. */
+const scans = ['lightning', 'transnormer', 'transnormerllm'];
+
+/** Their times over lightning2's, at every length that both were measured at. */
+function overLightning2({ entries }: BenchRecord): number[] {
+  return scans.flatMap((name) =>
+    entries.flatMap(({ id, ms }) => {
+      if (!id.startsWith(`${name}/f16/d64/`)) return [];
+      const same = entries.find((other) => other.id === id.replace(name, 'lightning2'));
+      return same ? [ms / same.ms] : [];
+    }),
+  );
+}
+
 /** What a record shows besides ratios. */
 export function propertiesOf(record: BenchRecord): Property[] {
   const { overhead, compiles = [], pool, entries } = record;
@@ -96,6 +111,16 @@ export function propertiesOf(record: BenchRecord): Property[] {
       what: 'lightning2: spread of the time a token, 64k to 1M',
       wanted: 'at most 15 %',
       found: found(percentOf(spread(curve(record, 'lightning2/f16/d64/', 'forward'), 65536)), ' %', 15),
+    },
+    ...scans.map((name) => ({
+      what: `${name}: spread of the time a token, 64k to 256k`,
+      wanted: 'at most 15 %',
+      found: found(percentOf(spread(curve(record, `${name}/f16/d64/`, 'forward'), 65536)), ' %', 15),
+    })),
+    {
+      what: 'scans with one decay a head: time over that of lightning2 at the same state, the worst',
+      wanted: 'at most 1.5x',
+      found: found(worstOf(overLightning2(record)), 'x', 1.5),
     },
     {
       what: 'window: growth a doubling, from 64k',

@@ -50,6 +50,7 @@ test('ids of the targets are among the entries of a GPU', () => {
       'lightning2/f16/d64/65536/forward',
       'lightning2/f16/d128/65536/forward',
       'lightning2/f16/d64/65536/backward',
+      'lightning/f16/d64/65536/forward',
       'window1024/f16/d64/16384/forward',
       'fna2d/128x128/13x13/f16/d64/forward',
       'decode/f16/hq32hkv8/d128/131072',

@@ -11,7 +11,12 @@ const curve = (name: string, times: readonly number[]): ReturnType<typeof entry>
 
 const id = 'matmul/f16/4096';
 const measured = mergePeers(
-  record([entry(id, { ms: 0.5 }), ...curve('zeta', [1, 2.2, 5.5]), ...curve('lightning2/f16/d64', [2, 4.2, 8])]),
+  record([
+    entry(id, { ms: 0.5 }),
+    ...curve('zeta', [1, 2.2, 5.5]),
+    ...curve('lightning2/f16/d64', [2, 4.2, 8]),
+    ...curve('lightning/f16/d64', [2.5, 6]),
+  ]),
   [peers([{ id, ms: 0.2 }])],
 );
 
@@ -37,6 +42,11 @@ test('properties tell growth a doubling and spread of the time a token', () => {
   const found = new Map(propertiesOf(measured).map((one) => [one.what, one.found]));
   expect(found.get('zeta: growth a doubling, from 16k')).toEqual({ text: '2.50x', holds: false });
   expect(found.get('lightning2: spread of the time a token, 64k to 1M')).toEqual({ text: '5.00 %', holds: true });
+  expect(found.get('lightning: spread of the time a token, 64k to 256k')).toEqual({ text: '20.0 %', holds: false });
+  expect(found.get('scans with one decay a head: time over that of lightning2 at the same state, the worst')).toEqual({
+    text: '1.43x',
+    holds: true,
+  });
 });
 
 test('curves cross where the faster one overtakes, straight in logarithms', () => {
