@@ -23,7 +23,10 @@ export interface BasedOptions {
   eps?: number;
   /** Sums before the first token. Default zeros. */
   initialState?: BasedStates;
-  /** Tokens that one workgroup sweeps before the state crosses to the next. Default: as many segments as fill the device. Any value gives the same result. */
+  /**
+   * Tokens of a segment, before which the state is kept. Default: as many segments as fill the device; on fragments 256, and never more
+   * than 512, since tokens of a segment meet one by one. Any value gives the same result up to rounding.
+   */
   chunk?: number;
   /** Valid tokens a batch entry, i32 [batch]; later ones count for nothing and give zeros. Default: all. */
   lengths?: Tensor;
