@@ -4,6 +4,7 @@ import { tensorsIn, vjp } from '@heed/core/~internal';
 import { expectErrorRatio, f64, type F64Array } from '@heed/core/testing';
 import { gatedMatrixTiles } from '../src/scan/gated-matrix-tile.js';
 import { referenceGatedScan } from '../src/scan/gated-reference.js';
+import { linearScan } from '../src/scan/linear-scan.js';
 import { normalizedScan, normalizedScanWithState } from '../src/scan/normalized.js';
 import { draw } from './lightning2/check.js';
 import { check, type Given } from './scan/gated-check.js';
@@ -69,6 +70,22 @@ describe('gated scans on fragments', () => {
     expectErrorRatio('keySum of parts', await values(second.keySum), z.state, bound);
     expectErrorRatio('out of parts', await values(second.out), await values(keep(slice(whole.out, 1, 41, tokens))), bound);
     for (const x of held) x.dispose();
+  });
+
+  test('a state of 64 x 64, whole fragments', async () => {
+    const shape = [1, 100, 1, 64];
+    const [q, k, v, noise] = await Promise.all(
+      ['q', 'k', 'v', 'gate'].map((name) => draw(device, name, shape, name === 'gate' ? 'f32' : 'f16')),
+    );
+    if (!q || !k || !v || !noise) throw new Error('four operands');
+    const gate = f64(
+      shape,
+      noise.values.values.map((x) => Math.fround(-0.05 * x * x)),
+    );
+    const gates = tensor(device, Float32Array.from(gate.values), shape);
+    const out = linearScan(q.x, k.x, v.x, { gate: gates, chunk: 64 });
+    expectErrorRatio('out', f64(shape, await out.read()), referenceGatedScan(q.values, k.values, v.values, { gate }).out, bound);
+    for (const x of [q.x, k.x, v.x, noise.x, gates, out]) x.dispose();
   });
 
   test('gradients of the normalised scan of f16 operands are those of the same numbers in f32', async () => {

@@ -16,10 +16,9 @@ export interface GatedStatesSpec extends MatrixSpec {
 }
 
 export function gatedStatesText(s: GatedStatesSpec, { capabilities }: KernelContext): string {
-  return new GatedStatesText(
-    s,
-    new Fragments(capabilities, { N: s.fragmentColumns as 8 | 16, packed: ['right', 'values', 'stage'] }),
-  ).kernel();
+  const { stage } = gatedLayout(s.keyDim, s, false, 'rows');
+  const packed = ['right', 'values', ...(stage > 0 ? ['stage'] : [])];
+  return new GatedStatesText(s, new Fragments(capabilities, { N: s.fragmentColumns as 8 | 16, packed })).kernel();
 }
 
 /**
