@@ -21,6 +21,7 @@ export interface GatedLayout extends MatrixLayout {
 /** Reference and whole decay of each channel, 8 bytes; maxima and the vote on how many tokens a step takes. */
 const smallBytes = 64;
 
+/** Workgroup memory of a gated kernel on fragments; without `outputs` that of the sweep that only makes states. */
 export function gatedLayout(keyDim: number, tile: MatrixTile & { valueDim?: number }, outputs: boolean, side: GatedSide): GatedLayout {
   const whole = matrixLayout(keyDim, tile, outputs);
   const { keys, keyStride, valueStride, floatStride } = whole;

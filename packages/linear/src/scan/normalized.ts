@@ -15,7 +15,8 @@ export interface NormalizedScanOptions extends LinearScanOptions {
 
 /**
  * `linearScan` divided by the scan of a column of ones: out_t = (q_t S_t) / (q_t z_t + eps), where the key sum z forgets as S does.
- * Features must be positive for the quotient to be an average. Numerator and normaliser are f32, out has the dtype of v.
+ * Features must be positive for the quotient to be an average. Numerator and normaliser are f32, out has the dtype of v. With a gate,
+ * f16 operands and fragments, and where nothing is differentiated, both are made by the dispatches of one scan.
  * @param options.scale multiplies numerator and normaliser: only `eps` notices
  */
 export function normalizedScan(q: Tensor, k: Tensor, v: Tensor, options: NormalizedScanOptions = {}, who = 'normalizedScan'): Tensor {
