@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Device, full, openDevice, scope, type Tensor, tensor } from '../src/index.js';
-import { attention, attentionWithLse, causal, mergeAttention, sinks, slidingWindow } from '../src/attention/index.js';
+import { attention, attentionWithLse, blockCausal, causal, mergeAttention, sinks, slidingWindow } from '../src/attention/index.js';
 import { vjp } from '../src/internal.js';
 import { RandomStream } from '../src/random/stream.js';
 import { expectClose, f64, type F64Array, randomArray, toFloat32 } from '../src/testing/index.js';
@@ -200,6 +200,8 @@ test('no keys at all: rows are zero and their logsumexp is minus infinity; no qu
   expect(Array.from(await lse.read())).toEqual(Array(6).fill(-Infinity));
   using empty = attention(none, q, q);
   expect(empty.shape).toEqual([1, 0, 2, 8]);
+  using masked = attention(none, q, q, { mask: blockCausal(2) });
+  expect(masked.shape).toEqual([1, 0, 2, 8]);
   out.dispose();
   lse.dispose();
 });

@@ -73,6 +73,7 @@ export function resultOf({ device, sizes }: AttentionCall, dtype: DType): Attent
 /** Output and natural logsumexp of an attention call; what else it makes is freed by the scope around it. */
 export function runForward(call: AttentionCall, tensors: CallTensors, options: ForwardOptions = {}): AttentionResult {
   const result = options.into ?? resultOf(call, tensors.q.dtype);
+  if (result.lse.size === 0) return result;
   const decode = options.decode ?? (options.plan ? undefined : planDecodeCall(call, tensors));
   if (decode) runDecode(call, tensors, decode, result);
   else runTiles(call, tensors, options.plan ?? planCall(call).forward, result);
