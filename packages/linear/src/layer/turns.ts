@@ -170,7 +170,7 @@ const angleGradients = defineKernel({
  * @param x [batch, tokens, heads, headDim], f32 or f16
  * @param theta f32 [heads, headDim]; `lrpeAngles` gives the paper's
  * @param options.offset position of the first token, default 0
- * @returns [batch, tokens, heads, 2 headDim]: cosines, then sines; differentiable in x and theta
+ * @returns [batch, tokens, heads, 2 headDim], cosines and then sines; differentiable in x and theta
  * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT
  */
 export function lrpe(x: Tensor, theta: Tensor, options: { offset?: number } = {}): Tensor {
