@@ -168,8 +168,9 @@ test('100 random lengths, batches and windows compile as many kernels as there a
     { numRuns: 100, seed: 1 },
   );
   await device.idle();
-  // tiles of 1, 4 and 16 rows, as decode kernels for up to 16 and as the forward kernel beyond; plus the filling of inputs
-  expect(device.pipelines.size - before).toBeLessThanOrEqual(5);
+  // tiles of 1, 4 and 16 rows, as decode kernels for up to 16 and as the forward kernel beyond; plus the filling of inputs. A GPU's registers
+  // hold more rows: two tiles more
+  expect(device.pipelines.size - before).toBeLessThanOrEqual(device.isSoftware ? 5 : 7);
 });
 
 test('permuting batch entries and heads permutes the result', async () => {
