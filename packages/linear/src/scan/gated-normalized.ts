@@ -1,9 +1,9 @@
 import type { FloatDType, Tensor } from '@heed/core';
 import { empty } from '@heed/core/~internal';
-import { contiguousState, type GatedProblem, type GatedScan, gateForm, planGatedFor, sweepOf } from './gated.js';
+import { contiguousState, type GatedProblem, type GatedScan, gateForm, planGatedFor, scanOfPiece, sweepOf } from './gated.js';
 import { runGatedMatrix, runGatedMatrixStates } from './gated-matrix.js';
 import { runGatedSegments } from './gated-segments.js';
-import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from './pieces.js';
+import { entriesOf, type Piece, planPieces, spanOf } from './pieces.js';
 
 /** States of a gated scan and of that of a column of ones, f32 [batch, heads, keyDim, valueDim] and [batch, heads, keyDim, 1]. */
 export interface NormalizedStates {
@@ -25,7 +25,7 @@ export function normalizedGated(
   initial: NormalizedStates | undefined,
   { eps, withState, outDType }: { eps: number; withState: boolean; outDType: FloatDType },
 ): { out: Tensor; final: NormalizedStates | undefined } {
-  const { q, k, v, gate, lengths, scale, chunk } = problem;
+  const { q, k, v, gate } = problem;
   const { device } = q;
   const shape = (batch: number, columns: number): number[] => [batch, q.dim(2), q.dim(3), columns];
   const out = empty(device, v.shape, outDType);
@@ -46,24 +46,7 @@ export function normalizedGated(
     let before = start && entries(start, pieces[0] as Piece);
     pieces.forEach((piece, i) => {
       const behind = i < pieces.length - 1 ? states(piece.batch) : final && entries(final, piece);
-      const [partQ, partK, partV, partGate, partOut] = [q, k, v, gate, out].map((x) => pieceOf(x, piece)) as [
-        Tensor,
-        Tensor,
-        Tensor,
-        Tensor,
-        Tensor,
-      ];
-      const plan = planGatedFor(partK, partV, gateForm(gate), chunk, partQ);
-      const scan: GatedScan = {
-        q: partQ,
-        k: partK,
-        v: partV,
-        gate: partGate,
-        queryScale: scale,
-        plan,
-        lengths: lengths && entriesOf(lengths, piece),
-        tokensBefore: piece.tokenFirst,
-      };
+      const { scan, plan, partOut } = scanOfPiece(problem, out, piece);
       sweepPiece(scan, plan.matrix as NonNullable<typeof plan.matrix>, { before, behind, out: partOut, eps });
       before = behind;
     });

@@ -115,7 +115,7 @@ export function gatedForward(
   initial: Tensor | undefined,
   { withState, outDType }: { withState: boolean; outDType: FloatDType },
 ): { out: Tensor; final: Tensor | undefined } {
-  const { q, k, v, gate, lengths, scale, chunk } = problem;
+  const { q, k, v, gate } = problem;
   const stateShape = [q.dim(0), q.dim(2), q.dim(3), v.dim(3)];
   const out = empty(v.device, v.shape, outDType);
   if (out.size === 0) return { out, final: withState ? (initial?.alias() ?? zeros(q.device, stateShape)) : undefined };
@@ -124,18 +124,7 @@ export function gatedForward(
     let state = initial && entriesOf(initial, pieces[0] as Piece);
     pieces.forEach((piece, i) => {
       const behind = i < pieces.length - 1 ? empty(q.device, [piece.batch, ...stateShape.slice(1)]) : final && entriesOf(final, piece);
-      const [partQ, partK, partV, partGate, partOut] = [q, k, v, gate, out].map((x) => pieceOf(x, piece)) as Five;
-      const plan = planGatedFor(partK, partV, gateForm(gate), chunk, partQ);
-      const scan: GatedScan = {
-        q: partQ,
-        k: partK,
-        v: partV,
-        gate: partGate,
-        queryScale: scale,
-        plan,
-        lengths: lengths && entriesOf(lengths, piece),
-        tokensBefore: piece.tokenFirst,
-      };
+      const { scan, plan, partOut } = scanOfPiece(problem, out, piece);
       if (plan.segments === 1) gatedOutputs(scan, { initial: state, final: behind, out: partOut });
       else gatedOutputs(scan, { initial: gatedSegmentStates(scan, { initial: state, final: behind }), out: partOut });
       state = behind;
@@ -145,6 +134,27 @@ export function gatedForward(
 }
 
 type Five = [Tensor, Tensor, Tensor, Tensor, Tensor];
+
+/** A piece of a problem as a scan of its own with its plan, and the part of `out` that it writes. */
+export function scanOfPiece(
+  { q, k, v, gate, lengths, scale, chunk }: GatedProblem,
+  out: Tensor,
+  piece: Piece,
+): { scan: GatedScan; plan: GatedPlan; partOut: Tensor } {
+  const [partQ, partK, partV, partGate, partOut] = [q, k, v, gate, out].map((x) => pieceOf(x, piece)) as Five;
+  const plan = planGatedFor(partK, partV, gateForm(gate), chunk, partQ);
+  const scan: GatedScan = {
+    q: partQ,
+    k: partK,
+    v: partV,
+    gate: partGate,
+    queryScale: scale,
+    plan,
+    lengths: lengths && entriesOf(lengths, piece),
+    tokensBefore: piece.tokenFirst,
+  };
+  return { scan, plan, partOut };
+}
 
 export function sweepOf(scan: Omit<GatedScan, 'q'>): GatedSweep {
   const { k, gate, lengths, plan } = scan;
