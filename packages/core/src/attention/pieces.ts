@@ -201,6 +201,7 @@ export function biasOf(bias: Tensor, entry: number, { first, count }: TokenRange
 // One number of an array, less a constant: a length or an offset, counted from a part's first key.
 // tile    one lane
 // bytes   reads and writes 4
+// limits  i32
 const difference = defineKernel({
   name: 'attention-piece-number',
   bindings: { x: read('i32'), out: write('i32') },

@@ -155,7 +155,10 @@ const columnParts = defineKernel({
     }`,
 });
 
+// The second half of those sums.
 // tile    16 columns x 16 slices of the parts: few columns must not wait for one long row of loads
+// bytes   reads 4 n a part, writes n elements
+// limits  any number of columns: workgroups fold
 const columnSums = defineKernel({
   name: 'norm-column-sums',
   bindings: { parts: read('f32'), out: write('float') },
@@ -163,8 +166,13 @@ const columnSums = defineKernel({
   wgsl: () => `
     var<workgroup> slices: array<f32, 256>;
     @compute @workgroup_size(16, 16)
-    fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) lane: vec3u, @builtin(local_invocation_index) index: u32) {
-      let column = group.x * 16u + lane.x;
+    fn main(
+      @builtin(workgroup_id) group: vec3u,
+      @builtin(num_workgroups) groups: vec3u,
+      @builtin(local_invocation_id) lane: vec3u,
+      @builtin(local_invocation_index) index: u32,
+    ) {
+      let column = workgroupIndex(group, groups) * 16u + lane.x;
       var sum = 0.0;
       if (column < uniforms.n) {
         for (var part = lane.y; part < uniforms.count; part += 16u) { sum += load_parts((2u * part + uniforms.which) * uniforms.n + column); }

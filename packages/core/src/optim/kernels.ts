@@ -23,6 +23,7 @@ const reduceTree = `
 // Sum of squares of one gradient, and whether any of it is not finite (by bit pattern: WGSL may assume that all are).
 // tile    4,096 elements a workgroup, 4 (or 1) a load; no load waits for a branch
 // bytes   reads the gradient once
+// limits  any size: workgroups fold
 const squareSums = defineKernel({
   name: 'gradient-square-sums',
   bindings: { x: read<SquareSpec>('float', { width: (spec) => spec.width }), partials: readWrite('f32') },
@@ -34,10 +35,12 @@ const squareSums = defineKernel({
     var<workgroup> sums: array<f32, 256>;
     var<workgroup> flags: array<f32, 256>;
     @compute @workgroup_size(256)
-    fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+      let part = workgroupIndex(group, groups);
       var sum = ${value}();
       var bad = ${truth}();
-      let first = group.x * ${items}u;
+      let first = part * ${items}u;
+      if (first >= uniforms.items) { return; }
       for (var i = first + lane; i < min(uniforms.items, first + ${items}u); i += 256u) {
         let g = load_x(i);
         let infinite = (bitcast<${word}>(g) & ${word}(0x7f800000u)) == ${word}(0x7f800000u);
@@ -48,8 +51,8 @@ const squareSums = defineKernel({
       flags[lane] = select(0.0, 1.0, ${width === 4 ? 'any(bad)' : 'bad'});
       ${reduceTree}
       if (lane == 0u) {
-        store_partials(2u * (uniforms.slot + group.x), sums[0]);
-        store_partials(2u * (uniforms.slot + group.x) + 1u, flags[0]);
+        store_partials(2u * (uniforms.slot + part), sums[0]);
+        store_partials(2u * (uniforms.slot + part) + 1u, flags[0]);
       }
     }`;
   },
@@ -66,7 +69,7 @@ export function gradientSquareSums(gradient: Tensor, partials: Tensor, slot: num
     spec: { width },
     tensors: { x: gradient, partials },
     uniforms: { items: gradient.size / width, slot },
-    grid: [partialCount(gradient.size), 1, 1],
+    grid: [partialCount(gradient.size)],
   });
 }
 
