@@ -176,6 +176,12 @@ function crossingsOf(record: BenchRecord): string[] {
   return ['### Crossover points', '', ...table(['faster', 'than', 'from tokens'], rows, [2]), ''];
 }
 
+/** What was timed while the GPU's clock was not up, or came down: such a time holds for nothing else. */
+function slowClocks({ entries }: BenchRecord): string[] {
+  const slow = entries.flatMap(({ id, clock = 1 }) => (clock < 0.95 ? [`- \`${id}\`: ${percent(clock)}`] : []));
+  return slow.length === 0 ? [] : ['Clock of the multiprocessors below 95 % of the fastest seen, before or behind:', '', ...slow, ''];
+}
+
 function everything(record: BenchRecord): string[] {
   const row = (entry: RecordEntry): string[] => [
     `\`${entry.id}\``,
@@ -212,6 +218,7 @@ function everything(record: BenchRecord): string[] {
     '',
     ...table(heading, record.entries.map(row), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12]),
     '',
+    ...slowClocks(record),
     ...(record.failures.length === 0 ? [] : ['No result:', '', ...record.failures.map(({ id, why }) => `- \`${id}\`: ${why}`), '']),
   ];
 }

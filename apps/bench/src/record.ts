@@ -43,6 +43,8 @@ export interface RecordEntry {
   readonly warm?: { readonly ms: number; readonly quartiles: readonly [number, number] };
   /** Median from the first record to the end of the GPU's work; of a backward pass with its forward. */
   readonly wallMs: number;
+  /** The clock of the multiprocessors while it was timed, as a share of the fastest that the run saw; the slower of before and behind. */
+  readonly clock?: number;
   /** Worst relative error of sampled rows against float64; see `rowError`. */
   readonly error: number;
   /** Unmasked work over `ms`. */

@@ -2,7 +2,8 @@ import { type Device, HeedError } from '@heed/core';
 import { entriesOf } from './entries/index.js';
 import type { Entry, Request, Suite } from './entry.js';
 import { measureOverhead } from './overhead.js';
-import { type Effort, type Measured, measure } from './measure/measure.js';
+import { Clock } from './measure/clock.js';
+import { type Effort, type Instruments, type Measured, measure } from './measure/measure.js';
 import { Stopwatch } from './measure/stopwatch.js';
 import { TARGETS } from './targets.js';
 import { type BenchRecord, type DeviceFigures, type Failure, floorOf, type RecordEntry, SCHEMA } from './record.js';
@@ -39,6 +40,8 @@ export async function runSuites(device: Device, options: RunOptions): Promise<Be
   const effort = device.isSoftware ? SOFTWARE : HARDWARE;
   const coldBytes = device.isSoftware ? 0 : COLD_BYTES;
   const stopwatch = new Stopwatch(device, coldBytes);
+  const clock = device.capabilities.timestamps && !device.isSoftware ? new Clock(device, stopwatch) : undefined;
+  const instruments: Instruments = { stopwatch, clock };
   const wanted = (entry: Entry): boolean => options.only.length === 0 || options.only.some((part) => entry.id.includes(part));
   const entries = distinct(
     options.suites.flatMap((suite) => entriesOf(device, { suite, sizes: options.sizes, software: device.isSoftware })),
@@ -51,7 +54,8 @@ export async function runSuites(device: Device, options: RunOptions): Promise<Be
   const total = entries.length + 1;
   try {
     options.progress(0, total, 'rates of this device');
-    const rates = await ratesOf(device, stopwatch, effort);
+    await clock?.warmUp(effort.warmUpMs);
+    const rates = await ratesOf(device, instruments, effort);
     const measured: Measured[] = [];
     for (const [i, entry] of entries.entries()) {
       options.progress(i + 1, total, `${entry.id} after ${((performance.now() - started) / 1000).toFixed(1)} s`);
@@ -59,7 +63,7 @@ export async function runSuites(device: Device, options: RunOptions): Promise<Be
         failures.push({ id: entry.id, why: `not begun: the limit of ${options.limitSeconds} s was over` });
         continue;
       }
-      const found = await measure(device, stopwatch, entry, effort).catch((error: unknown) => failureOf(entry.id, error));
+      const found = await measure(device, instruments, entry, effort).catch((error: unknown) => failureOf(entry.id, error));
       if ('why' in found) failures.push(found);
       else measured.push(found);
     }
@@ -68,7 +72,7 @@ export async function runSuites(device: Device, options: RunOptions): Promise<Be
     const { pooledBytes, peakBytes } = device.memory();
     options.progress(total, total, 'errors against float64');
     const best = bestRates(rates, measured);
-    const judged = measured.map((one) => judge(one, best));
+    const judged = measured.map((one) => judge(one, best, clock));
     failures.push(...judged.filter((one) => 'why' in one));
     return {
       schema: SCHEMA,
@@ -104,12 +108,17 @@ function distinct(entries: readonly Entry[]): Entry[] {
 }
 
 /** A time counts with a right result only. */
-function judge({ entry, figures, error: errorOf }: Measured, rates: DeviceFigures['rates']): RecordEntry | Failure {
+function judge(
+  { entry, figures, pulseMs, error: errorOf }: Measured,
+  rates: DeviceFigures['rates'],
+  clock: Clock | undefined,
+): RecordEntry | Failure {
   const error = errorOf();
   if (!(error <= entry.tolerance)) return { id: entry.id, why: `error ${error.toExponential(1)} is over ${entry.tolerance}` };
   const { algorithm, bytes, flops, units = entry.dtype } = entry.work;
   const floor = floorOf({ algorithm, bytes, flops, units }, rates);
-  return { ...figures, error, floor, floorShare: floor.ms / figures.ms };
+  const share = clock && pulseMs !== undefined && { clock: clock.share(pulseMs) };
+  return { ...figures, ...share, error, floor, floorShare: floor.ms / figures.ms };
 }
 
 function failureOf(id: string, error: unknown): Failure {
@@ -147,11 +156,11 @@ function bestRates(rates: DeviceFigures['rates'], measured: readonly Measured[])
 }
 
 /** Copy speed and the rates of matrix products, measured on the device that is about to be measured. */
-async function ratesOf(device: Device, stopwatch: Stopwatch, effort: Effort): Promise<DeviceFigures['rates']> {
+async function ratesOf(device: Device, instruments: Instruments, effort: Effort): Promise<DeviceFigures['rates']> {
   const request: Request = { suite: 'quick', sizes: undefined, software: device.isSoftware };
   const best = async (prefix: string, of: (found: Measured) => number): Promise<number | undefined> => {
     const entry = entriesOf(device, request).find(({ id }) => id.startsWith(prefix));
-    return entry && of(await measure(device, stopwatch, entry, effort));
+    return entry && of(await measure(device, instruments, entry, effort));
   };
   const copyGbps = await best('copy/', ({ figures }) => figures.gbps ?? 0);
   const f16Tflops = await best('matmul/f16/', ({ figures }) => figures.tflops ?? 0);

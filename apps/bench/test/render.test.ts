@@ -68,6 +68,12 @@ test('a mask is held against its listed tiles times the time of the full mask', 
   expect(maskFactors({ entries }).map(({ factor }) => factor)).toEqual([1, 1.2]);
 });
 
+test('the page names what was timed with a slow clock, and says nothing where none was', () => {
+  const [slow, fast] = [entry('zeta/64/forward', { clock: 0.7 }), entry('zeta/128/forward', { clock: 0.99 })];
+  expect(renderPage([record([slow, fast])], {})).toContain('- `zeta/64/forward`: 70 %');
+  expect(renderPage([record([fast])], {})).not.toContain('Clock of the multiprocessors');
+});
+
 test('the page has the newest record of each device, its targets and what bounds the misses', () => {
   const older = { ...measured, date: '2026-01-01T00:00:00.000Z', commit: 'older' };
   const bad = mergePeers(record([entry(id, { ms: 5 })]), [peers([{ id, ms: 0.2 }])]);

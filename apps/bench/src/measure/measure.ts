@@ -1,6 +1,7 @@
 import { type Device, scope, type Tensor } from '@heed/core';
 import type { Entry } from '../entry.js';
 import type { RecordEntry } from '../record.js';
+import type { Clock } from './clock.js';
 import { type Timing, timingOf } from './statistics.js';
 import type { Stopwatch, Timed } from './stopwatch.js';
 
@@ -14,23 +15,34 @@ export interface Effort {
   readonly warmUpMs: number;
 }
 
+/** What an entry is measured with. */
+export interface Instruments {
+  readonly stopwatch: Stopwatch;
+  /** Without one the clock is taken to be up: a software device has none. */
+  readonly clock?: Clock | undefined;
+}
+
 /** A measured entry whose error is still to be computed. */
 export interface Measured {
   readonly entry: Entry;
-  readonly figures: Omit<RecordEntry, 'error' | 'floor' | 'floorShare'>;
+  readonly figures: Omit<RecordEntry, 'error' | 'floor' | 'floorShare' | 'clock'>;
+  /** The slower of the clock's readings before and behind the repetitions, in milliseconds. */
+  readonly pulseMs?: number;
   /** Computes the error on the host. */
   readonly error: () => number;
 }
 
 /** After so long without work a GPU's clock counts as cold. */
 const COLD_AFTER_MS = 100;
+/** A clock below this share of its best is warmed up once more before the entry is timed. */
+const UP = 0.95;
 let busyUntil = -Infinity;
 
 const release = (tensors: readonly Tensor[]): void => tensors.forEach((t) => t.dispose());
 
 /** Measures one entry; its inputs are gone when this resolves. */
-export async function measure(device: Device, stopwatch: Stopwatch, entry: Entry, effort: Effort): Promise<Measured> {
-  const before = device.memory();
+export async function measure(device: Device, { stopwatch, clock }: Instruments, entry: Entry, effort: Effort): Promise<Measured> {
+  const { liveBytes } = device.memory();
   const opened = entry.open(device);
   try {
     await device.idle();
@@ -42,15 +54,18 @@ export async function measure(device: Device, stopwatch: Stopwatch, entry: Entry
     const work: Timed = (restart) => scope(() => opened.run(restart));
     const rested = performance.now() - busyUntil;
     await stopwatch.warmUp(work, rested > COLD_AFTER_MS ? effort.warmUpMs : Math.min(effort.warmUpMs, 60));
+    const before = await raised(clock, effort);
     const timed = await timings(device, stopwatch, work, effort);
+    const after = await clock?.read();
     const kernels = device.capabilities.timestamps ? (await device.profile(() => release(work(() => {})))).kernels : undefined;
     busyUntil = performance.now();
     const { cold, warm } = timed;
     return {
       entry,
       error,
+      ...(before !== undefined && after !== undefined && { pulseMs: Math.max(before, after) }),
       figures: {
-        ...figuresOf(entry, cold, peakBytes - before.liveBytes),
+        ...figuresOf(entry, cold, peakBytes - liveBytes),
         ...(warm && { warm: { ms: warm.ms, quartiles: warm.quartiles } }),
         wallMs: timed.wall.ms,
         ...(kernels && { kernels }),
@@ -59,6 +74,17 @@ export async function measure(device: Device, stopwatch: Stopwatch, entry: Entry
   } finally {
     opened.dispose();
   }
+}
+
+/** The clock's reading once it is up, or after three tries. */
+async function raised(clock: Clock | undefined, { warmUpMs }: Effort): Promise<number | undefined> {
+  if (!clock) return undefined;
+  let reading = await clock.read();
+  for (let tries = 0; clock.share(reading) < UP && tries < 3; tries++) {
+    await clock.warmUp(warmUpMs / 2);
+    reading = await clock.read();
+  }
+  return reading;
 }
 
 async function timings(
@@ -77,7 +103,7 @@ async function timings(
   const [first = 1] = await stopwatch.gpuMs(work, 1, false);
   const cold = timingOf(await stopwatch.gpuMs(work, repeats(first + 0.2), true));
   const warm = timingOf(await stopwatch.gpuMs(work, repeats(first), false));
-  const wall = timingOf(await stopwatch.wallMs(work, first > 50 ? 2 : first > 50 ? 2 : Math.min(effort.least, 5)));
+  const wall = timingOf(await stopwatch.wallMs(work, first > 50 ? 2 : Math.min(effort.least, 5)));
   return { cold, warm, wall };
 }
 
