@@ -5,6 +5,7 @@ import { vjp } from '@heed/core/~internal';
 import { f64 } from '@heed/core/testing';
 import type { F64Array } from '@heed/core/testing';
 import { fna, fnaWithLse, NeighborhoodState, planFna } from '../src/fna/index.js';
+import { planParts } from '../src/fna/parts.js';
 import { referenceFna, referenceFnaGradients } from '../src/fna/reference.js';
 
 function asF64(values: Float32Array, shape: readonly number[]): F64Array {
@@ -76,6 +77,62 @@ describe.each(['baseline', 'subgroups'] as const)('fna on %s', (tier) => {
     lse.dispose();
   });
 
+  test('tensors larger than a binding are attended in parts of their heads and entries, gradients too', async () => {
+    const cases = [
+      { batch: 1, heads: 4, kvHeads: 2, window: 3, dilation: 1, bytes: 5600, parts: 2 },
+      { batch: 2, heads: 4, kvHeads: 1, window: 4, dilation: 2, bytes: 5600, parts: 4 },
+    ];
+    const grid = [8, 9];
+    for (const { batch, heads, kvHeads, window, dilation, bytes, parts } of cases) {
+      const random = new RandomStream(heads);
+      const shape = (n: number): number[] => [batch, ...grid, n, 8];
+      const extra = [batch, 3, kvHeads, 8];
+      const shapes = [shape(heads), shape(kvHeads), shape(kvHeads), extra, extra, shape(heads)];
+      const values = shapes.map((s) => random.normal(s.reduce((a, b) => a * b, 1)));
+      const [q, k, v, additionalKeys, additionalValues, g] = values.map((x, i) => tensor(device, x, shapes[i] ?? [])) as [
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+      ];
+      using bias = tensor(device, random.normal(heads * (2 * window - 1) ** 2), [heads, 2 * window - 1, 2 * window - 1]);
+      const inputs = [q, k, v, additionalKeys, additionalValues, bias];
+      const options = { window, dilation, bias, additionalKeys, additionalValues };
+      const run = async (): Promise<Float32Array[]> => {
+        const { outputs, grads } = vjp(() => fna(q, k, v, options), inputs, [g]);
+        const { out, lse } = fnaWithLse(q, k, v, options);
+        const all = [...outputs, ...grads, out, lse];
+        const read = await Promise.all(all.map(async (t) => Float32Array.from(await t.read(), Number)));
+        for (const t of all) t.dispose();
+        return read;
+      };
+      const whole = await run();
+      const limit = device.limits.maxStorageBufferBindingSize;
+      const problem = { batch, grid, heads, kvHeads, headDim: 8, valueDim: 8, window: [], dilation: [], causal: [], additional: 3 };
+      expect(planParts(problem, 'f32', bytes)?.list.length).toBe(parts);
+      try {
+        device.limits.maxStorageBufferBindingSize = bytes;
+        const inParts = await run();
+        inParts.forEach((x, i) => near(x, whole[i] ?? [], 1e-5));
+      } finally {
+        device.limits.maxStorageBufferBindingSize = limit;
+      }
+      const array = values.map((x, i) => asF64(x, shapes[i] ?? [])) as [F64Array, F64Array, F64Array, F64Array, F64Array, F64Array];
+      const [Q, K, V, keys, values2] = array;
+      const { out } = referenceFna(Q, K, V, {
+        window: [window, window],
+        dilation: [dilation, dilation],
+        bias: asF64(await bias.read(), bias.shape),
+        additionalKeys: keys,
+        additionalValues: values2,
+      });
+      near(whole[0] ?? [], out.values, 2e-5);
+      for (const t of [...inputs.slice(0, 5), g]) t.dispose();
+    }
+  }, 120_000);
+
   test('the stream gives what the causal form gives for every split, and keeps its size', async () => {
     await fc.assert(
       fc.asyncProperty(
@@ -120,4 +177,17 @@ describe.each(['baseline', 'subgroups'] as const)('fna on %s', (tier) => {
     using flat = tensor(device, new Float32Array(8), [1, 8]);
     expect(() => fna(flat, flat, flat, { window: 1 })).toThrow(/\[batch, \.\.\.grid, heads, headDim\]/);
   });
+});
+
+test('a million tokens of 16 heads are four parts; heads of one group are cut apart only where one of them is as large as a binding', () => {
+  const million = { grid: [1024, 1024], headDim: 64, valueDim: 64, window: [], dilation: [], causal: [], additional: 0 };
+  const binding = 2 ** 31 - 4;
+  const heads = (p: { heads: number; kvHeads: number; batch: number }): string[] | undefined =>
+    planParts({ ...million, ...p }, 'f16', binding)?.list.map(
+      ({ queries: q, keysAt }) => `${q.entry}+${q.entries} ${q.head}+${q.heads} ${keysAt}`,
+    );
+  expect(heads({ batch: 1, heads: 16, kvHeads: 16 })).toEqual(['0+1 0+4 0', '0+1 4+4 1', '0+1 8+4 2', '0+1 12+4 3']);
+  expect(heads({ batch: 1, heads: 16, kvHeads: 1 })).toEqual(['0+1 0+8 0', '0+1 8+8 0']);
+  expect(heads({ batch: 4, heads: 4, kvHeads: 2 })).toEqual(['0+2 0+4 0', '2+2 0+4 1']);
+  expect(heads({ batch: 1, heads: 4, kvHeads: 4 })).toBe(undefined);
 });

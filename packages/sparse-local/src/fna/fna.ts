@@ -1,10 +1,10 @@
-import { concat, permuteTokens, permuteTokensOf, reshape, scope, type Tensor } from '@heed/core';
-import { attentionWithLse, type AttentionOptions, type Mask, scoreMod, type ScoreMod } from '@heed/core/attention';
-import { capture, type Expr, uniform } from '@heed/core/~internal';
-import { tensor } from '@heed/core';
+import { concat, permuteTokens, permuteTokensOf, reshape, scope, type Tensor, tensor } from '@heed/core';
+import { attentionWithLse, type AttentionOptions, type AttentionResult, type Mask, scoreMod, type ScoreMod } from '@heed/core/attention';
+import { capture, type Expr, joinHeads, splitHeads, uniform } from '@heed/core/~internal';
 import { at, type TokenGrid, tokenGrid } from './grid.js';
 import { neighborhoodMask } from './mask.js';
 import { checkFna, type FnaOptions, type FnaProblem } from './options.js';
+import { partOptions, planParts } from './parts.js';
 
 /**
  * Neighborhood attention in one, two or three dimensions: each query sees the `window` keys around it, shifted inside at
@@ -22,7 +22,7 @@ import { checkFna, type FnaOptions, type FnaProblem } from './options.js';
  *   UNSUPPORTED for a bias on a causal axis
  */
 export function fna(q: Tensor, k: Tensor, v: Tensor, options: FnaOptions): Tensor {
-  return scope(() => attendInOrder(q, k, v, options, (out, _, back) => back(out)));
+  return scope(() => attendInOrder(q, k, v, options).out());
 }
 
 /**
@@ -30,34 +30,66 @@ export function fna(q: Tensor, k: Tensor, v: Tensor, options: FnaOptions): Tenso
  * @returns out, and lse, f32 [batch, ...grid, heads], natural logarithm
  */
 export function fnaWithLse(q: Tensor, k: Tensor, v: Tensor, options: FnaOptions): { out: Tensor; lse: Tensor } {
-  return scope(() => attendInOrder(q, k, v, options, (out, lse, back) => ({ out: back(out), lse: back(lse) })));
+  return scope(() => {
+    const { out, lse } = attendInOrder(q, k, v, options);
+    return { out: out(), lse: lse() };
+  });
 }
 
-/** Attention over tokens in tile order; `finish` takes what it needs back to row-major order. */
-function attendInOrder<T>(
-  q: Tensor,
-  k: Tensor,
-  v: Tensor,
-  options: FnaOptions,
-  finish: (out: Tensor, lse: Tensor, back: (x: Tensor) => Tensor) => T,
-): T {
+/** Attention over tokens in tile order, in parts where tensors are larger than a binding; what is wanted of it, back in row-major order. */
+function attendInOrder(q: Tensor, k: Tensor, v: Tensor, options: FnaOptions): { out: () => Tensor; lse: () => Tensor } {
   const problem = checkFna(q, k, v, options);
   const plan = planFna(problem);
   const { batch, grid, heads, kvHeads, headDim, valueDim } = problem;
-  const tokens = plan.grid.tokens;
+  const { tokens, order } = plan.grid;
   const rowMajor = [
     reshape(q, [batch, tokens, heads, headDim]),
     reshape(k, [batch, tokens, kvHeads, headDim]),
     reshape(v, [batch, tokens, kvHeads, valueDim]),
-  ];
-  const [queries, keys, values] = (plan.grid.order ? permuteTokensOf(rowMajor, plan.grid.order) : rowMajor) as [Tensor, Tensor, Tensor];
+  ] as const;
+  const onGrid = (x: Tensor): Tensor => reshape(x, [batch, ...grid, ...x.shape.slice(2)]);
+  const parts = plan.mask && planParts(problem, q.dtype, q.device.limits.maxStorageBufferBindingSize);
+  if (!parts) {
+    const placed = (order ? permuteTokensOf(rowMajor, order) : rowMajor) as Triple;
+    const { out, lse } = attend(placed, options, problem, plan);
+    const back = (x: Tensor): Tensor => onGrid(order ? permuteTokens(x, order, { inverse: true }) : x);
+    return { out: () => back(out), lse: () => back(lse) };
+  }
+  const { keys, list } = parts;
+  const own = list.map(({ queries }) => queries);
+  const queries = splitHeads(rowMajor[0], own, order);
+  const [partKeys, partValues] = [splitHeads(rowMajor[1], keys, order), splitHeads(rowMajor[2], keys, order)];
+  const results = list.map((part, i) =>
+    attend(
+      [queries[i], partKeys[part.keysAt], partValues[part.keysAt]] as unknown as Triple,
+      partOptions(options, part, keys),
+      problem,
+      plan,
+    ),
+  );
+  const join = (results: readonly Tensor[], ...dims: readonly number[]): Tensor =>
+    onGrid(joinHeads(results, own, [batch, tokens, heads, ...dims], order));
+  return {
+    out: () =>
+      join(
+        results.map(({ out }) => out),
+        valueDim,
+      ),
+    lse: () => join(results.map(({ lse }) => lse)),
+  };
+}
+
+type Triple = readonly [queries: Tensor, keys: Tensor, values: Tensor];
+
+/** Attention of tokens that are in the plan's order. */
+function attend([queries, keys, values]: Triple, options: FnaOptions, problem: FnaProblem, plan: FnaPlan): AttentionResult {
   const { additionalKeys, additionalValues } = options;
   const masking: AttentionOptions = plan.mask
     ? { mask: plan.mask }
     : plan.causal
       ? { causal: true, ...(plan.window !== undefined && { window: plan.window }) }
       : {};
-  const { out, lse } = attentionWithLse(
+  return attentionWithLse(
     queries,
     additionalKeys ? concat([keys, additionalKeys], 1) : keys,
     additionalValues ? concat([values, additionalValues], 1) : values,
@@ -68,9 +100,6 @@ function attendInOrder<T>(
       ...(options.bias && { scoreMod: relativeBias(options.bias, plan.grid, problem) }),
     },
   );
-  return finish(out, lse, (x) => {
-    return reshape(plan.grid.order ? permuteTokens(x, plan.grid.order, { inverse: true }) : x, [batch, ...grid, ...x.shape.slice(2)]);
-  });
 }
 
 /** How a problem runs: the order of its tokens, and the mask over it, or the closed form that it amounts to. */
