@@ -6,9 +6,8 @@
 // source  Qin et al. 2023 (arXiv 2307.14995), section 3.1; Qin et al. 2022 (arXiv 2210.10340), code; polynomials: Cephes
 import { cast, HeedError, reshape, sum, type Tensor } from '@heed/core';
 import { apply, defineKernel, empty, read, write } from '@heed/core/~internal';
+import { type TurnForm, turnText } from '../scan/turn-text.js';
 import { rowWidth } from '../scan/views.js';
-
-type TurnForm = 'concat' | 'rotate';
 
 interface TurnSpec {
   [name: string]: string | number;
@@ -17,30 +16,6 @@ interface TurnSpec {
   /** Angles a lane: 4 with `concat` where rows are fours, else 1. */
   width: number;
 }
-
-const angleText = `
-    // cosine and sine of theta x position: whole turns a token do not count
-    fn turn(theta: f32, position: u32) -> vec2f {
-      let size = abs(theta);
-      let turns = size * 0.15915494;
-      // what the product above has lost: products of 12 bits each are exact, with or without a fused multiply-add
-      let coarse = bitcast<f32>(bitcast<u32>(size) & 0xfffff000u);
-      let fine = size - coarse;
-      let low = ((coarse * 0.15911865234375 - turns) + coarse * 3.629074853961356e-5 + fine * 0.15911865234375) + fine * 3.629074853961356e-5;
-      let steps = fract(turns) * 4294967296.0;
-      let whole = floor(steps);
-      let phase = position * u32(whole);
-      let rest = (steps - whole) * 2.3283064365386963e-10 + low;
-      let quarter = (phase + 0x20000000u) >> 30u;
-      let r = f32(bitcast<i32>(phase - (quarter << 30u))) * 1.4629180792671596e-9 + f32(position) * rest * 6.2831853;
-      let z = r * r;
-      let s = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * r + r;
-      let c = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z - 0.5 * z + 1.0;
-      let odd = (quarter & 1u) == 1u;
-      let cosine = select(c, s, odd) * select(1.0, -1.0, quarter == 1u || quarter == 2u);
-      let sine = select(s, c, odd) * select(1.0, -1.0, quarter >= 2u);
-      return vec2f(cosine, select(sine, -sine, theta < 0.0));
-    }`;
 
 const uniforms = {
   tokens: 'u32',
@@ -68,7 +43,7 @@ const kernel = defineKernel({
   },
   uniforms,
   wgsl: (s: TurnSpec) => `
-    ${angleText}
+    ${turnText(s.width === 4 ? 'turnFour' : 'turnOne')}
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let i = workgroupIndex(group, groups) * 256u + lane;
@@ -83,25 +58,25 @@ const kernel = defineKernel({
         s.form === 'concat'
           ? s.width === 4
             ? fourAngles(s.direction)
-            : `let way = turn(load_theta(head * uniforms.thetaHead + angle), token + uniforms.offset);
+            : `let way = turnOne(load_theta(head * uniforms.thetaHead + angle), token + uniforms.offset);
       ${
         s.direction === 'forward'
           ? `let x = load_x(base + angle);
-      store_out(row * 2u * uniforms.headDim + angle, x * way.x);
-      store_out(row * 2u * uniforms.headDim + uniforms.headDim + angle, x * way.y);`
-          : 'store_out(i, load_x(base + angle) * way.x + load_x(base + uniforms.headDim + angle) * way.y);'
+      store_out(row * 2u * uniforms.headDim + angle, x * way.cosine);
+      store_out(row * 2u * uniforms.headDim + uniforms.headDim + angle, x * way.sine);`
+          : 'store_out(i, load_x(base + angle) * way.cosine + load_x(base + uniforms.headDim + angle) * way.sine);'
       }`
           : `let first = 2u * angle;
       if (first + 1u == uniforms.headDim) {
         store_out(row * uniforms.headDim + first, load_x(base + first));
         return;
       }
-      let way = turn(load_theta(angle), token + uniforms.offset);
-      let sine = ${s.direction === 'forward' ? 'way.y' : '-way.y'};
+      let way = turnOne(load_theta(angle), token + uniforms.offset);
+      let sine = ${s.direction === 'forward' ? 'way.sine' : '-way.sine'};
       let a = load_x(base + first);
       let b = load_x(base + first + 1u);
-      store_out(row * uniforms.headDim + first, a * way.x - b * sine);
-      store_out(row * uniforms.headDim + first + 1u, b * way.x + a * sine);`
+      store_out(row * uniforms.headDim + first, a * way.cosine - b * sine);
+      store_out(row * uniforms.headDim + first + 1u, b * way.cosine + a * sine);`
       }
     }`,
 });
@@ -111,18 +86,11 @@ function fourAngles(direction: TurnSpec['direction']): string {
   const write =
     direction === 'forward'
       ? `let x = load_x(base + angle);
-      store_out(row * 2u * uniforms.headDim + angle, x * cosines);
-      store_out(row * 2u * uniforms.headDim + uniforms.headDim + angle, x * sines);`
-      : 'store_out(i, load_x(base + angle) * cosines + load_x(base + uniforms.headDim + angle) * sines);';
+      store_out(row * 2u * uniforms.headDim + angle, x * way.cosine);
+      store_out(row * 2u * uniforms.headDim + uniforms.headDim + angle, x * way.sine);`
+      : 'store_out(i, load_x(base + angle) * way.cosine + load_x(base + uniforms.headDim + angle) * way.sine);';
   return `
-      let thetas = load_theta(head * uniforms.thetaHead + angle);
-      let position = token + uniforms.offset;
-      let a = turn(thetas.x, position);
-      let b = turn(thetas.y, position);
-      let c = turn(thetas.z, position);
-      let d = turn(thetas.w, position);
-      let cosines = vec4f(a.x, b.x, c.x, d.x);
-      let sines = vec4f(a.y, b.y, c.y, d.y);
+      let way = turnFour(load_theta(head * uniforms.thetaHead + angle), token + uniforms.offset);
       ${write}`;
 }
 
@@ -133,7 +101,7 @@ const angleGradients = defineKernel({
   bindings: { x: read<TurnSpec>('float'), dy: read<TurnSpec>('float'), theta: read<TurnSpec>('f32'), out: write<TurnSpec>('f32') },
   uniforms,
   wgsl: (s: TurnSpec) => `
-    ${angleText}
+    ${turnText('turnOne')}
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let i = workgroupIndex(group, groups) * 256u + lane;
@@ -148,15 +116,15 @@ const angleGradients = defineKernel({
       var sum = 0.0;
       for (var token = start; token < end; token++) {
         let position = token + uniforms.offset;
-        let way = turn(theta, position);
+        let way = turnOne(theta, position);
         let from_x = batch * uniforms.xBatch + token * uniforms.xToken + head * uniforms.xHead;
         let from_dy = batch * uniforms.dyBatch + token * uniforms.dyToken + head * uniforms.dyHead;
         ${
           s.form === 'concat'
-            ? `let term = load_x(from_x + angle) * (load_dy(from_dy + uniforms.headDim + angle) * way.x - load_dy(from_dy + angle) * way.y);`
+            ? `let term = load_x(from_x + angle) * (load_dy(from_dy + uniforms.headDim + angle) * way.cosine - load_dy(from_dy + angle) * way.sine);`
             : `let a = load_x(from_x + 2u * angle);
         let b = load_x(from_x + 2u * angle + 1u);
-        let term = load_dy(from_dy + 2u * angle + 1u) * (a * way.x - b * way.y) - load_dy(from_dy + 2u * angle) * (b * way.x + a * way.y);`
+        let term = load_dy(from_dy + 2u * angle + 1u) * (a * way.cosine - b * way.sine) - load_dy(from_dy + 2u * angle) * (b * way.cosine + a * way.sine);`
         }
         sum += f32(position) * term;
       }

@@ -1,4 +1,5 @@
 import { range } from '@heed/core/~internal';
+import type { TileTurns } from './tile-turns.js';
 import type { HalfLoad } from './views.js';
 
 /** An f16 tile of `rows` tokens, `width` wide (a multiple of 8), of which each lane holds some eights in registers; what lies outside is zero. */
@@ -17,6 +18,8 @@ export interface HeldTileOptions {
   first: string;
   rows: number;
   lanes: number;
+  /** Turns by position on the way into workgroup memory; `dim` is then the width of the turned row. */
+  turns?: TileTurns | undefined;
 }
 
 /** Eight halves as a vec4u: scaled in f32; made of eight floats; their largest magnitude. */
@@ -56,15 +59,17 @@ export class HeldTile {
 
   /** Rows `at` .. `at + count` of the operand, both expressions; zeros behind them. */
   fetch(at = 'at', count = 'count', registers: 'held' | 'next' = 'held'): string {
-    const { name, first, dim, load } = this.o;
+    const { name, first, dim, load, turns } = this.o;
     const item = (place: string, size: number): string => `${name}[base_${name}() + (base + ${place}) / ${size}u]`;
     const value = (i: number): string => {
       const held = `${registers}_${name}${i}`;
-      if (load === 'half8') return `${held} = ${item('column', 8)};`;
+      const from = turns?.source('column') ?? 'column';
+      if (load === 'half8') return `${held} = ${item(from, 8)};`;
       if (load === 'half4')
-        return `${held} = vec4u(bitcast<vec2u>(${item('column', 4)}), 0u, 0u);
-              if (column + 4u < ${dim}u) { ${held} = vec4u(${held}.xy, bitcast<vec2u>(${item('column + 4u', 4)})); }`;
-      const one = (e: number): string => `select(0.0h, ${item(`min(column + ${e}u, ${dim - 1}u)`, 1)}, column + ${e}u < ${dim}u)`;
+        return `${held} = vec4u(bitcast<vec2u>(${item(from, 4)}), 0u, 0u);
+              if (column + 4u < ${dim}u) { ${held} = vec4u(${held}.xy, bitcast<vec2u>(${item(`${from} + 4u`, 4)})); }`;
+      const at = (e: number): string => (turns ? `${from} + ${e}u` : `min(column + ${e}u, ${dim - 1}u)`);
+      const one = (e: number): string => `select(0.0h, ${item(at(e), 1)}, column + ${e}u < ${dim}u)`;
       const two = (e: number): string => `bitcast<u32>(vec2<f16>(${one(e)}, ${one(e + 1)}))`;
       return `${held} = vec4u(${[0, 2, 4, 6].map(two).join(', ')});`;
     };
@@ -83,13 +88,16 @@ export class HeldTile {
   peak(name: string): string {
     return `let ${name} = ${range(this.items)
       .map((i) => `peakOfEight(held_${this.o.name}${i})`)
-      .reduce((a, b) => `max(${a}, ${b})`)};`;
+      .reduce((a, b) => `max(${a}, ${b})`)}${this.o.turns?.growth ?? ''};`;
   }
 
   /** Into workgroup memory; `factor`, an f32 expression of the row `r`, scales it. */
   put(factor?: string): string {
-    const { name, tile, stride } = this.o;
-    const value = (i: number): string => (factor === undefined ? `held_${name}${i}` : `scaledEight(held_${name}${i}, ${factor})`);
+    const { name, tile, stride, turns } = this.o;
+    const value = (i: number): string => {
+      if (turns) return turns.turned(`held_${name}${i}`, i, factor ?? '1.0');
+      return factor === undefined ? `held_${name}${i}` : `scaledEight(held_${name}${i}, ${factor})`;
+    };
     return this.each((i) => `${tile}[r * ${stride}u + d / 8u] = ${value(i)};`);
   }
 

@@ -4,10 +4,19 @@ import { eightsDeclared, HeldTile } from './held-tile.js';
 import { MatrixPieces, type MatrixSpec } from './matrix-pieces.js';
 import { matrixLayout } from './matrix-tile.js';
 import { chunkRange, joinChunk, peaksDeclared, rangeVariables } from './matrix-range.js';
+import { TileTurns } from './tile-turns.js';
+import type { TurnForm } from './turn-text.js';
 import { aliveOf, initialOf, lengthOf, ownPart, partOf, rateOf, segmentOf, shareOf, tokenOf, vectorStore, zeroTail } from './text.js';
 
+/** What specialises the kernel with one decay a head. */
+export interface ChunkSpec extends MatrixSpec {
+  /** Operands turned by position as they are loaded: queries and keys, or values (the roles of a backward). */
+  turned: 'none' | 'keys' | 'values';
+  turnForm: TurnForm;
+}
+
 /** The whole text; a generator of pieces that share sizes and names. */
-export function matrixText(s: MatrixSpec, { capabilities }: KernelContext): string {
+export function matrixText(s: ChunkSpec, { capabilities }: KernelContext): string {
   const { stage } = matrixLayout(s.keyDim, s, s.outputs);
   const packed = [...(s.outputs ? ['left'] : []), 'right', 'values', ...(stage > 0 ? ['stage'] : [])];
   return new MatrixText(s, new Fragments(capabilities, { N: s.fragmentColumns as 8 | 16, packed })).kernel();
@@ -32,23 +41,28 @@ class MatrixText extends MatrixPieces {
   private readonly queries: HeldTile;
   private readonly keys: HeldTile;
   private readonly values: HeldTile;
+  private readonly turns: TileTurns | undefined;
 
-  constructor(s: MatrixSpec, f: Fragments) {
+  constructor(s: ChunkSpec, f: Fragments) {
     super(s, f);
     const { layout } = this;
     const held = { rows: s.chunk, lanes: this.lanes };
     const keyRows = { dim: s.keyDim, width: layout.keys, stride: layout.keyStride, first: '0u' };
-    this.queries = new HeldTile({ ...held, ...keyRows, name: 'q', tile: 'left', load: s.loadQ });
-    this.keys = new HeldTile({ ...held, ...keyRows, name: 'k', tile: 'right', load: s.loadK });
+    const valueRows = { dim: s.valueDim, width: s.columns, stride: layout.valueStride, first: 'columns' };
+    if (s.turned !== 'none') {
+      const rows = s.turned === 'keys' ? keyRows : valueRows;
+      this.turns = new TileTurns({ ...held, ...rows, form: s.turnForm, headDim: s.turnForm === 'concat' ? rows.dim / 2 : rows.dim });
+    }
+    const turns = s.turned === 'keys' ? this.turns : undefined;
+    this.queries = new HeldTile({ ...held, ...keyRows, name: 'q', tile: 'left', load: s.loadQ, turns });
+    this.keys = new HeldTile({ ...held, ...keyRows, name: 'k', tile: 'right', load: s.loadK, turns });
     this.values = new HeldTile({
       ...held,
+      ...valueRows,
       name: 'v',
       tile: 'values',
       load: s.loadV,
-      dim: s.valueDim,
-      width: s.columns,
-      stride: layout.valueStride,
-      first: 'columns',
+      turns: s.turned === 'values' ? this.turns : undefined,
     });
   }
 
@@ -70,6 +84,7 @@ class MatrixText extends MatrixPieces {
       var<workgroup> values: array<vec4u, ${layout.values}>;
       ${layout.stage > 0 ? `var<workgroup> stage: array<vec4u, ${layout.stage}>;` : ''}
       ${eightsDeclared}
+      ${this.turns?.functions() ?? ''}
       ${s.outputs ? `${peaksDeclared} ${this.storeRows()}` : ''}
       ${f.entry(
         s.rowGroups * s.columnGroups,
@@ -98,8 +113,10 @@ class MatrixText extends MatrixPieces {
         ${tiles.map((tile) => tile.declare()).join('\n')}
         ${tiles.map((tile) => tile.fetch()).join('\n')}
         ${s.outputs ? 'var done = 0u;' : ''}
+        ${this.turns?.declare() ?? ''}
         while (at < end) {
           let held = count;
+          ${this.turns?.chunk() ?? ''}
           let whole = exp2(rate * f32(held));
           ${s.outputs ? this.outputChunk() : this.stateChunk()}
         }

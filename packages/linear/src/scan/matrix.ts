@@ -7,10 +7,9 @@
 // source  shared with `recurrent.ts`: reverse time, roles, transposed states
 import type { Tensor } from '@heed/core';
 import { defineKernel, read, readWrite, write } from '@heed/core/~internal';
-import type { MatrixSpec } from './matrix-pieces.js';
-import { matrixText } from './matrix-text.js';
+import { type ChunkSpec, matrixText } from './matrix-text.js';
 import type { MatrixTiles } from './matrix-tile.js';
-import { type Sweep, sweepUniforms, sweepValues } from './sweep.js';
+import { keyDimOf, type Sweep, sweepUniforms, sweepValues, valueDimOf } from './sweep.js';
 import { type HalfLoad, halfLoad, rowWidth } from './views.js';
 
 const halfRaw: Record<HalfLoad, string> = { half8: 'vec4u', half4: 'vec4<f16>', half: 'f16' };
@@ -19,20 +18,21 @@ const kernel = defineKernel({
   name: 'linear-chunks',
   tier: 'matrix',
   bindings: {
-    q: read<MatrixSpec>('f16', { raw: (s) => halfRaw[s.loadQ], when: (s) => s.outputs }),
-    k: read<MatrixSpec>('f16', { raw: (s) => halfRaw[s.loadK] }),
-    v: read<MatrixSpec>('f16', { raw: (s) => halfRaw[s.loadV] }),
-    decay: read<MatrixSpec>('f32'),
-    lengths: read<MatrixSpec>('i32', { when: (s) => s.lengths }),
-    initial: read<MatrixSpec>('f32', { when: (s) => s.initial }),
-    state: readWrite<MatrixSpec>('f32', { when: (s) => s.final }),
-    out: write<MatrixSpec>('float', {
+    q: read<ChunkSpec>('f16', { raw: (s) => halfRaw[s.loadQ], when: (s) => s.outputs }),
+    k: read<ChunkSpec>('f16', { raw: (s) => halfRaw[s.loadK] }),
+    v: read<ChunkSpec>('f16', { raw: (s) => halfRaw[s.loadV] }),
+    decay: read<ChunkSpec>('f32'),
+    theta: read<ChunkSpec>('f32', { when: (s) => s.turned !== 'none' }),
+    lengths: read<ChunkSpec>('i32', { when: (s) => s.lengths }),
+    initial: read<ChunkSpec>('f32', { when: (s) => s.initial }),
+    state: readWrite<ChunkSpec>('f32', { when: (s) => s.final }),
+    out: write<ChunkSpec>('float', {
       raw: (s) => (s.outWidth === 8 ? 'vec4u' : undefined),
       width: (s) => s.outWidth,
       when: (s) => s.outputs,
     }),
   },
-  uniforms: sweepUniforms,
+  uniforms: { ...sweepUniforms, turnOffset: 'u32' },
   wgsl: matrixText,
 });
 
@@ -55,8 +55,8 @@ export interface MatrixRun {
 /** Records one dispatch over every segment, head and batch entry. */
 export function runMatrix({ sweep, tiles, q, k, v, out, initial, transposed = false, state, parts = 1 }: MatrixRun): void {
   const tile = out ? tiles.outputs : tiles.states;
-  const keyDim = k.dim(3);
-  const valueDim = v.dim(3);
+  const { turns } = sweep;
+  const [keyDim, valueDim] = [keyDimOf({ k, turns }), valueDimOf({ v, turns })];
   const values = sweepValues(sweep, { q, k, v, out }, Math.ceil(valueDim / tile.columns), transposed, true, parts, tile.chunk);
   kernel.run(k.device, {
     spec: {
@@ -72,9 +72,11 @@ export function runMatrix({ sweep, tiles, q, k, v, out, initial, transposed = fa
       final: state !== undefined,
       lengths: sweep.lengths !== undefined,
       gain: out !== undefined && sweep.gain === true,
+      turned: turns?.of ?? 'none',
+      turnForm: turns?.form ?? 'concat',
     },
-    tensors: { q, k, v, decay: sweep.decay, lengths: sweep.lengths, initial, state, out },
-    uniforms: values,
+    tensors: { q, k, v, decay: sweep.decay, theta: turns?.theta, lengths: sweep.lengths, initial, state, out },
+    uniforms: { ...values, turnOffset: turns?.offset ?? 0 },
     grid: [values.workgroups],
   });
 }

@@ -5,7 +5,7 @@ import { runMatrix } from './matrix.js';
 import type { MatrixTiles } from './matrix-tile.js';
 import { runRecurrent } from './recurrent.js';
 import { runSegmentScan } from './segment-scan.js';
-import type { Sweep } from './sweep.js';
+import { keyDimOf, type ScanTurns, type Sweep, valueDimOf } from './sweep.js';
 import { runTokenStep } from './token-step.js';
 
 /** One scan: out_t = queryScale q_t S_t with S_t = lambda S_(t-1) + keyScale k_t v_t^T. */
@@ -27,6 +27,8 @@ export interface Scan {
   keyScale?: number | undefined;
   /** Outputs are multiplied by the element behind the decays (see cotangent.ts). */
   gain?: boolean | undefined;
+  /** Operands turned by position as they are loaded; only where `turnsOnLoad` allows it. */
+  turns?: ScanTurns | undefined;
   plan: ScanPlan;
 }
 
@@ -36,15 +38,15 @@ export function tuningFor(device: Device): ScanTuning {
 }
 
 /** Plan of a scan of these tensors on their device. */
-export function planFor(k: Tensor, v: Tensor, chunk: number | undefined): ScanPlan {
-  const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
-  const shape = { batch, tokens, heads, keyDim, valueDim: v.dim(3), dtype: k.dtype, chunk };
+export function planFor(k: Tensor, v: Tensor, chunk: number | undefined, turns?: ScanTurns): ScanPlan {
+  const [batch, tokens, heads] = k.shape as [number, number, number];
+  const shape = { batch, tokens, heads, keyDim: keyDimOf({ k, turns }), valueDim: valueDimOf({ v, turns }), dtype: k.dtype, chunk };
   return planScan(shape, k.device.capabilities, tuningFor(k.device));
 }
 
 /** The plan for other keys and values in the segments of `plan`, so that both can share states. */
-export function planLike(plan: ScanPlan, k: Tensor, v: Tensor): ScanPlan {
-  return planFor(k, v, plan.segmentTokens);
+export function planLike(plan: ScanPlan, k: Tensor, v: Tensor, turns?: ScanTurns): ScanPlan {
+  return planFor(k, v, plan.segmentTokens, turns);
 }
 
 /** States that a scan begins with and leaves, contiguous f32 [batch, heads, keyDim, valueDim]. */
@@ -62,13 +64,14 @@ export interface ScanStates {
 export function segmentStates(scan: Omit<Scan, 'q'>, { initial, final }: ScanStates): Tensor {
   const { k, v, plan } = scan;
   const sweep = sweepOf(scan);
-  const shape = [sweep.batch, sweep.heads, plan.segments, k.dim(3), v.dim(3)];
+  const [keyDim, valueDim] = [keyDimOf(scan), valueDimOf(scan)];
+  const shape = [sweep.batch, sweep.heads, plan.segments, keyDim, valueDim];
   const states = empty(k.device, shape);
   const matrix = matrixFor(plan, k, v);
   const added = matrix && plan.parts > 1 ? empty(k.device, [plan.parts, ...shape]) : undefined;
   if (matrix) runMatrix({ sweep, tiles: matrix, k, v, state: added ?? states, parts: plan.parts });
   else runRecurrent({ sweep, tile: plan.recurrent, k, v, state: states, fallback: k.dtype === 'f16' });
-  runSegmentScan(sweep, k.dim(3) * v.dim(3), { states, added, partStep: matrix?.states.chunk, initial, final });
+  runSegmentScan(sweep, keyDim * valueDim, { states, added, partStep: matrix?.states.chunk, initial, final });
   added?.dispose();
   return states;
 }
@@ -128,5 +131,6 @@ function sweepOf(scan: Omit<Scan, 'q' | 'plan'> & { plan: Pick<ScanPlan, 'segmen
     queryScale: scan.queryScale ?? 1,
     keyScale: scan.keyScale ?? 1,
     gain: scan.gain,
+    turns: scan.turns,
   };
 }

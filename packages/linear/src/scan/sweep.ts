@@ -1,4 +1,26 @@
 import type { Tensor } from '@heed/core';
+import type { TurnForm } from './turn-text.js';
+
+/** Positions by which a kernel on fragments turns operands as it loads them. */
+export interface ScanTurns {
+  form: TurnForm;
+  /** Contiguous f32: [heads, headDim] with `concat`, [headDim / 2] with `rotate`. */
+  theta: Tensor;
+  /** Position of the first token. */
+  offset: number;
+  /** Queries and keys, or values (the roles of a backward). */
+  of: 'keys' | 'values';
+}
+
+/** Width of keys as the scan sees them. */
+export function keyDimOf({ k, turns }: { k: Tensor; turns?: ScanTurns | undefined }): number {
+  return turns?.form === 'concat' && turns.of === 'keys' ? 2 * k.dim(3) : k.dim(3);
+}
+
+/** Width of values as the scan sees them. */
+export function valueDimOf({ v, turns }: { v: Tensor; turns?: ScanTurns | undefined }): number {
+  return turns?.form === 'concat' && turns.of === 'values' ? 2 * v.dim(3) : v.dim(3);
+}
 
 /** What one dispatch of a scan kernel goes over. */
 export interface Sweep {
@@ -20,6 +42,8 @@ export interface Sweep {
   keyScale: number;
   /** `decay` has one element more, which outputs are multiplied by; only for kernels on fragments. */
   gain?: boolean | undefined;
+  /** Only for kernels on fragments. */
+  turns?: ScanTurns | undefined;
 }
 
 export const sweepUniforms = {
@@ -70,6 +94,7 @@ export function sweepValues(
 ): SweepValues {
   const stride = (t: Tensor | undefined, axis: number): number => t?.strides[axis] ?? 0;
   const { q, k, v, out } = operands;
+  const { turns } = sweep;
   const stateScale = halves ? Math.max(1, Math.abs(sweep.keyScale)) : 1;
   return {
     qBatch: stride(q, 0),
@@ -97,7 +122,7 @@ export function sweepValues(
     keyScale: sweep.keyScale / stateScale,
     stateScale,
     reverse: sweep.reverse ? 1 : 0,
-    stateRow: transposed ? 1 : v.dim(3),
-    stateColumn: transposed ? k.dim(3) : 1,
+    stateRow: transposed ? 1 : valueDimOf({ v, turns }),
+    stateColumn: transposed ? keyDimOf({ k, turns }) : 1,
   };
 }
