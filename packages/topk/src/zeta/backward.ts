@@ -12,10 +12,11 @@ import { slabsOf } from './plan.js';
 const slabBytes = 256 * 2 ** 20;
 
 /** Rows that the backward pass takes at once. */
-export function backwardSlab(rows: number, tokens: number, topK: number, localWindow: number): number {
-  // the pairs twice over while they are sorted, and the work tensor
-  const bytesPerRow = tokens * (24 * topK + 4 * workLength(topK, localWindow));
-  return Math.max(1, Math.min(rows, Math.floor(slabBytes / Math.max(1, bytesPerRow))));
+export function backwardSlab(rows: number, tokens: number, topK: number, localWindow: number, bindingBytes: number): number {
+  // the pairs twice over while they are sorted, and the work tensor, which is the largest
+  const work = tokens * 4 * workLength(topK, localWindow);
+  const bytesPerRow = tokens * 24 * topK + work;
+  return Math.max(1, Math.min(rows, Math.floor(slabBytes / Math.max(1, bytesPerRow)), Math.floor(bindingBytes / Math.max(1, work))));
 }
 
 /**
@@ -45,7 +46,8 @@ export function backwardZeta(
   const tiles = Math.ceil(tokens / sumTile);
   const columns = columnsOf(v.dim(3)) + 1;
   const spec = { ...valueSpec, keyDim, topK, localWindow, mean };
-  for (const [firstRow, rows] of slabsOf(batch * heads, backwardSlab(batch * heads, tokens, topK, localWindow))) {
+  const slab = backwardSlab(batch * heads, tokens, topK, localWindow, device.limits.maxStorageBufferBindingSize);
+  for (const [firstRow, rows] of slabsOf(batch * heads, slab)) {
     scope(() => {
       const at = { rows, firstRow, heads, tokens };
       const packedK = packRows(k, firstRow, rows);

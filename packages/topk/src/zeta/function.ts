@@ -2,6 +2,7 @@ import { HeedError, scope, type Tensor } from '@heed/core';
 import { apply, asContiguous, currentTape } from '@heed/core/~internal';
 import { backwardZeta } from './backward.js';
 import { runZeta } from './forward.js';
+import { backwardInPieces, forwardInPieces, headGroups } from './in-pieces.js';
 import { encodePoints } from './kernels/codes.js';
 import { checkArguments, resolveOptions, type ZetaOptions, type ZetaSettings } from './options.js';
 
@@ -77,20 +78,23 @@ function applyZeta(
 ): readonly [Tensor, Tensor | undefined] {
   checkArguments(who, q, k, v, theta);
   const settings: ZetaSettings = resolveOptions(who, options, q.dim(3));
-  const inputs = [q, k, v, theta];
+  const inputs = [q, k, v, theta] as const;
   const store = list || tracked(inputs);
   const outputs = apply<readonly Tensor[]>({
     name: who,
     inputs,
     forward: () => {
-      const { out, indices } = runZeta(q, k, v, theta, settings, store);
+      const groups = headGroups(inputs, store ? settings.topK : 0);
+      const { out, indices } = groups ? forwardInPieces(inputs, settings, store, groups) : runZeta(...inputs, settings, store);
       return indices ? [out, indices] : [out];
     },
     saves: ([, indices]) => (indices ? [...inputs, indices] : inputs),
     backward: ([dOut], { saved }) => {
       const [savedQ, savedK, savedV, savedTheta, indices] = saved as [Tensor, Tensor, Tensor, Tensor, Tensor];
       if (!dOut) return [null, null, null, null];
-      return backwardZeta(savedQ, savedK, savedV, savedTheta, indices, dOut, settings);
+      const own = [savedQ, savedK, savedV, savedTheta] as const;
+      const groups = headGroups(own, settings.topK, dOut);
+      return groups ? backwardInPieces(own, indices, dOut, settings, groups) : backwardZeta(...own, indices, dOut, settings);
     },
   });
   return outputs as readonly [Tensor, Tensor | undefined];

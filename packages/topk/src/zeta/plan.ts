@@ -70,12 +70,14 @@ export function planZeta(
       `zeta: window ${window}, topK ${topK} and localWindow ${localWindow} need ${queryBytes} bytes of workgroup memory a query, this device has ${memory}; use smaller ones`,
     );
   const lanesOf = (items: number): number => Math.max(32, Math.min(256, 2 ** Math.ceil(Math.log2(items))));
+  const bindingBytes = capabilities.limits.maxStorageBufferBindingSize;
+  const largest = (tokens + 32) * Math.max(curves * levels * 8, window * 4, 16 + columnsOf(valueDim));
   const bytesPerRow = tokens * (curves * levels * 8 + window * 4 + 32 + columnsOf(valueDim));
   return {
     block,
     levels,
     runs: runCounts.find((runs) => runs >= needed) ?? levels,
-    slab: Math.max(1, Math.min(rows, Math.floor(slabBytes / Math.max(1, bytesPerRow)))),
+    slab: Math.max(1, Math.min(rows, Math.floor(slabBytes / Math.max(1, bytesPerRow)), Math.floor(bindingBytes / Math.max(1, largest)))),
     forward: { tile: forwardTile, lanes: lanesOf(forwardTile * columnsOf(valueDim)) },
   };
 }

@@ -6,7 +6,8 @@ import { resolveOptions } from '../../src/zeta/options.js';
 import { blockOf, levelsOf, planZeta, slabsOf } from '../../src/zeta/plan.js';
 import { backwardSlab } from '../../src/zeta/backward.js';
 
-const limits = (maxComputeWorkgroupStorageSize: number): never => ({ limits: { maxComputeWorkgroupStorageSize } }) as never;
+const limits = (maxComputeWorkgroupStorageSize: number, maxStorageBufferBindingSize = 2 ** 27): never =>
+  ({ limits: { maxComputeWorkgroupStorageSize, maxStorageBufferBindingSize } }) as never;
 const settings = (options: Partial<ZetaOptions> = {}): ReturnType<typeof resolveOptions> =>
   resolveOptions('zeta', { range: [-1, 1], ...options }, 3);
 
@@ -37,7 +38,8 @@ describe('the plan', () => {
   test('slabs keep temporaries bounded and cover every row once', () => {
     const { slab } = planZeta(settings(), { rows: 512, tokens: 65536, valueDim: 64 }, limits(16384));
     expect(slab * 65536 * (9 * 8 + 64 * 4 + 32 + 16)).toBeLessThanOrEqual(96 * 2 ** 20);
-    expect(backwardSlab(512, 65536, 32, 0)).toBeLessThan(8);
+    expect(backwardSlab(512, 65536, 32, 0, 2 ** 27)).toBeLessThan(8);
+    expect(backwardSlab(512, 65536, 32, 0, 2 ** 26)).toBe(2);
     expect(slabsOf(5, 2)).toEqual([
       [0, 2],
       [2, 2],
