@@ -32,6 +32,7 @@ const uniforms = { shape: 'u32x8', outStrides: 'u32x8', xStrides: 'u32x8', rank:
 // Copies a strided tensor into a strided target.
 // tile    4 elements a lane where rows of both sides are aligned, else 1; 256 lanes
 // bytes   reads and writes each element once
+// limits  up to 8 axes after neighbours are merged
 const copyItems = defineKernel({
   name: 'copy-into',
   bindings: {
@@ -55,6 +56,9 @@ const copyItems = defineKernel({
 
 // The same where the target's elements share words and a row does not start at one: neighbours in a word are set by atomics on
 // disjoint bits, so the order does not matter.
+// tile    1 element a lane, 256 lanes
+// bytes   reads each element once; two atomic operations on its word
+// limits  u8, and f16 on devices without shader-f16; numbers beyond f16 become its largest
 const copyParts = defineKernel({
   name: 'copy-into-words',
   bindings: { x: read('any'), out: atomic<{ to: string }>('u32') },

@@ -27,7 +27,8 @@ function joinItems(loads: readonly string[]): string {
 
 // Loss of each row, and its logsumexp, which is all that the way back needs.
 // tile    256 / lanes rows a workgroup
-// bytes   reads n elements and 4, writes 8 a row
+// bytes   reads n + 1 elements and 4, writes 8 a row
+// limits  n >= 1; a target beyond the classes counts as the last one
 // source  Milakov, Gimelshein 2018, algorithm 3 (online normaliser)
 const rowLosses = defineKernel({
   name: 'cross-entropy-rows',
@@ -67,7 +68,10 @@ const rowLosses = defineKernel({
     }`,
 });
 
-// Sum of the rows' losses and of the rows that count, as total / count and 1 / count. One workgroup, fixed order.
+// Sum of the rows' losses and of the rows that count, as total / count and 1 / count.
+// tile    all rows x 256 lanes, one workgroup: the order of the sum is fixed
+// bytes   reads 8 a row, writes 8
+// limits  without a row that counts the loss is 0
 const meanLoss = defineKernel({
   name: 'cross-entropy-mean',
   bindings: { losses: read('f32'), targets: read('u32'), out: write('f32'), weight: write('f32') },
@@ -98,8 +102,9 @@ const meanLoss = defineKernel({
 });
 
 // dLogits = (softmax - one hot) * share * dLoss; rows that are ignored give zeros.
-// tile    1 item a lane
-// bytes   reads n, writes n elements a row
+// tile    1 item (of 4 elements where rows allow) a lane, 256 lanes
+// bytes   reads n elements and 8 (12 where each row has a cotangent of its own), writes n elements a row
+// limits  n >= 1
 const logitGradients = defineKernel({
   name: 'cross-entropy-backward',
   bindings: {

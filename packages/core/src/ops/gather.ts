@@ -59,6 +59,7 @@ function takeRows(name: string, x: Tensor, index: Tensor): Tensor {
 // Elements of each line along one axis by index. Layout of x [outer, n, inner], of the index [outer, m, inner].
 // tile    1 element a lane, 256 lanes
 // bytes   reads 4 and one element, writes one
+// limits  n >= 1; an index beyond the line reads its last element
 const takeAlong = defineKernel({
   name: 'take-along-axis',
   bindings: { x: read('any'), index: read('u32'), out: write('any') },
@@ -75,7 +76,9 @@ const takeAlong = defineKernel({
 });
 
 // The way back: each element of x looks for itself among the m indices of its line. No atomics, sums in order.
-// bytes   reads 4 m an element
+// tile    1 element a lane, 256 lanes
+// bytes   reads 4 m and the gradients that it finds (m n of a line in all), writes one element
+// limits  n m steps a line: for long lines rows by index (scatterSums) are cheaper
 const takeAlongBackward = defineKernel({
   name: 'take-along-axis-backward',
   bindings: { g: read('float'), index: read('u32'), out: write('float') },
@@ -146,6 +149,10 @@ export function takeAlongAxis(x: Tensor, index: Tensor, axis = -1): Tensor {
   });
 }
 
+// One at the place of each index, zero elsewhere.
+// tile    1 element a lane, 256 lanes
+// bytes   reads 4 (shared by the classes of an index), writes one element
+// limits  an index beyond the classes matches none
 const marks = defineKernel({
   name: 'one-hot',
   bindings: { index: read('u32'), out: write('any') },

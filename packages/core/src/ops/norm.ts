@@ -18,6 +18,7 @@ interface NormSpec extends RowSpec {
 // Rows divided by their root mean square, or by their standard deviation after the mean is taken off; then weight and bias.
 // tile    256 / lanes rows a workgroup, held in registers where a lane has up to 8 items, else read again for the second pass
 // bytes   reads n (2 n where rows are longer), writes n elements and 8 a row
+// limits  n >= 1; statistics are f32
 // source  Zhang, Sennrich 2019, eq. 4; Ba, Kiros, Hinton 2016, eq. 4
 const normRows = defineKernel({
   name: 'norm-rows',
@@ -65,7 +66,9 @@ const normRows = defineKernel({
 
 // dx = scale (dy - xhat mean(dy xhat) [- mean(dy)]) with dy = g weight, xhat = (x - mean) scale.
 // tile    256 / lanes rows a workgroup
-// bytes   reads 2 n (4 n where rows are longer than lanes hold), writes n elements a row
+// bytes   reads 2 n (4 n where rows are longer than lanes hold) and 8, writes n elements a row
+// limits  as the way there, whose spec it shares
+// source  derivative of the same equations, with the statistics of the way there
 const normBackwardRows = defineKernel({
   name: 'norm-backward-rows',
   bindings: {
@@ -119,7 +122,9 @@ interface ColumnSpec {
 
 // Gradients of weight and bias: sums down the columns, first over parts of 128 rows, then over the parts, in order.
 // tile    64 columns (of 4 elements where rows allow) x 4 slices of 128 rows
-// bytes   reads 2 n a row once, writes 8 n a part
+// bytes   reads 2 n elements and 8 a row once, writes 8 n a part
+// limits  rows up to 128 x 65,535
+// source  dWeight = sum g xhat, dBias = sum g
 const columnParts = defineKernel({
   name: 'norm-column-parts',
   bindings: {

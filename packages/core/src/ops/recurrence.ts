@@ -8,10 +8,17 @@ import type { Tensor } from '../tensor/tensor.js';
 
 const chunkTokens = 64;
 
-// First-order recurrence over chunks of 64 tokens, one lane a channel. First the factor and the end of each chunk from a
-// zero start, then the starts by a serial walk over chunks, then every token again from its chunk's start.
+/** Factor of the token at a step. Backwards it is the one of the token after: s_t = a_(t+1) s_(t+1) + b_t. */
+const factorAt = (reverse: boolean): string =>
+  reverse
+    ? 'var a = 0.0; if (step > 0u) { a = load_a((row + t + 1u) * uniforms.channels + channel); }'
+    : 'let a = load_a((row + t) * uniforms.channels + channel);';
+
+// First-order recurrence in three dispatches, one lane a channel. This one: product of the factors of each chunk, and its state at
+// the end from a zero start. `reverse` walks the tokens backwards.
 // tile    64 channels x 64 tokens
-// bytes   reads a and b twice, writes s once
+// bytes   reads 8 a token and channel, writes 8 a chunk and channel
+// limits  chunks and batch entries up to 65,535 each
 const chunkEnds = defineKernel({
   name: 'recurrence-chunk-ends',
   bindings: { a: read('f32'), b: read('f32'), factors: write('f32'), ends: write('f32') },
@@ -29,8 +36,7 @@ const chunkEnds = defineKernel({
         let step = first + i;
         let t = ${reverse ? 'uniforms.tokens - 1u - step' : 'step'};
         let row = group.z * uniforms.tokens;
-        // going backwards the factor belongs to the token after: s_t = a_(t+1) s_(t+1) + b_t
-        ${reverse ? 'var a = 0.0; if (step > 0u) { a = load_a((row + t + 1u) * uniforms.channels + channel); }' : 'let a = load_a((row + t) * uniforms.channels + channel);'}
+        ${factorAt(reverse)}
         factor *= a;
         state = a * state + load_b((row + t) * uniforms.channels + channel);
       }
@@ -40,6 +46,9 @@ const chunkEnds = defineKernel({
     }`,
 });
 
+// Second dispatch: the state at the start of each chunk, by a serial walk over chunks.
+// tile    64 channels x all chunks
+// bytes   reads 8, writes 4 a chunk and channel
 const chunkStarts = defineKernel({
   name: 'recurrence-chunk-starts',
   bindings: {
@@ -63,6 +72,10 @@ const chunkStarts = defineKernel({
     }`,
 });
 
+// Third dispatch: each token again, from the start of its chunk.
+// tile    64 channels x 64 tokens
+// bytes   reads 8, writes 4 a token and channel; reads 4 a chunk and channel
+// limits  as the first dispatch
 const chunkStates = defineKernel({
   name: 'recurrence-states',
   bindings: { a: read('f32'), b: read('f32'), starts: read('f32'), out: write('f32') },
@@ -79,14 +92,16 @@ const chunkStates = defineKernel({
       for (var i = 0u; i < count; i++) {
         let step = first + i;
         let t = ${reverse ? 'uniforms.tokens - 1u - step' : 'step'};
-        ${reverse ? 'var a = 0.0; if (step > 0u) { a = load_a((row + t + 1u) * uniforms.channels + channel); }' : 'let a = load_a((row + t) * uniforms.channels + channel);'}
+        ${factorAt(reverse)}
         state = a * state + load_b((row + t) * uniforms.channels + channel);
         store_out((row + t) * uniforms.channels + channel, state);
       }
     }`,
 });
 
-// da_t = ds_t * s_(t-1), with s_(-1) the initial state (zeros when there is none); dInitial = a_0 ds_0.
+// da_t = ds_t * s_(t-1), with s_(-1) the initial state (zeros when there is none).
+// tile    1 element a lane, 256 lanes
+// bytes   reads 8, writes 4 an element
 const factorGradient = defineKernel({
   name: 'recurrence-factor-gradient',
   bindings: {
@@ -109,6 +124,9 @@ const factorGradient = defineKernel({
     }`,
 });
 
+// dInitial = a_0 ds_0.
+// tile    1 channel of an entry a lane, 256 lanes
+// bytes   reads 8, writes 4 a channel
 const initialGradient = defineKernel({
   name: 'recurrence-initial-gradient',
   bindings: { a: read('f32'), dState: read('f32'), out: write('f32') },

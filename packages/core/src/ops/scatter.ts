@@ -17,7 +17,7 @@ const chunkEntries = 64;
 // Sums of rows that share an index, from entries sorted by index. A workgroup walks 64 entries; a run that lies inside goes
 // to its row at once, the first and the last one, which may go on next door, to partial sums that are added in order.
 // tile    64 entries x 64 columns
-// bytes   reads the values once, writes the rows once and two partial rows a chunk
+// bytes   reads the values once and 8 an entry, writes the rows once and two partial rows a chunk
 // limits  deterministic: no atomics, sums in the order of the entries
 const chunkSums = defineKernel({
   name: 'scatter-chunk-sums',
@@ -50,6 +50,9 @@ const chunkSums = defineKernel({
 });
 
 // Rows whose entries reach a chunk's border, from the partial sums of their chunks.
+// tile    1 row x 64 columns
+// bytes   reads 8 a row; of a row at a border also 4 a chunk and 4 a chunk and column, and writes 4 a column
+// limits  any number of rows: they fold into z
 const borderRows = defineKernel({
   name: 'scatter-border-rows',
   bindings: { partials: read('f32'), keys: read('u32'), starts: read('u32'), out: write('f32') },

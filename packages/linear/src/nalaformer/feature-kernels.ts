@@ -1,7 +1,7 @@
-// The norm-aware feature maps, and what takes their cotangents back to the vectors: a row of d coordinates becomes 2 d features, the sign
+// The norm-aware feature maps: a row of d coordinates becomes 2 d features, the sign
 // split |x|^p [x > 0], |x|^p [x < 0] or the pair |x|^p cos th, |x|^p sin th; queries as x / n with p(n) = lambda (tau + tanh n), n their norm.
 // tile    `lanes` lanes a row, 256 a workgroup; the rows' sums go through workgroup memory
-// bytes   reads d, writes 2 d f32 (4 d with rotated features) a row; backward reads d and 2 d or 4 d, writes d
+// bytes   reads d elements a row (rotated: and 8 d of the table), writes 8 d as they are and 8 d rotated
 // limits  powers by exp2 and log2 with 0 kept apart; zero vectors give zeros, values and gradients
 // source  Meng et al. 2025 (arXiv 2506.21137); ZacharyMeng/NaLaFormer, NALA.py
 import type { Tensor } from '@heed/core';
@@ -48,7 +48,7 @@ const uniforms = {
   angleScale: 'f32',
 } as const;
 
-// u^p for u >= 0; pow(0, p) is not reliable across drivers
+// u^p for u >= 0; pow(0, p) is not reliable across drivers. tanh is 1 in f32 from 20 on, and overflows on some from 89 on.
 const shared = (s: FeatureSpec): string => `
     const least = 1e-12;
     var<workgroup> sums: array<f32, 256>;
@@ -123,6 +123,10 @@ const forwardKernel = defineKernel({
     }`,
 });
 
+// What takes cotangents of the features back to the vectors, through the coordinate and through the row's norm.
+// tile    as the way there
+// bytes   reads d elements and 8 d a set of cotangents a row (rotated: and 8 d of the table), writes d elements
+// limits  the same; slopes at 0 are 0
 const backwardKernel = defineKernel({
   name: 'nalaformer-features-backward',
   bindings: {

@@ -1,7 +1,8 @@
-// An f32 cotangent as an f16 operand: x = gain y, gain a power of two that brings the largest element to 2^14 .. 2^15.
-// tile    4 elements an item where rows allow, 256 lanes; one pass for the largest element, one that converts
-// bytes   reads x twice, writes half of it
-// limits  elements under 2^-39 of the largest become 0; what lies behind a batch entry's length does not count
+// An f32 cotangent as an f16 operand: x = gain y, gain a power of two that brings the largest element to 2^14 .. 2^15. First its largest
+// magnitude; what lies behind a batch entry's length does not count.
+// tile    1 item (4 elements where rows allow) a lane and step, 256 lanes, at most 1,024 workgroups
+// bytes   reads 4 an element; one atomic operation a workgroup
+// limits  finite elements
 import { type Tensor, zeros } from '@heed/core';
 import { asContiguous, atomic, defineKernel, empty, read, write } from '@heed/core/~internal';
 import { pieceOf, planPieces, spanOf } from './pieces.js';
@@ -46,6 +47,10 @@ interface HalveSpec {
   width: number;
 }
 
+// y = x / gain, and a table of the decays with the gain behind them, so that kernels that read decays bind nothing more for it.
+// tile    1 item a lane, 256 lanes
+// bytes   reads 4, writes 2 an element
+// limits  elements under 2^-39 of the largest become 0; the gain stays between 2^-110 and 2^110 (141: the exponent's bias, and 14)
 const halveKernel = defineKernel({
   name: 'linear-cotangent-halve',
   bindings: {
@@ -71,6 +76,9 @@ const halveKernel = defineKernel({
     }`,
 });
 
+// A state times the gain, or divided by it.
+// tile    4 elements a lane, 256 lanes
+// bytes   reads 4, writes 4 an element
 const gainKernel = defineKernel({
   name: 'linear-cotangent-gain',
   bindings: { x: read('f32', { width: 4 }), table: read('f32'), y: write('f32', { width: 4 }) },

@@ -41,6 +41,9 @@ const outputsKernel = defineKernel({
   wgsl: gatedMatrixText,
 });
 
+// What each segment adds to the state, sum_t exp(b_end - b_t) k_t v_t^T, and its whole log-decay a channel; outputs are not formed.
+// tile    as above without scores; a step lasts as long as no channel decays by 2^-24
+// bytes   reads k and g once a column tile and v once, writes 4 keyDim valueDim and the log-decays a segment
 const statesKernel = defineKernel({
   name: 'linear-gated-chunk-states',
   tier: 'matrix',

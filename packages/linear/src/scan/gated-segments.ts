@@ -1,7 +1,7 @@
-// What joins the segments of a gated scan: the log-decay of each segment, then the state before each.
-// tile    totals: one lane a channel of a segment; scan: one lane an item (4 elements or 1) of a state, all segments in turn
-// bytes   totals read the gates once; the scan reads and writes each segment's state once
-// limits  none; sums of log-decays only ever become one exponential of the whole sum
+// What joins the segments of a gated scan. First the log-decay of each segment.
+// tile    1 channel of a segment a lane, 256 lanes
+// bytes   reads 4 a token and channel, writes 4 a segment and channel
+// limits  a gate under -1e4 counts as that, so that sums stay finite; a sum only ever becomes one exponential of the whole
 import { empty, defineKernel, read, readWrite, write } from '@heed/core/~internal';
 import type { Tensor } from '@heed/core';
 import type { GatedSweep } from './gated-recurrent.js';
@@ -56,6 +56,9 @@ interface ScanSpec {
   final: boolean;
 }
 
+// Then the state before each segment, in place of what it adds: S <- exp(total) S + added.
+// tile    1 item (4 elements or 1) of a state a lane, all segments in turn, 256 lanes
+// bytes   reads and writes 4 an element of each segment's state
 const scanKernel = defineKernel({
   name: 'linear-gated-segment-scan',
   bindings: {

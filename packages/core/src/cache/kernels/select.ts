@@ -1,7 +1,5 @@
-// Keeps and copies sequences of a cache. The first entry that names a sequence takes over its pages; a further one gets the pages
-// of a dropped sequence and a copy.
-// tile    1 word a lane, 64 lanes
-// bytes   copies the used pages of sequences that are named twice, nothing else
+// Keeps and copies sequences of a cache: what `select` of a cache records. Pages of a sequence that is named once change hands by
+// their table alone; only those of a sequence that is named again are copied.
 import type { Device } from '../../device/device.js';
 import { read, readWrite, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
@@ -10,11 +8,15 @@ import { empty } from '../../tensor/create.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import type { KvGroup } from '../group.js';
 
+// Whose pages each entry gets [maxBatch], and whose rows it holds [maxBatch]. The first entry that names a sequence takes over its
+// pages; a further one, and each entry behind the kept ones, gets the pages of a sequence that nobody names.
+// tile    1 lane: a batch is short, and each choice waits for the one before
+// bytes   reads at most 4 kept for each entry and each spare sequence, writes 8 maxBatch
+// limits  a sequence beyond the batch counts as the last one
 const planSelection = defineKernel({
   name: 'kv-select-plan',
   bindings: { chosen: read('u32'), moves: write('u32') },
   uniforms: { batch: 'u32', kept: 'u32', maxBatch: 'u32' },
-  // moves: whose pages an entry gets [maxBatch], whose rows it holds [maxBatch]
   wgsl: () => `
     @compute @workgroup_size(1)
     fn main() {
@@ -42,6 +44,10 @@ const planSelection = defineKernel({
     }`,
 });
 
+// Rows of words (page tables, counts, what a stage keeps a sequence) in the order of `moves`.
+// tile    1 word a lane, 64 lanes
+// bytes   reads 8, writes 4 a word
+// limits  `before` is a copy of `after`: no dispatch reads what it writes
 const permuteWords = defineKernel({
   name: 'kv-select-words',
   bindings: { moves: read('u32'), before: read('any', { raw: 'u32' }), after: readWrite('any', { raw: 'u32' }) },
@@ -56,6 +62,10 @@ const permuteWords = defineKernel({
     }`,
 });
 
+// Copies the used pages of each entry that does not own the pages whose rows it holds.
+// tile    1 word a lane, 64 lanes
+// bytes   a copied word reads 20 (16 of them shared by its page) and writes 4; a lane of an entry that owns its pages reads 8 and stops
+// limits  in place: the pages written are of sequences that nobody names, so no lane reads them
 const copyPages = defineKernel({
   name: 'kv-select-pages',
   bindings: { moves: read('u32'), before: read('u32'), pool: readWrite('u32') },

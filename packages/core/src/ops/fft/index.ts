@@ -9,6 +9,9 @@ import { complexTransform, longestTransform } from './kernel.js';
 
 // Copies the first `count` of each row times a factor an element: edge at both ends of a half spectrum, inner between.
 // With `mirror` rows of n are written from half spectra of n / 2 + 1: X_(n-k) is the conjugate of X_k.
+// tile    1 element a lane, 256 lanes
+// bytes   reads 4 (nothing past the end of a row), writes 4 an element
+// limits  edge bins are 0 and n / 2
 const scaleRows = defineKernel({
   name: 'fft-rows',
   bindings: { x: read('f32'), out: write('f32') },

@@ -52,6 +52,7 @@ export function choleskyFactors(a: Tensor): Tensor {
 // Solutions of lower triangular systems, one lane a right-hand column.
 // tile    64 columns a workgroup
 // bytes   reads 4 n^2 / 2 a column (from cache), reads and writes 4 n
+// limits  n <= 60: the solution of 64 columns lies in 15 KiB of workgroup memory; matrices over 65,535 fold into z
 const solutions = defineKernel({
   name: 'solve-triangular',
   bindings: { l: read('f32'), b: read('f32'), out: write('f32') },
@@ -93,8 +94,12 @@ export function triangularSolutions(l: Tensor, b: Tensor, transpose: boolean): T
   return out;
 }
 
-// Products of small matrices for the gradients here: one lane an element of the result.
-// part `all`, `lower` (above the diagonal zero) or `half` (that with half the diagonal: Phi of Murray 2016).
+// Products of small matrices for the gradients here.
+// part `all`, `lower` (above the diagonal zero) or `half` (that with half the diagonal: Phi of the source).
+// tile    1 element of the result a lane, 64 lanes
+// bytes   reads 8 depth (from cache: rows x depth and depth x columns a matrix), writes 4 an element
+// limits  no staging: made for matrices that a cache holds
+// source  Murray 2016, Differentiation of the Cholesky decomposition
 const products = defineKernel({
   name: 'small-product',
   bindings: { a: read('f32'), b: read('f32'), out: write('f32') },
@@ -143,6 +148,8 @@ export function smallProduct(a: Tensor, b: Tensor, options: ProductOptions = {})
 }
 
 // (a + a^T) / 2
+// tile    1 element a lane, 64 lanes
+// bytes   reads 8, writes 4 an element
 const symmetric = defineKernel({
   name: 'symmetrise',
   bindings: { a: read('f32'), out: write('f32') },

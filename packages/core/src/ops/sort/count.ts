@@ -5,7 +5,8 @@ import { empty } from '../../tensor/create.js';
 import type { Tensor } from '../../tensor/tensor.js';
 
 // 0, 1, 2, ...
-// tile    256 elements a workgroup
+// tile    1 element a lane, 256 lanes
+// bytes   writes 4 an element
 const counting = defineKernel({
   name: 'count',
   bindings: { out: write('u32') },

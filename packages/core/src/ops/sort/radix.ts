@@ -8,13 +8,16 @@ import { scanned } from '../cumsum.js';
 import { type KeyKind, keyOf, orderedKeyModule } from './keys.js';
 
 // Least-significant-digit radix sort of key-value rows, 4-bit digits, stable. Per digit three dispatches: counts a tile,
-// their scan, ranked scatter. No workgroup waits for another, so it needs no forward-progress guarantee.
-// tile    1024 elements: 256 lanes x 4 consecutive
-// bytes   a digit: reads 4 + 8, writes 8 bytes an element
+// their scan, ranked scatter. No workgroup waits for another, so it needs no forward-progress guarantee. In all a digit reads 12 and
+// writes 8 bytes an element.
 // source  Satish, Harris, Garland 2009 (section 4); packed per-lane counters in place of ballots
+/** Elements a workgroup: 256 lanes x 4. */
 const tileLength = 1024;
 const digits = 16;
 
+// Keys whose unsigned order is the order asked for, and positions as values.
+// tile    1 element a lane, 256 lanes
+// bytes   reads one element, writes 8
 const toKeys = defineKernel({
   name: 'sort-keys',
   bindings: { x: read('any'), keys: write('u32'), values: write('u32') },
@@ -32,6 +35,10 @@ const toKeys = defineKernel({
     }`,
 });
 
+// How often each digit occurs in each tile, digit by digit, so that one scan gives every tile its places.
+// tile    1,024 elements, 256 lanes
+// bytes   reads 4 an element, writes 64 a tile
+// limits  65,535 tiles a row, 65,535 rows
 const countDigits = defineKernel({
   name: 'sort-count',
   bindings: { keys: read('u32'), counts: write('u32') },
@@ -53,6 +60,10 @@ const countDigits = defineKernel({
 
 type ScatterSpec = { bySubgroup: boolean };
 
+// Moves each element behind the equal digits of the tiles before it, and of the elements before it in its own tile.
+// tile    1,024 elements: 256 lanes x 4 consecutive
+// bytes   reads 8 an element and 64 a tile, writes 8 an element; 8 KiB of workgroup memory
+// limits  65,535 tiles a row, 65,535 rows
 const scatter = defineKernel({
   name: 'sort-scatter',
   bindings: { keys: read('u32'), values: read('u32'), offsets: read('u32'), outKeys: write('u32'), outValues: write('u32') },

@@ -19,6 +19,8 @@ const gatherKernel = defineKernel({
 });
 
 // out[row, index[row, i]] = x[row, i]; the indices of a row differ, so that no two lanes write one element.
+// tile    1 element a lane, 256 lanes
+// bytes   reads 4 + one element, writes one element
 const scatterKernel = defineKernel({
   name: 'scatter-rows',
   bindings: { x: read('any'), index: read('u32'), out: write('any') },

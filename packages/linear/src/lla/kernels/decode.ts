@@ -121,6 +121,8 @@ const partial = defineKernel({
 });
 
 // Sums of the spans, each times exp2(its maximum - the largest).
+// tile    1 vector of 4 sums a lane, 64 lanes
+// bytes   reads 16 a vector and span (and the maxima, 4 a span), writes 16 a vector
 const merge = defineKernel({
   name: 'lla-decode-merge',
   bindings: { parts: read('f32', { width: 4 }), maxima: read('f32'), out: write('f32', { width: 4 }) },
@@ -163,6 +165,8 @@ function placesText({ dim, valueDim }: EndSpec): string {
 }
 
 // The system of a row from its sums: Sigma in 4 x 4 blocks of the lower triangle, and mu.
+// tile    1 element of Sigma a lane, 64 lanes
+// bytes   reads 4 an element and 8 dim a row, writes 4 an element and 4 dim a row
 const system = defineKernel({
   name: 'lla-decode-system',
   bindings: { parts: read<EndSpec>('f32'), q: read<EndSpec>('f32'), sigma: write<EndSpec>('f32'), mu: write<EndSpec>('f32') },
@@ -194,6 +198,10 @@ const system = defineKernel({
     }`,
 });
 
+// Outputs of a row from its sums and rho: o = (s0 - (N - s0 q^T) rho) / delta.
+// tile    1 output a lane, 64 lanes
+// bytes   reads 4 dim an output and 12 dim a row, writes one element an output
+// limits  |delta| is kept deltaEps from 0
 const finish = defineKernel({
   name: 'lla-decode-output',
   bindings: {

@@ -1,5 +1,7 @@
-// What the backward needs of each row besides vectors, and what becomes of a row at its end. One lane a row (and block).
-// bytes   reads 4 (3 dim + 2 valueDim) a row and writes 20; the end reads 16 dim and writes 4 dim
+// What the backward needs of each row besides vectors: logsumexp in base 2, 1 / delta~, beta, c.
+// tile    1 row a lane, 64 lanes
+// bytes   reads 8 (dim + valueDim) + 8 a row, writes 16; with a lambda a query 4 more each
+// limits  any head dimension
 // source  Zuo et al. 2025 (arXiv 2510.01450), backward; c is the derivative of the ridge lambda omega through omega, which the
 //         published formula leaves out
 import type { Tensor } from '@heed/core';
@@ -62,6 +64,10 @@ export function runRowTerms(
   });
 }
 
+// dq of each row from its sums over keys.
+// tile    1 diagonal block of Sigma (all coordinates of a row, where it is kept whole) a lane, 64 lanes
+// bytes   reads 16 dim + 20, writes 4 dim a row
+// source  Zuo et al. 2025, backward, the derivative by the query
 const ends = defineKernel({
   name: 'lla-query-end',
   bindings: {
@@ -118,6 +124,10 @@ export function runQueryEnd(
   });
 }
 
+// omega of each row from its logsumexp: exp(lse - row maximum), the maximum found again.
+// tile    1 row x 64 lanes, lanes over keys
+// bytes   reads 4 dim a row and 4 dim a pair of query and key (from L2), writes 4 a row
+// limits  rows without a key write 0
 const maxima = defineKernel({
   name: 'lla-row-scale',
   bindings: { q: read('f32'), k: read('f32'), lse: read('f32'), out: write('f32') },

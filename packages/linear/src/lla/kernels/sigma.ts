@@ -1,7 +1,7 @@
-// Sigma of each query by itself and its Cholesky factor, for narrow heads: Sigma = sum_j p_j z_j z_j^T + lambda I.
+// Sigma of each query by itself, for narrow heads: Sigma = sum_j p_j z_j z_j^T + lambda I.
 // tile    4 queries a group, one 4 x 4 block of Sigma for all four in the registers of a lane; `others` keys a step
-// bytes   k once a workgroup (from L2); 64 bytes a block and query written and read, in slabs of queries of at most 64 MiB
-// limits  headDim <= 64, Sigma whole; dim^2 + 2 dim operations a pair, then dim^3 / 3 a query
+// bytes   k once a workgroup (from L2); 64 bytes a block and query written, in slabs of queries of at most 64 MiB
+// limits  headDim <= 64, Sigma whole; dim^2 + 2 dim operations a pair
 // source  Zuo et al. 2025 (arXiv 2510.01450), section 3; keys and queries are shifted by the group's first query against cancellation
 import type { Tensor } from '@heed/core';
 import { defineKernel, empty, read, unroll, write } from '@heed/core/~internal';
@@ -121,7 +121,10 @@ const sigma = defineKernel({
 });
 
 // x of Sigma x = rhs by the Cholesky factor, one workgroup a query: the right side is a further row of the matrix, so that the
-// factor's column steps substitute forward, too. A pivot that rounding made smaller than 1e-30 counts as that.
+// factor's column steps substitute forward, too.
+// tile    1 query x 64 lanes (256 over dim 16), the triangle in workgroup memory
+// bytes   reads 64 a block and 4 dim, writes 4 dim a query; 2 (dim + 1) (dim + 2) bytes of workgroup memory
+// limits  headDim <= 64; dim^3 / 3 operations a query; a pivot that rounding made smaller than 1e-30 counts as that
 const factor = defineKernel({
   name: 'lla-factor-solve',
   bindings: {

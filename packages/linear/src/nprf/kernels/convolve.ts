@@ -1,6 +1,6 @@
-// Toeplitz products by Fourier transforms: out_i = sum_r a_(r,i) (C (b_r w))_i, C the circulant that holds the Toeplitz matrix.
-// tile    length n1 n2; first pass n1-point transforms of 1024 / n1 columns, middle n2-point there, times the spectrum, and back; last n1-point
-// bytes   32 n a pair of columns and feature (two real columns travel as one complex), in slabs that stay in L2
+// Toeplitz products by Fourier transforms: out_i = sum_r a_(r,i) (C (b_r w))_i, C the circulant that holds the Toeplitz matrix. Transforms of
+// length n = n1 n2 take three passes: n1 points, then n2 points there and back with the spectrum between, then n1 points back. Two real
+// columns travel as one complex; in all a row of a slab (a pair of columns and a feature) moves 32 n bytes, in slabs that stay in L2.
 // limits  n <= 2^20; error is relative to the largest output of a column, so causal rows near the start go by pairs instead
 // source  Luo et al. 2021 (arXiv 2106.12566), section 3; features one after the other, so that nothing of size tokens x features x columns is kept
 import type { Device, Tensor } from '@heed/core';
@@ -38,7 +38,7 @@ export interface Slab {
   pairs: number;
 }
 
-const slabUniforms = {
+export const slabUniforms = {
   entryFirst: 'u32',
   featureFirst: 'u32',
   features: 'u32',
@@ -68,6 +68,9 @@ const tokenText = `
       return select(0xffffffffu, token, column < uniforms.line && token < tokens);
     }`;
 
+// First pass: n1-point transforms of the products b_r w, times the factors between the passes.
+// tile    `batch` columns of n1 points, 1,024 numbers where n has as many; 256 lanes
+// bytes   reads 12 a token of a row, writes 8 n a row
 const first = defineKernel({
   name: 'nprf-transform',
   bindings: {
@@ -111,11 +114,16 @@ const first = defineKernel({
     }`,
 });
 
-interface MiddleSpec extends PassSpec {
+interface MiddleSpec {
+  [name: string]: number;
+  n2: number;
   /** Times the conjugate spectrum: the transposed matrix. */
   transposed: number;
 }
 
+// Middle pass, in place: n2-point transforms, times the spectrum, and back, times the factors on the way back.
+// tile    the n2 <= 1024 points of one k1, 256 lanes
+// bytes   reads and writes 8 n a row; reads the spectrum, 8 n a head, again for each row (from L2)
 const middle = defineKernel({
   name: 'nprf-convolve',
   bindings: {
@@ -148,6 +156,9 @@ const middle = defineKernel({
     }`,
 });
 
+// Last pass: n1-point transforms back, times a_r, summed over the features of the slab in order.
+// tile    `batch` columns of n1 points, all features in turn; sums in registers
+// bytes   reads 8 n a row and 4 a token and feature, writes 8 a token and pair (and reads them where slabs before wrote)
 const last = defineKernel({
   name: 'nprf-gather',
   bindings: {
@@ -235,7 +246,7 @@ export function runMiddle(
 ): void {
   const rows = slab.entries * slab.features * slab.pairs;
   middle.run(device, {
-    spec: { n1: plan.n1, n2: plan.n2, batch: plan.batch, transposed: transposed ? 1 : 0 },
+    spec: { n2: plan.n2, transposed: transposed ? 1 : 0 },
     tensors: { ...operands, twiddles: twiddles(device, plan.n) },
     uniforms: { ...slabValues(slab), total: plan.n, heads },
     grid: [plan.n1, Math.min(rows, 65535), Math.ceil(rows / 65535)],

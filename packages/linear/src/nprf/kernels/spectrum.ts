@@ -1,14 +1,16 @@
 // The circulant's first column from the Toeplitz entries, its spectrum in the order of the middle pass, and the way back for the gradient.
-// bytes   4 n and 16 n a head: nothing beside the convolutions
+// All but the correlation touch 4 n to 16 n bytes a head: nothing beside the convolutions.
 // source  Luo et al. 2021 (arXiv 2106.12566), section 3: the Toeplitz matrix in a circulant of n >= rows + others - 1
-import { irfft, rfft, type Tensor } from '@heed/core';
-import { type Device } from '@heed/core';
+import { type Device, irfft, rfft, type Tensor } from '@heed/core';
 import { defineKernel, empty, read, readWrite, write } from '@heed/core/~internal';
 import type { Positions } from '../positions.js';
-import { type Slab, slabValues, type TransformPlan } from './convolve.js';
+import { type Slab, slabUniforms, slabValues, type TransformPlan } from './convolve.js';
 import { resultAt, transformLanes, transformSteps, transformText, twiddles } from './transform.js';
 
-// h at distance d (query - key) is c_(-d), zero where the pair is hidden.
+// First column h of each head's circulant: at distance d (query - key) it is c_(-d), zero where the pair is hidden.
+// tile    1 element a lane, 256 lanes
+// bytes   reads 4 of each of the table's entries, writes 4 n a head
+// limits  n >= rows + others - 1, so that no two entries want one place
 const column = defineKernel({
   name: 'nprf-circulant',
   bindings: { c: read('f32'), out: write('f32') },
@@ -30,6 +32,10 @@ const column = defineKernel({
     }`,
 });
 
+// Spectrum over n from its first half, frequency k1 + n1 k2 at place k1 n2 + k2, as the first pass leaves its columns.
+// tile    1 frequency a lane, 256 lanes
+// bytes   reads 8, writes 8 a frequency
+// limits  h is real: bins behind n / 2 are conjugates
 const order = defineKernel({
   name: 'nprf-spectrum',
   bindings: { re: read('f32'), im: read('f32'), out: write('f32', { raw: 'vec2f' }) },
@@ -66,7 +72,11 @@ interface CorrelateSpec {
   n2: number;
 }
 
-// sums over a slab of U conj(X), frequency by frequency: workgroup k1 of a head and part goes over its share of the rows in order
+// Gradient of the spectrum: sums over a slab of U conj(X), frequency by frequency, from what the first pass left of both.
+// tile    the n2 frequencies of one k1, a head and a part of the rows, 256 lanes; rows in order, so sums are deterministic
+// bytes   reads 16 n a row of the slab, reads and writes 8 n a head and part
+// limits  n2 <= 1024
+// source  adjoint of the convolution theorem: d h^ = sum conj(x^) u^
 const correlate = defineKernel({
   name: 'nprf-correlate',
   bindings: {
@@ -75,17 +85,7 @@ const correlate = defineKernel({
     twiddles: read<CorrelateSpec>('f32'),
     out: readWrite<CorrelateSpec>('f32', { raw: 'vec2f' }),
   },
-  uniforms: {
-    entryFirst: 'u32',
-    featureFirst: 'u32',
-    features: 'u32',
-    pairFirst: 'u32',
-    pairs: 'u32',
-    total: 'u32',
-    heads: 'u32',
-    entries: 'u32',
-    parts: 'u32',
-  },
+  uniforms: { ...slabUniforms, total: 'u32', heads: 'u32', entries: 'u32', parts: 'u32' },
   wgsl: ({ n2 }: CorrelateSpec) => {
     const each = Math.ceil(n2 / transformLanes);
     const loop = (text: (e: number) => string): string => Array.from({ length: each }, (_, e) => text(e)).join('\n');
@@ -140,7 +140,9 @@ export function runCorrelate(
   });
 }
 
-// half a spectrum of a real signal from the order of the middle pass: what is imaginary in the signal drops out
+// Half the spectrum of a real signal from the order of the middle pass: what is imaginary in the signal drops out.
+// tile    1 frequency a lane, 256 lanes
+// bytes   reads 16, writes 8 a frequency of the half
 const fold = defineKernel({
   name: 'nprf-fold',
   bindings: { x: read('f32', { raw: 'vec2f' }), re: write('f32'), im: write('f32') },
@@ -161,6 +163,9 @@ const fold = defineKernel({
     }`,
 });
 
+// Gradients of the table's entries from that of the circulant's first column: the first kernel here, transposed.
+// tile    1 entry a lane, 256 lanes
+// bytes   reads 4, writes 4 an entry
 const entries = defineKernel({
   name: 'nprf-entries',
   bindings: { h: read('f32'), out: write('f32') },

@@ -59,6 +59,9 @@ export function featureKernels(
 ): FeatureKernels {
   const mapFor = (s: { dim: number }, { capabilities }: KernelContext): FeatureMap => mapOf(s.dim, capabilities.matrix === 'hardware');
   const uniforms = { ...featureUniforms, ...Object.fromEntries(settings.map((u) => [u, 'f32' as const])) };
+  // What each segment adds to the state, and its peaks (states.ts).
+  // tile    all features x `columns` values and the ones a workgroup
+  // bytes   reads k twice and v once a column tile, writes f32 features x width a segment
   const states = defineKernel({
     name: `${name}-states`,
     tier: 'matrix',
@@ -72,6 +75,9 @@ export function featureKernels(
     uniforms,
     wgsl: (s: StatesSpec, context: KernelContext) => statesText(mapFor(s, context), s, context),
   });
+  // The state before each segment (segments.ts).
+  // tile    two columns of one feature a lane, all segments in turn
+  // bytes   reads f32, writes f16 features x width a segment
   const segments = defineKernel({
     name: `${name}-segments`,
     tier: 'matrix',
@@ -89,6 +95,9 @@ export function featureKernels(
     uniforms,
     wgsl: (s: SegmentsSpec, context: KernelContext) => segmentsText(mapFor(s, context), s),
   });
+  // Outputs from the state before a segment and its own keys (outputs.ts).
+  // tile    32 rows a subgroup, `columns` values and the ones a workgroup
+  // bytes   reads q, writes out once; a state, and half a segment's k and v on average, once a tile of queries
   const outputs = defineKernel({
     name: `${name}-outputs`,
     tier: 'matrix',

@@ -30,21 +30,21 @@ export function segmentsText(map: FeatureMap, s: SegmentsSpec): string {
   const keep = (at: string, peak: string): string => `
         before[base_before() + (${at} * ${size}u + element) / 2u] = bitcast<u32>(vec2<f16>(state * down));
         if (element == 0u) { store_downs(2u * ${at}, down); store_downs(2u * ${at} + 1u, ${peak}); }`;
-  const four = (name: string, test: string): string => `if (row < ${map.count}u) {
+  const edge = (name: 'initial' | 'final', factor: string): string => `if (row < ${map.count}u) {
         let pair = batch * uniforms.heads + head;
         ${
           name === 'initial'
             ? `
         for (var e = 0u; e < 2u; e++) {
           let c = column + e;
-          if (c < ${s.columns}u && columns + c < ${s.valueDim}u) { state[e] = load_initialKv((pair * ${map.count}u + row) * ${s.valueDim}u + columns + c) / ${test}; }
-          if (c == ${s.columns}u) { state[e] = load_initialZ(pair * ${map.count}u + row) / ${test}; }
+          if (c < ${s.columns}u && columns + c < ${s.valueDim}u) { state[e] = load_initialKv((pair * ${map.count}u + row) * ${s.valueDim}u + columns + c) / ${factor}; }
+          if (c == ${s.columns}u) { state[e] = load_initialZ(pair * ${map.count}u + row) / ${factor}; }
         }`
             : `
         for (var e = 0u; e < 2u; e++) {
           let c = column + e;
-          if (c < ${s.columns}u && columns + c < ${s.valueDim}u) { store_finalKv((pair * ${map.count}u + row) * ${s.valueDim}u + columns + c, state[e] * ${test}); }
-          if (c == ${s.columns}u && columns == 0u) { store_finalZ(pair * ${map.count}u + row, state[e] * ${test}); }
+          if (c < ${s.columns}u && columns + c < ${s.valueDim}u) { store_finalKv((pair * ${map.count}u + row) * ${s.valueDim}u + columns + c, state[e] * ${factor}); }
+          if (c == ${s.columns}u && columns == 0u) { store_finalZ(pair * ${map.count}u + row, state[e] * ${factor}); }
         }`
         }
       }`;
@@ -82,7 +82,7 @@ export function segmentsText(map: FeatureMap, s: SegmentsSpec): string {
           : ''
       }
       if (element >= ${size}u) { return; }
-      ${s.initial ? four('initial', map.stateFactor('row')) : ''}
+      ${s.initial ? edge('initial', map.stateFactor('row')) : ''}
       let first = (batch * uniforms.heads + head) * uniforms.segments;
       for (var segment = 0u; segment < uniforms.segments; segment += ${ahead}u) {
         ${range(ahead)
@@ -107,6 +107,6 @@ export function segmentsText(map: FeatureMap, s: SegmentsSpec): string {
           .join('')}
       }
       ${s.whole ? `{ let down = min(fitTo(bound, 15), 256.0); let at = (batch * uniforms.heads + head) * uniforms.columnTiles + tile; ${keep('at', '0.0')} }` : ''}
-      ${s.final ? four('final', map.stateFactor('row')) : ''}
+      ${s.final ? edge('final', map.stateFactor('row')) : ''}
     }`;
 }

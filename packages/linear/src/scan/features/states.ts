@@ -1,6 +1,6 @@
 // What each segment of tokens adds to the state, as products of fragments: U = phi(K)^T [V, 1], features made as keys are loaded.
 // tile    all features x `columns` values and the ones a workgroup; `blocks` of 16 features a subgroup, 32 tokens a step
-// bytes   reads k and v once a column tile, keys twice (their peak first); writes f32 features x width a segment
+// bytes   reads k twice (its peak first) and v once a column tile; writes f32 features x width a segment
 // limits  f16 operands, f32 sums; keys are scaled by a power of two a segment that keeps features in range
 // source  Arora et al. 2024 (arXiv 2402.18668), section 4; Katharopoulos et al. 2020, eq. 9
 import { fragmentLanes, Fragments, type KernelContext, range } from '@heed/core/~internal';
