@@ -5,8 +5,9 @@
 // limits  positions below 2^31; an angle is a fraction of a turn in 32 bits and a rest in f32, so that large positions keep their digits
 // source  Qin et al. 2023 (arXiv 2307.14995), section 3.1; Qin et al. 2022 (arXiv 2210.10340), code; polynomials: Cephes
 import { cast, HeedError, reshape, sum, type Tensor } from '@heed/core';
-import { apply, defineKernel, empty, read, write } from '@heed/core/~internal';
+import { apply, asContiguous, defineKernel, empty, read, write } from '@heed/core/~internal';
 import { type TurnForm, turnText } from '../scan/turn-text.js';
+import type { Turning, TurnKernels } from '../scan/turning.js';
 import { rowWidth } from '../scan/views.js';
 
 interface TurnSpec {
@@ -157,16 +158,19 @@ export function rotatePairs(x: Tensor, theta: Tensor, options: { offset?: number
   return turned('rotatePairs', x, theta, 'rotate', options.offset ?? 0);
 }
 
+/** Turns of the queries and keys of a scan: see `lrpe` and `rotatePairs`. */
+export function turningOf(form: TurnForm, theta: Tensor, offset: number): Turning {
+  return { form, theta, offset, kernels };
+}
+
+const kernels: TurnKernels = {
+  copy: (x, { theta, form, offset }) => turn(x, theta, form, 'forward', offset),
+  back: (dy, { theta, form, offset }, out) => void turn(dy, theta, form, 'backward', offset, out),
+  angles: (x, dy, { theta, form, offset }) => gradientOfAngles(x, dy, theta, form, offset),
+};
+
 function turned(who: string, x: Tensor, theta: Tensor, form: TurnForm, offset: number): Tensor {
-  if (x.rank !== 4) throw new HeedError('SHAPE_MISMATCH', `${who}: x is ${x.describe()}; it must be [batch, tokens, heads, headDim]`);
-  if (x.dtype !== 'f32' && x.dtype !== 'f16') throw new HeedError('DTYPE_MISMATCH', `${who}: x is ${x.describe()}; it must be f32 or f16`);
-  const [heads, headDim] = [x.dim(2), x.dim(3)];
-  const wanted = form === 'concat' ? [heads, headDim] : [Math.floor(headDim / 2)];
-  if (theta.dtype !== 'f32') throw new HeedError('DTYPE_MISMATCH', `${who}: theta is ${theta.describe()}; angles are f32`);
-  if (theta.shape.join() !== wanted.join())
-    throw new HeedError('SHAPE_MISMATCH', `${who}: theta is ${theta.describe()}; for x ${x.describe()} it must be [${wanted.join(', ')}]`);
-  if (!(Number.isInteger(offset) && offset >= 0))
-    throw new HeedError('INVALID_ARGUMENT', `${who}: offset is ${offset}; it is the position of the first token, an integer of 0 or more`);
+  checkTurns(who, x, theta, form, offset);
   return apply({
     name: who,
     inputs: [x, theta],
@@ -180,12 +184,27 @@ function turned(who: string, x: Tensor, theta: Tensor, form: TurnForm, offset: n
   });
 }
 
-function turn(x: Tensor, theta: Tensor, form: TurnForm, direction: TurnSpec['direction'], offset: number): Tensor {
+/** @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT: what is wrong with turns of x */
+export function checkTurns(who: string, x: Tensor, theta: Tensor, form: TurnForm, offset: number): void {
+  if (x.rank !== 4) throw new HeedError('SHAPE_MISMATCH', `${who}: x is ${x.describe()}; it must be [batch, tokens, heads, headDim]`);
+  if (x.dtype !== 'f32' && x.dtype !== 'f16') throw new HeedError('DTYPE_MISMATCH', `${who}: x is ${x.describe()}; it must be f32 or f16`);
+  const [heads, headDim] = [x.dim(2), x.dim(3)];
+  const wanted = form === 'concat' ? [heads, headDim] : [Math.floor(headDim / 2)];
+  if (theta.dtype !== 'f32') throw new HeedError('DTYPE_MISMATCH', `${who}: theta is ${theta.describe()}; angles are f32`);
+  if (theta.shape.join() !== wanted.join())
+    throw new HeedError('SHAPE_MISMATCH', `${who}: theta is ${theta.describe()}; for x ${x.describe()} it must be [${wanted.join(', ')}]`);
+  if (!(Number.isInteger(offset) && offset >= 0))
+    throw new HeedError('INVALID_ARGUMENT', `${who}: offset is ${offset}; it is the position of the first token, an integer of 0 or more`);
+}
+
+function turn(x: Tensor, thetas: Tensor, form: TurnForm, direction: TurnSpec['direction'], offset: number, into?: Tensor): Tensor {
+  const theta = asContiguous(thetas);
   const [batch, tokens, heads, width] = x.shape as [number, number, number, number];
   const headDim = form === 'concat' && direction === 'backward' ? width / 2 : width;
-  const out = empty(x.device, [batch, tokens, heads, form === 'concat' && direction === 'forward' ? 2 * headDim : headDim], x.dtype);
+  const wide = form === 'concat' && direction === 'forward';
+  const out = into ?? empty(x.device, [batch, tokens, heads, wide ? 2 * headDim : headDim], x.dtype);
   const angles = form === 'concat' ? headDim : Math.ceil(headDim / 2);
-  const vector = form === 'concat' && headDim % 4 === 0 && theta.offset % 4 === 0 && rowWidth(x) === 4 ? 4 : 1;
+  const vector = form === 'concat' && headDim % 4 === 0 && theta.offset % 4 === 0 && out.offset % 4 === 0 && rowWidth(x) === 4 ? 4 : 1;
   const items = (batch * tokens * heads * angles) / vector;
   if (items === 0) return out;
   kernel.run(x.device, {
@@ -205,7 +224,7 @@ function gradientOfAngles(x: Tensor, dy: Tensor, theta: Tensor, form: TurnForm, 
   if (parts.size > 0)
     angleGradients.run(x.device, {
       spec: { form, direction: 'backward', width: 1 },
-      tensors: { x, dy, theta, out: parts },
+      tensors: { x, dy, theta: asContiguous(theta), out: parts },
       uniforms: { ...sizes(x, dy, { headDim, angles, form, offset }), items: parts.size, strips },
       grid: [Math.ceil(parts.size / 256)],
     });

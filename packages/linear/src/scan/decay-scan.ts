@@ -4,8 +4,9 @@ import type { GatedNeeds, GatedSaved } from './gated-backward.js';
 import type { GatedProblem } from './gated.js';
 import { checkArguments, decayTensor, isTensorDecay } from './options.js';
 import { lightning2Backward } from './scalar-backward.js';
-import { scalarForward } from './scalar.js';
+import { scalarForward, turnedDim } from './scalar.js';
 import { stepScan } from './scan.js';
+import type { Turning } from './turning.js';
 
 /** Options of a scan whose state forgets nothing, or by one constant factor a head. */
 export interface DecayScanOptions {
@@ -21,6 +22,8 @@ export interface DecayScanOptions {
   lengths?: Tensor;
   /** Dtype of the outputs. Default that of v. */
   outDType?: FloatDType;
+  /** Turns of q and k by position; differentiable in the angles. States are as wide as turned keys. */
+  turning?: Turning;
 }
 
 /**
@@ -93,24 +96,24 @@ export function stepOp(
   checkDecayScan(who, q, k, v, { ...options, initialState: state });
   if (!state.contiguous)
     throw new HeedError('SHAPE_MISMATCH', `${who}: the state ${state.describe()} is a strided view; it is updated in place, copy it first`);
-  const { lengths, scale = 1, chunk, outDType = v.dtype as FloatDType } = options;
+  const { lengths, scale = 1, chunk, outDType = v.dtype as FloatDType, turning } = options;
   return apply({
     name: who,
-    inputs: [q, k, v, ...(way ? [way.gate] : [])],
+    inputs: [q, k, v, ...(way ? [way.gate] : []), ...(turning ? [turning.theta] : [])],
     forward: () => {
       const common = { q, k, v, lengths };
       if (q.dim(1) <= inPlaceTokens)
         return way
           ? way.step({ ...common, gate: way.gate, queryScale: scale }, state, outDType)
-          : stepScan({ ...common, decay: decayOf(q, options.decay), queryScale: scale }, state, outDType);
-      const { out, final } = forwardOf({ ...common, scale, chunk }, options.decay, state, { withState: true, outDType }, way);
+          : stepScan({ ...common, decay: decayOf(q, options.decay), queryScale: scale, turning }, state, outDType);
+      const { out, final } = forwardOf({ ...common, scale, chunk, turning }, options.decay, state, { withState: true, outDType }, way);
       if (final) copyInto(state, final);
       return out;
     },
   });
 }
 
-type Problem = Omit<GatedProblem, 'gate'>;
+type Problem = Omit<GatedProblem, 'gate'> & { turning?: Turning | undefined };
 
 function forwardOf(
   problem: Problem,
@@ -134,8 +137,8 @@ export function scanOp(
   way?: GateWay,
 ): readonly Tensor[] {
   checkDecayScan(who, q, k, v, options);
-  const { initialState, lengths, chunk, scale = 1, outDType = v.dtype as FloatDType } = options;
-  const inputs = [q, k, v, ...(way ? [way.gate] : []), ...(initialState ? [initialState] : [])];
+  const { initialState, lengths, chunk, scale = 1, outDType = v.dtype as FloatDType, turning } = options;
+  const inputs = [q, k, v, ...(way ? [way.gate] : []), ...(initialState ? [initialState] : []), ...(turning ? [turning.theta] : [])];
   const given = options.decay !== undefined && isTensorDecay(options.decay) ? options.decay : undefined;
   const constants = [...(lengths ? [lengths] : []), ...(given ? [given] : [])];
   return apply<readonly Tensor[]>({
@@ -143,7 +146,7 @@ export function scanOp(
     inputs,
     forward: () => {
       const initial = initialState && asContiguous(initialState);
-      const { out, final } = forwardOf({ q, k, v, lengths, scale, chunk }, options.decay, initial, { withState, outDType }, way);
+      const { out, final } = forwardOf({ q, k, v, lengths, scale, chunk, turning }, options.decay, initial, { withState, outDType }, way);
       return final ? [out, final] : [out];
     },
     saves: (outputs) => [...inputs, ...constants, ...(way && withState ? outputs.slice(1) : [])],
@@ -158,6 +161,7 @@ export function scanOp(
         scale,
         chunk,
         initialState: initialState ? rest.shift() : undefined,
+        turning: turning && { ...turning, theta: rest.shift() as Tensor },
         lengths: lengths ? rest.shift() : undefined,
       };
       const need = (x: Tensor | undefined): boolean => x !== undefined && (needs[inputs.indexOf(x)] ?? false);
@@ -167,8 +171,8 @@ export function scanOp(
         return [grads.q, grads.k, grads.v, grads.gate, ...(initialState ? [grads.initialState] : [])];
       }
       const decay = given ? (rest[0] as Tensor) : decayOf(savedQ, options.decay);
-      const grads = lightning2Backward({ ...common, decay }, dOut, dState, wanted);
-      return [grads.q, grads.k, grads.v, ...(initialState ? [grads.initialState] : [])];
+      const grads = lightning2Backward({ ...common, decay }, dOut, dState, { ...wanted, theta: need(turning?.theta) });
+      return [grads.q, grads.k, grads.v, ...(initialState ? [grads.initialState] : []), ...(turning ? [grads.theta] : [])];
     },
   });
 }
@@ -179,12 +183,13 @@ function decayOf(q: Tensor, decay: DecayScanOptions['decay']): Tensor {
 
 /** @throws HeedError: what is wrong with the arguments of a scan */
 export function checkDecayScan(who: string, q: Tensor, k: Tensor, v: Tensor, options: DecayScanOptions): void {
-  const { decay, initialState, lengths, chunk, scale } = options;
-  checkArguments(who, q, k, v, {
+  const { decay, initialState, lengths, chunk, scale, turning } = options;
+  const given = {
     decay: decay ?? new Float32Array(q.rank === 4 ? q.dim(2) : 0),
     ...(initialState && { initialState }),
     ...(lengths && { lengths }),
     ...(chunk !== undefined && { chunk }),
     ...(scale !== undefined && { scale }),
-  });
+  };
+  checkArguments(who, q, k, v, given, k.rank === 4 ? turnedDim(k, turning) : undefined);
 }

@@ -24,13 +24,16 @@ export interface Lightning2Options {
   outDType?: FloatDType;
 }
 
-/** @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT, UNSUPPORTED: what is wrong with the arguments */
-export function checkArguments(who: string, q: Tensor, k: Tensor, v: Tensor, options: Lightning2Options): void {
+/**
+ * @param keyDim width of keys as the scan sees them
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT, UNSUPPORTED: what is wrong with the arguments
+ */
+export function checkArguments(who: string, q: Tensor, k: Tensor, v: Tensor, options: Lightning2Options, keyDim?: number): void {
   checkOperands(who, q, k, v);
   const heads = q.dim(2);
   const { decay, initialState, lengths, chunk, scale = 1 } = options;
   checkDecay(who, decay, heads);
-  if (initialState) checkState(who, initialState, [q.dim(0), heads, q.dim(3), v.dim(3)]);
+  if (initialState) checkState(who, initialState, [q.dim(0), heads, keyDim ?? q.dim(3), v.dim(3)]);
   checkLengths(who, lengths, q.dim(0));
   checkChunk(who, chunk);
   checkOutDType(who, options.outDType);

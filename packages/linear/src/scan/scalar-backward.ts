@@ -1,8 +1,10 @@
-import { type Tensor, zeros } from '@heed/core';
+import { add, type Tensor, zeros } from '@heed/core';
 import { asContiguous, empty } from '@heed/core/~internal';
 import { halveCotangent, timesGain } from './cotangent.js';
 import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from './pieces.js';
+import { turnedDim, wideSpan } from './scalar.js';
 import { planFor, planLike, type Scan, segmentStates, sweepOutputs } from './scan.js';
+import { type Turning, turningFrom, turnsOf, turnsOnLoad } from './turning.js';
 
 /** What the gradients are computed from. */
 export interface Lightning2Saved {
@@ -14,6 +16,8 @@ export interface Lightning2Saved {
   lengths?: Tensor | undefined;
   scale: number;
   chunk?: number | undefined;
+  /** Turns of q and k, which are saved as they were before. */
+  turning?: Turning | undefined;
 }
 
 export interface Lightning2Gradients {
@@ -21,6 +25,8 @@ export interface Lightning2Gradients {
   k: Tensor | null;
   v: Tensor | null;
   initialState: Tensor | null;
+  /** Of the angles of turns. */
+  theta: Tensor | null;
 }
 
 /**
@@ -34,35 +40,57 @@ export function lightning2Backward(
   saved: Lightning2Saved,
   dOut: Tensor | null,
   dState: Tensor | null,
-  needs: { q: boolean; k: boolean; v: boolean; initialState: boolean },
+  needs: { q: boolean; k: boolean; v: boolean; initialState: boolean; theta?: boolean },
 ): Lightning2Gradients {
-  const { q, k, v, initialState } = saved;
+  const { q, k, v, initialState, turning } = saved;
+  const keyDim = turnedDim(k, turning);
   const like = (x: Tensor): Tensor => empty(x.device, x.shape, x.dtype);
-  const stateShape = [q.dim(0), q.dim(2), q.dim(3), v.dim(3)];
+  const stateShape = [q.dim(0), q.dim(2), keyDim, v.dim(3)];
   let last = dState ? asContiguous(dState) : undefined;
   if (v.size === 0) {
     // no tokens: the final state is the initial one
-    return { q: like(q), k: like(k), v: like(v), initialState: needs.initialState ? (last ?? zeros(q.device, stateShape)) : null };
+    const nothing = {
+      initialState: needs.initialState ? (last ?? zeros(q.device, stateShape)) : null,
+      theta: turning ? zeros(q.device, turning.theta.shape) : null,
+    };
+    return { q: like(q), k: like(k), v: like(v), ...nothing };
   }
   // on fragments an f32 cotangent becomes f16 times a gain, which outputs and states are multiplied by again
-  const onFragments = v.dtype === 'f16' && planFor(k, v, saved.chunk).matrix && planFor(v, k, saved.chunk).matrix;
+  const [own, swapped] = turning ? [turnsOf(turning, 'keys'), turnsOf(turning, 'values')] : [];
+  const plans = [planFor(k, v, saved.chunk, own), planFor(v, k, saved.chunk, swapped)] as const;
+  const onFragments = v.dtype === 'f16' && plans.every(({ matrix }) => matrix);
   const halved = dOut?.dtype === 'f32' && onFragments ? halveCotangent(dOut, saved.decay, saved.lengths) : undefined;
   if (halved && last) last = timesGain(last, halved.table, true);
-  const whole: Problem = { ...saved, gains: halved?.table, dOut: halved?.halves ?? dOut ?? zeros(v.device, v.shape, { dtype: v.dtype }) };
+  const headDim = k.dim(3);
+  const { capabilities } = q.device;
+  const onLoad =
+    turning !== undefined &&
+    onFragments &&
+    turnsOnLoad(plans[0], { of: 'keys', headDim, keyDim }, capabilities) &&
+    turnsOnLoad(plans[1], { of: 'values', headDim, keyDim: v.dim(3) }, capabilities);
+  const whole: Problem = {
+    ...saved,
+    onLoad,
+    gains: halved?.table,
+    dOut: halved?.halves ?? dOut ?? zeros(v.device, v.shape, { dtype: v.dtype }),
+  };
   const grads: Lightning2Gradients = {
     q: needs.q ? like(q) : null,
     k: needs.k ? like(k) : null,
     v: needs.v ? like(v) : null,
     initialState: needs.initialState ? empty(q.device, stateShape) : null,
+    theta: null,
   };
   const spans = [q, k, v, whole.dOut, grads.q, grads.k, grads.v].flatMap((x) => (x ? [spanOf(x)] : []));
+  if (turning) spans.push(wideSpan(k, keyDim));
+  const wanted = { q: needs.q || needs.theta, k: needs.k || needs.theta };
   const first = initialState && asContiguous(initialState);
   for (const pieces of planPieces(q.dim(0), q.dim(1), spans, q.device.limits.maxStorageBufferBindingSize)) {
     const problems = pieces.map((piece) => problemOf(whole, piece));
     const starts = problems.map((_, i) => (i > 0 ? empty(q.device, [pieces[0]?.batch ?? 0, ...stateShape.slice(1)]) : undefined));
     const entries = pieces[0] as Piece;
     starts[0] = first && entriesOf(first, entries);
-    if (needs.q)
+    if (wanted.q)
       problems.slice(0, -1).forEach((problem, i) => segmentStates(problem.forward, { initial: starts[i], final: starts[i + 1] }));
     let behind = last && entriesOf(last, entries);
     for (let i = pieces.length - 1; i >= 0; i--) {
@@ -70,11 +98,26 @@ export function lightning2Backward(
       const before =
         i > 0 ? empty(q.device, [piece.batch, ...stateShape.slice(1)]) : grads.initialState && entriesOf(grads.initialState, piece);
       const part = (x: Tensor | null): Tensor | undefined => (x ? pieceOf(x, piece) : undefined);
-      backwardPiece(
-        problems[i] as PieceProblem,
-        { initial: starts[i], behind, before: before ?? undefined },
-        { q: part(grads.q), k: part(grads.k), v: part(grads.v) },
-      );
+      const states = { initial: starts[i], behind, before: before ?? undefined };
+      const problem = problems[i] as PieceProblem;
+      if (!turning) backwardPiece(problem, states, { q: part(grads.q), k: part(grads.k), v: part(grads.v) });
+      else {
+        const wide = (want: boolean | undefined): Tensor | undefined =>
+          want ? empty(q.device, [piece.batch, piece.tokens, q.dim(2), keyDim], q.dtype) : undefined;
+        const turned = { q: wide(wanted.q), k: wide(wanted.k) };
+        backwardPiece(problem, states, { ...turned, v: part(grads.v) });
+        const from = turningFrom(turning, piece.tokenFirst);
+        for (const name of ['q', 'k'] as const) {
+          const [dy, dx] = [turned[name], part(grads[name])];
+          if (!dy) continue;
+          if (dx) from.kernels.back(dy, from, dx);
+          if (needs.theta) {
+            const angles = from.kernels.angles(pieceOf(saved[name], piece), dy, from);
+            grads.theta = grads.theta ? add(grads.theta, angles) : angles;
+          }
+          dy.dispose();
+        }
+      }
       behind = before ?? undefined;
     }
   }
@@ -86,6 +129,8 @@ interface Problem extends Lightning2Saved {
   dOut: Tensor;
   /** The decays with the gain of dOut behind them. */
   gains: Tensor | undefined;
+  /** Kernels turn q and k as they load them; else q and k of a piece are turned copies. */
+  onLoad: boolean;
 }
 
 interface PieceProblem extends Problem {
@@ -94,10 +139,15 @@ interface PieceProblem extends Problem {
 }
 
 function problemOf(whole: Problem, piece: Piece): PieceProblem {
-  const [q, k, v, dOut] = [whole.q, whole.k, whole.v, whole.dOut].map((x) => pieceOf(x, piece)) as [Tensor, Tensor, Tensor, Tensor];
-  const { decay, chunk } = whole;
+  const { decay, chunk, onLoad } = whole;
+  const turning = whole.turning && turningFrom(whole.turning, piece.tokenFirst);
+  const [v, dOut] = [whole.v, whole.dOut].map((x) => pieceOf(x, piece)) as [Tensor, Tensor];
+  const [q, k] = [whole.q, whole.k]
+    .map((x) => pieceOf(x, piece))
+    .map((x) => (turning && !onLoad ? turning.kernels.copy(x, turning) : x)) as [Tensor, Tensor];
+  const turns = turning && onLoad ? turnsOf(turning, 'keys') : undefined;
   const lengths = whole.lengths && entriesOf(whole.lengths, piece);
-  const forward = { k, v, decay, lengths, tokensBefore: piece.tokenFirst, plan: planFor(k, v, chunk) };
+  const forward = { k, v, decay, lengths, tokensBefore: piece.tokenFirst, turns, plan: planFor(k, v, chunk, turns) };
   return { ...whole, q, k, v, dOut, lengths, forward };
 }
 
@@ -107,22 +157,23 @@ function backwardPiece(
   states: { initial: Tensor | undefined; behind: Tensor | undefined; before: Tensor | undefined },
   grads: { q: Tensor | undefined; k: Tensor | undefined; v: Tensor | undefined },
 ): void {
-  const { plan, decay, lengths, tokensBefore } = forward;
+  const { plan, decay, lengths, tokensBefore, turns } = forward;
   const serial = plan.form === 'serial';
   const common = { decay: gains ?? decay, lengths, tokensBefore, gain: gains !== undefined };
   // roles with keys of valueDim and values of keyDim, in the same segments
-  const swapped = planLike(plan, v, k);
+  const swappedTurns = turns && ({ ...turns, of: 'values' } as const);
+  const swapped = { turns: swappedTurns, plan: planLike(plan, v, k, swappedTurns) };
   if (grads.q) {
     const initial = serial ? states.initial : segmentStates(forward, { initial: states.initial });
-    sweepOutputs({ ...common, q: dOut, k: v, v: k, queryScale: scale, plan: swapped }, { initial, transposed: true, out: grads.q });
+    sweepOutputs({ ...common, q: dOut, k: v, v: k, queryScale: scale, ...swapped }, { initial, transposed: true, out: grads.q });
   }
   if (!grads.k && !grads.v && !states.before) return;
-  const reverse = { ...common, k: q, v: dOut, keyScale: scale, reverse: true, plan };
+  const reverse = { ...common, k: q, v: dOut, keyScale: scale, reverse: true, turns, plan };
   const alone = serial && !grads.v && states.before !== undefined;
   const behind =
     serial && !alone
       ? states.behind
       : segmentStates(reverse, { initial: states.behind, final: serial && !alone ? undefined : states.before });
   if (grads.v) sweepOutputs({ ...reverse, q: k }, { initial: behind, final: serial ? states.before : undefined, out: grads.v });
-  if (grads.k) sweepOutputs({ ...reverse, q: v, k: dOut, v: q, plan: swapped }, { initial: behind, transposed: true, out: grads.k });
+  if (grads.k) sweepOutputs({ ...reverse, q: v, k: dOut, v: q, ...swapped }, { initial: behind, transposed: true, out: grads.k });
 }

@@ -7,6 +7,7 @@ import { runRecurrent } from './recurrent.js';
 import { runSegmentScan } from './segment-scan.js';
 import { keyDimOf, type ScanTurns, type Sweep, valueDimOf } from './sweep.js';
 import { runTokenStep } from './token-step.js';
+import type { Turning } from './turning.js';
 
 /** One scan: out_t = queryScale q_t S_t with S_t = lambda S_(t-1) + keyScale k_t v_t^T. */
 export interface Scan {
@@ -86,7 +87,12 @@ export function runScan(scan: Scan, { initial, final, out }: ScanStates & { out:
  * A few tokens from a state that is updated in place: reads and writes it once, and allocates nothing but the outputs.
  * @param state contiguous f32 [batch, heads, keyDim, valueDim]
  */
-export function stepScan(scan: Omit<Scan, 'plan' | 'reverse'>, state: Tensor, outDType?: FloatDType): Tensor {
+export function stepScan(
+  { turning, ...rest }: Omit<Scan, 'plan' | 'reverse' | 'turns'> & { turning?: Turning | undefined },
+  state: Tensor,
+  outDType?: FloatDType,
+): Tensor {
+  const scan = turning ? { ...rest, q: turning.kernels.copy(rest.q, turning), k: turning.kernels.copy(rest.k, turning) } : rest;
   const { q, k, v } = scan;
   const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
   const out = empty(k.device, [batch, tokens, heads, v.dim(3)], outDType ?? (v.dtype as FloatDType));

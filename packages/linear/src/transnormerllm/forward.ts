@@ -1,5 +1,5 @@
 import { HeedError, rmsNorm, scope, type Tensor } from '@heed/core';
-import { lrpe } from '../layer/turns.js';
+import { checkTurns, turningOf } from '../layer/turns.js';
 import { decayScan, type DecayScanOptions, decayScanWithState } from '../scan/decay-scan.js';
 
 /** Options of `transnormerllm`. */
@@ -34,8 +34,7 @@ export interface TransnormerllmOptions {
  */
 export function transnormerllm(q: Tensor, k: Tensor, v: Tensor, options: TransnormerllmOptions = {}): Tensor {
   return scope(() => {
-    const [queries, keys, rest] = placed(q, k, options);
-    return decayScan(queries, keys, v, rest, 'transnormerllm');
+    return decayScan(q, k, v, scanOptions('transnormerllm', q, options), 'transnormerllm');
   });
 }
 
@@ -47,14 +46,16 @@ export function transnormerllmWithState(
   options: TransnormerllmOptions = {},
 ): { out: Tensor; state: Tensor } {
   return scope(() => {
-    const [queries, keys, rest] = placed(q, k, options);
-    return decayScanWithState(queries, keys, v, rest, 'transnormerllmWithState');
+    return decayScanWithState(q, k, v, scanOptions('transnormerllmWithState', q, options), 'transnormerllmWithState');
   });
 }
 
-function placed(q: Tensor, k: Tensor, options: TransnormerllmOptions): [Tensor, Tensor, DecayScanOptions] {
+/** LRPE is a part of the scan: queries and keys are turned as they are loaded, and saved as they are. */
+export function scanOptions(who: string, q: Tensor, options: TransnormerllmOptions): DecayScanOptions {
   const { theta, offset = 0, ...rest } = options;
-  return theta ? [lrpe(q, theta, { offset }), lrpe(k, theta, { offset }), rest] : [q, k, rest];
+  if (!theta) return rest;
+  checkTurns(who, q, theta, 'concat', offset);
+  return { ...rest, turning: turningOf('concat', theta, offset) };
 }
 
 /**

@@ -1,10 +1,9 @@
 import { type Device, HeedError, scope, type Tensor, zeros } from '@heed/core';
 import { copyContiguous } from '@heed/core/~internal';
-import { lrpe } from '../layer/turns.js';
 import { checkDecay, checkState, decayTensor, isTensorDecay } from '../scan/options.js';
 import { decayScanStep } from '../scan/decay-scan.js';
 import { HeldTensors } from '../scan/held-tensors.js';
-import type { TransnormerllmOptions } from './forward.js';
+import { scanOptions, type TransnormerllmOptions } from './forward.js';
 
 /** What a stream is started with. */
 export interface TransnormerllmStreamOptions extends Pick<TransnormerllmOptions, 'scale' | 'decay' | 'initialState' | 'chunk'> {
@@ -80,8 +79,8 @@ export function transnormerllmStep(q: Tensor, k: Tensor, v: Tensor, state: Trans
     );
   const options = { decay: state.decay, scale, ...(chunk !== undefined && { chunk }) };
   const out = scope(() => {
-    const [queries, keys] = theta ? [q, k].map((x) => lrpe(x, theta, { offset: state.tokens })) : [q, k];
-    return decayScanStep(queries as Tensor, keys as Tensor, v, state.values, options, 'transnormerllmStep');
+    const placed = scanOptions('transnormerllmStep', q, { ...options, ...(theta && { theta, offset: state.tokens }) });
+    return decayScanStep(q, k, v, state.values, placed, 'transnormerllmStep');
   });
   state.advance(q.dim(1));
   return out;

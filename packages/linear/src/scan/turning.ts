@@ -1,0 +1,57 @@
+import type { Capabilities, Tensor } from '@heed/core';
+import { asContiguous, fragmentLanes } from '@heed/core/~internal';
+import { matrixLayout } from './matrix-tile.js';
+import type { ScanPlan } from './plan.js';
+import type { ScanTurns } from './sweep.js';
+import { stepsEvenly } from './tile-turns.js';
+import type { TurnForm } from './turn-text.js';
+
+/** Queries and keys of a scan turned by position: on their way into a kernel on fragments, else as copies that do not outlive the scan. */
+export interface Turning {
+  form: TurnForm;
+  /** f32 [heads, headDim] with `concat`, [floor(headDim / 2)] with `rotate`. */
+  theta: Tensor;
+  /** Position of the first token. */
+  offset: number;
+  /** Kernels of `layer/turns.ts`, which scans without positions do not carry. */
+  kernels: TurnKernels;
+}
+
+export interface TurnKernels {
+  /** x turned, from position `offset` on. */
+  copy(x: Tensor, turning: Omit<Turning, 'kernels'>): Tensor;
+  /** The gradient of x, from that of turned x, written to `out`. */
+  back(dy: Tensor, turning: Omit<Turning, 'kernels'>, out: Tensor): void;
+  /** The gradient of theta that x and the gradient of turned x give. */
+  angles(x: Tensor, dy: Tensor, turning: Omit<Turning, 'kernels'>): Tensor;
+}
+
+/** The turns of a scan's operands `before` tokens further on, as they are loaded. */
+export function turnsOf(turning: Turning, of: ScanTurns['of'], before = 0): ScanTurns {
+  return { form: turning.form, theta: asContiguous(turning.theta), offset: turning.offset + before, of };
+}
+
+/** `turning` for a piece that begins `before` tokens further on. */
+export function turningFrom(turning: Turning, before: number): Turning {
+  return { ...turning, offset: turning.offset + before };
+}
+
+/** Bindings of a kernel on fragments with angles. */
+const mostBindings = 9;
+
+/**
+ * Whether the kernels of a plan turn operands as they load them: rows of whole eights, whose items lie evenly among the lanes.
+ * @param headDim elements of a row before it is turned
+ */
+export function turnsOnLoad(
+  { matrix }: Pick<ScanPlan, 'matrix'>,
+  { of, headDim, keyDim }: { of: ScanTurns['of']; headDim: number; keyDim: number },
+  capabilities: Capabilities,
+): boolean {
+  if (!matrix || headDim % 8 !== 0 || capabilities.limits.maxStorageBuffersPerShaderStage < mostBindings) return false;
+  return (['outputs', 'states'] as const).every((kernel) => {
+    const tile = matrix[kernel];
+    const width = of === 'keys' ? matrixLayout(keyDim, tile, kernel === 'outputs').keys : tile.columns;
+    return stepsEvenly({ width, lanes: tile.rowGroups * tile.columnGroups * fragmentLanes });
+  });
+}

@@ -1,0 +1,121 @@
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { cast, type Device, openDevice, RandomStream, slice, tensor, type Tensor } from '@heed/core';
+import { tensorsIn, vjp } from '@heed/core/~internal';
+import { expectErrorRatio, f64, type F64Array } from '@heed/core/testing';
+import { turningOf } from '../src/layer/turns.js';
+import { decayScan } from '../src/scan/decay-scan.js';
+import { planFor } from '../src/scan/scan.js';
+import { turnsOf, turnsOnLoad } from '../src/scan/turning.js';
+import { lrpe, transnormerllmStart, transnormerllmStep, transnormerllmWithState } from '../src/transnormerllm/index.js';
+import { rotatePairs } from '../src/layer/turns.js';
+import { referenceTransnormerllm } from '../src/transnormerllm/reference.js';
+
+const [heads, decay] = [2, [-0.3, -0.004]];
+
+async function values(x: Tensor): Promise<F64Array> {
+  return f64(x.shape, await x.read());
+}
+
+// Queries and keys of f16 are turned on their way into fragments: no turned copy exists in memory.
+describe('turns as operands are loaded', () => {
+  let device: Device;
+  beforeAll(async () => {
+    device = await openDevice({ tier: 'matrix' });
+  });
+  afterAll(async () => {
+    expect(device.memory().tensors).toBe(0);
+    await device.close();
+  });
+
+  function drawn(name: string, shape: number[], dtype: 'f16' | 'f32' = 'f16'): Tensor {
+    return tensor(device, new RandomStream(7, name).normal(shape.reduce((a, b) => a * b, 1)), shape, { dtype });
+  }
+
+  for (const { tokens, chunk, offset } of [
+    { tokens: 75, chunk: 1000, offset: 1_000_000 },
+    { tokens: 75, chunk: 40, offset: 3 },
+  ])
+    test(`${tokens} tokens in segments of ${chunk}: outputs, states and gradients are those of turned copies`, async () => {
+      const [q, k] = [drawn('q', [2, tokens, heads, 16]), drawn('k', [2, tokens, heads, 16])];
+      const [v, theta] = [drawn('v', [2, tokens, heads, 16]), drawn('theta', [heads, 16], 'f32')];
+      const [initialState, dState] = [drawn('initial', [2, heads, 32, 16], 'f32'), drawn('dState', [2, heads, 32, 16], 'f32')];
+      const lengths = tensor(device, Int32Array.of(tokens, 50));
+      const [dOut, full] = [drawn('dOut', [2, tokens, heads, 16]), [q, k, v].map((x) => cast(x, 'f32'))];
+      const options = { decay, chunk, theta, offset, initialState, lengths };
+      const stop = device.trace();
+      const got = vjp(
+        () => {
+          const { out, state } = transnormerllmWithState(q, k, v, options);
+          return [out, state];
+        },
+        [q, k, v, initialState, theta],
+        [dOut, dState],
+      );
+      const turns = stop().filter(({ kernel }) => kernel === 'linear-turns');
+      // only the gradients of q and k are turned back by a kernel of their own
+      expect(turns).toHaveLength(2);
+      const [a, b, c] = full as [Tensor, Tensor, Tensor];
+      const dFull = cast(dOut, 'f32');
+      const wanted = vjp(
+        () => {
+          const { out, state } = transnormerllmWithState(a, b, c, options);
+          return [out, state];
+        },
+        [a, b, c, initialState, theta],
+        [dFull, dState],
+      );
+      const names = ['out', 'state', 'dq', 'dk', 'dv', 'dInitial', 'dTheta'];
+      const all = [...wanted.outputs, ...wanted.grads] as Tensor[];
+      for (const [i, x] of ([...got.outputs, ...got.grads] as Tensor[]).entries())
+        expectErrorRatio(names[i] as string, await values(x), await values(all[i] as Tensor), 2e-3);
+      for (const x of tensorsIn([q, k, v, theta, initialState, dState, lengths, dOut, dFull, full, got, wanted])) x.dispose();
+    });
+
+  test('outputs are those of the relative form, and a stream by pieces, by few tokens and by one gives them, too', async () => {
+    const [q, k, v] = ['q', 'k', 'v'].map((name) => drawn(name, [1, 90, heads, 16])) as [Tensor, Tensor, Tensor];
+    const theta = drawn('theta', [heads, 16], 'f32');
+    const whole = transnormerllmWithState(q, k, v, { decay, theta, chunk: 40 });
+    const operands = [await values(q), await values(k), await values(v)] as const;
+    expectErrorRatio('out', await values(whole.out), referenceTransnormerllm(...operands, { decay, theta: await values(theta) }), 1e-3);
+    const stream = transnormerllmStart(device, { batch: 1, heads, headDim: 16, decay, lrpe: true });
+    const rows: number[] = [];
+    let first = 0;
+    for (const count of [66, 20, 1, 3]) {
+      const pieces = [q, k, v].map((x) => slice(x, 1, first, first + count)) as [Tensor, Tensor, Tensor];
+      const out = transnormerllmStep(...pieces, stream, theta);
+      rows.push(...(await out.read()));
+      for (const x of [...pieces, out]) x.dispose();
+      first += count;
+    }
+    expectErrorRatio('rows', f64(whole.out.shape, rows), await values(whole.out), 1e-3);
+    expectErrorRatio('state', await values(stream.values), await values(whole.state), 1e-3);
+    stream.dispose();
+    for (const x of [q, k, v, theta, whole.out, whole.state]) x.dispose();
+  });
+
+  test('pairs are turned as by a copy, and 3,000 tokens in one segment keep their angles', async () => {
+    const [q, k, v] = ['q', 'k', 'v'].map((name) => drawn(name, [1, 3000, 1, 16])) as [Tensor, Tensor, Tensor];
+    const theta = drawn('pairs', [8], 'f32');
+    const offset = 500_000;
+    const options = { decay: [-0.01], chunk: 3000 };
+    const got = decayScan(q, k, v, { ...options, turning: turningOf('rotate', theta, offset) }, 'test');
+    const [a, b] = [q, k].map((x) => rotatePairs(x, theta, { offset })) as [Tensor, Tensor];
+    const wanted = decayScan(a, b, v, options, 'test');
+    expectErrorRatio('out', await values(got), await values(wanted), 1e-3);
+    for (const x of [q, k, v, theta, got, a, b, wanted]) x.dispose();
+  });
+
+  test('rows that are no whole eights are turned as copies', async () => {
+    const [q, k, v] = ['q', 'k', 'v'].map((name) => drawn(name, [1, 20, heads, 12])) as [Tensor, Tensor, Tensor];
+    const theta = drawn('theta', [heads, 12], 'f32');
+    const turning = turningOf('concat', theta, 0);
+    const plan = planFor(k, v, undefined, turnsOf(turning, 'keys'));
+    expect(plan.kernel).toBe('matrix');
+    expect(turnsOnLoad(plan, { of: 'keys', headDim: 12, keyDim: 24 }, device.capabilities)).toBe(false);
+    const got = decayScan(q, k, v, { decay, turning }, 'test');
+    const [a, b] = [lrpe(q, theta), lrpe(k, theta)];
+    const wanted = decayScan(a, b, v, { decay }, 'test');
+    expectErrorRatio('out', await values(got), await values(wanted), 1e-3);
+    for (const x of [q, k, v, theta, got, a, b, wanted]) x.dispose();
+  });
+});
