@@ -24,6 +24,7 @@ export { checkShape, empty } from './tensor/create.js';
 export { contiguousStrides, sizeOf } from './tensor/tensor.js';
 export { holdsTensors, isTensor, tensorsIn } from './tensor/scope.js';
 export { type HeadPart, joinHeads, splitHeads } from './ops/permute-heads.js';
+export { attentionInOrder } from './attention/attention.js';
 export { apply, currentTape, type Backward, type OpCall, withoutTape } from './autodiff/tape.js';
 export { accumulate } from './autodiff/accumulate.js';
 export { vjp } from './autodiff/grad.js';

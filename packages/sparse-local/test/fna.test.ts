@@ -191,3 +191,42 @@ test('a million tokens of 16 heads are four parts; heads of one group are cut ap
   expect(heads({ batch: 4, heads: 4, kvHeads: 2 })).toEqual(['0+2 0+4 0', '2+2 0+4 1']);
   expect(heads({ batch: 1, heads: 4, kvHeads: 4 })).toBe(undefined);
 });
+
+test('on fragments tokens are read and written where they lie; only a backward that runs elsewhere has them moved', async () => {
+  const device = await openDevice({ tier: 'matrix' });
+  const random = new RandomStream(6);
+  const grid = [7, 9];
+  const shapes = [2, 1, 1, 2].map((heads) => [2, ...grid, heads, 16]);
+  const halves = shapes.map((shape) => Float32Array.from(random.normal(shape.reduce((a, b) => a * b, 1)), (x) => Math.round(x * 64) / 64));
+  const [q, k, v, g] = halves.map((x, i) => tensor(device, x, shapes[i] ?? [], { dtype: 'f16' })) as [Tensor, Tensor, Tensor, Tensor];
+  const arrays = halves.map((x, i) => asF64(x, shapes[i] ?? [])) as [F64Array, F64Array, F64Array, F64Array];
+  const [Q, K, V, G] = arrays;
+  const table = random.normal(2 * 5 * 5);
+  using bias = tensor(device, table, [2, 5, 5]);
+  const cases = [
+    { options: { window: [3, 4], dilation: [2, 1], causal: [false, true] }, more: {}, moved: [] },
+    {
+      options: { window: [3, 3], dilation: [1, 1], causal: [false, false] },
+      more: { bias, array: asF64(table, [2, 5, 5]) },
+      moved: ['permute-tokens'],
+    },
+  ];
+  for (const { options, more, moved } of cases) {
+    const made: Tensor[] = [];
+    const run = (): void => {
+      const { outputs, grads } = vjp(() => fna(q, k, v, { ...options, ...(more.bias && { bias: more.bias }) }), [q, k, v], [g]);
+      made.push(...(outputs as Tensor[]), ...(grads as Tensor[]));
+    };
+    const { kernels } = await device.profile(run);
+    expect([...new Set(kernels.map(({ kernel }) => kernel))].filter((name) => name.startsWith('permute'))).toEqual(moved);
+    const wanted = { ...options, ...(more.array && { bias: more.array }) };
+    const expected = referenceFnaGradients(Q, K, V, { out: G }, wanted);
+    const { out, lse } = fnaWithLse(q, k, v, { ...options, ...(more.bias && { bias: more.bias }) });
+    const results = [referenceFna(Q, K, V, wanted).out, expected.q, expected.k, expected.v, referenceFna(Q, K, V, wanted).lse];
+    for (const [i, t] of [...made, lse].entries()) near(Float32Array.from(await t.read(), Number), results[i]?.values ?? [], 1e-2);
+    for (const t of [...made, out, lse]) t.dispose();
+  }
+  for (const t of [q, k, v, g, bias]) t.dispose();
+  expect(device.memory().tensors).toBe(0);
+  await device.close();
+}, 120_000);

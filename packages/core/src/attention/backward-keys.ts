@@ -95,8 +95,13 @@ function sweep(
   const grid = [into.tiles * splits, kvHeads, batch] as const;
   if (fragments) {
     const { fold, hidden } = foldedScale(bound, call.scale);
-    const spec = { load: rowLoad(bound.item), fold, vectorOut, split, biasGradient, ...bound.spec, ...fragments };
-    runMatrixBackward(device, 'keys', spec, tensors, { hidden, tiles: 0, ...uniforms }, [kvHeads, into.tiles * splits, batch]);
+    const ordered = bound.order !== undefined;
+    const spec = { load: rowLoad(bound.item), fold, ordered, vectorOut, split, biasGradient, ...bound.spec, ...fragments };
+    runMatrixBackward(device, 'keys', spec, { ...tensors, order: bound.order }, { hidden, tiles: 0, ...uniforms }, [
+      kvHeads,
+      into.tiles * splits,
+      batch,
+    ]);
   } else if (inRegisters) {
     const spec = { vectorOut, split, biasGradient, ...bound.spec, ...inRegisters };
     runRowBackward(device, 'keys', spec, tensors, { tiles: 0, ...uniforms }, [kvHeads, into.tiles * splits, batch]);

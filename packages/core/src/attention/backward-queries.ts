@@ -54,8 +54,8 @@ export function gradientOfQ(
     runMatrixBackward(
       device,
       'queries',
-      { load: rowLoad(bound.item), fold, ...bound.spec, ...fragments, ...none },
-      { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, grads: dq },
+      { load: rowLoad(bound.item), fold, ordered: bound.order !== undefined, ...bound.spec, ...fragments, ...none },
+      { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, order: bound.order, grads: dq },
       { hidden, tiles: count, ...bound.uniforms, ...dOutStrides(dOut, bound.item), ...places },
       [sizes.heads, count, sizes.batch],
     );

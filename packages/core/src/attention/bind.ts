@@ -1,4 +1,5 @@
 import type { Operand } from '../kernel/bindings.js';
+import { constantTable } from '../kernel/constants.js';
 import { freeNames } from '../kernel/expr/index.js';
 import { sizeOf } from '../tensor/tensor.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -44,6 +45,8 @@ export interface Bound {
   uniforms: UniformsOf<ScoreUniforms>;
   extras: Tensor | undefined;
   arena: Operand | undefined;
+  /** Row of each token, where they are not in order. */
+  order: Operand | undefined;
   /** Elements that rows are loaded by. */
   item: 1 | 4 | 8;
 }
@@ -92,6 +95,7 @@ export function bindCall(call: AttentionCall, { q, k, v, arrays, selection }: Ca
   const bound: Bound = {
     extras: extras.tensor,
     arena: chosen?.operand ?? arena?.operand,
+    order: orderTable(call),
     item,
     spec: {
       headDim: sizes.headDim,
@@ -198,6 +202,11 @@ function toBits(value: number, type: 'f32' | 'i32' | 'u32'): number {
   if (type === 'f32') view.setFloat32(0, value);
   else view.setInt32(0, value);
   return view.getUint32(0);
+}
+
+/** The table of a call whose rows lie in another order. */
+function orderTable({ device, order }: AttentionCall): Operand | undefined {
+  return order && constantTable(device, `${order.key} order`, () => order.order);
 }
 
 /** How kernels on fragments load rows. */

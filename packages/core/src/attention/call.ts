@@ -4,6 +4,7 @@ import { tensor } from '../tensor/create.js';
 import { isTensor } from '../tensor/scope.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { freeNames } from '../kernel/expr/index.js';
+import type { TokenOrder } from '../ops/permute-tokens.js';
 import { slots, type Slots } from './code.js';
 import { onHost } from './mask/index.js';
 import type { AttentionOptions } from './options.js';
@@ -30,6 +31,11 @@ export interface AttentionCall {
   arrays: NamedArray[];
   /** What score function and mask read, by slot. */
   slots: Slots;
+  /**
+   * Where the rows of q, k, v, the output and all gradients lie: the row of token i at order[i], positions count tokens. For kernels
+   * on fragments alone.
+   */
+  order?: TokenOrder | undefined;
 }
 
 /** A small array of the call: `lengths`, `offsets`, `sinks`, `keyBias`, `score <name>`, `mask <name>`. */

@@ -128,8 +128,8 @@ function runOnFragments(call: AttentionCall, tensors: CallTensors, tile: Forward
   const tiles = queryTiles(call, tile.rows);
   runMatrixForward(
     device,
-    { load: rowLoad(bound.item), fold, vectorOut: valueDim % 4 === 0, ...bound.spec, ...tile },
-    { q, k, v, arena: bound.arena, extras: bound.extras, out, lse },
+    { load: rowLoad(bound.item), fold, vectorOut: valueDim % 4 === 0, ordered: bound.order !== undefined, ...bound.spec, ...tile },
+    { q, k, v, arena: bound.arena, extras: bound.extras, order: bound.order, out, lse },
     { tiles, hidden, ...bound.uniforms },
     [heads, tiles * tile.parts, batch],
   );

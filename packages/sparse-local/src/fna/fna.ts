@@ -1,6 +1,6 @@
 import { concat, permuteTokens, permuteTokensOf, reshape, scope, type Tensor, tensor } from '@heed/core';
 import { attentionWithLse, type AttentionOptions, type AttentionResult, type Mask, scoreMod, type ScoreMod } from '@heed/core/attention';
-import { capture, type Expr, joinHeads, splitHeads, uniform } from '@heed/core/~internal';
+import { attentionInOrder, capture, type Expr, joinHeads, splitHeads, uniform } from '@heed/core/~internal';
 import { at, type TokenGrid, tokenGrid } from './grid.js';
 import { neighborhoodMask } from './mask.js';
 import { checkFna, type FnaOptions, type FnaProblem } from './options.js';
@@ -49,6 +49,10 @@ function attendInOrder(q: Tensor, k: Tensor, v: Tensor, options: FnaOptions): { 
   ] as const;
   const onGrid = (x: Tensor): Tensor => reshape(x, [batch, ...grid, ...x.shape.slice(2)]);
   const parts = plan.mask && planParts(problem, q.dtype, q.device.limits.maxStorageBufferBindingSize);
+  if (!parts && order && problem.additional === 0) {
+    const { out, lse } = attentionInOrder(...rowMajor, order, optionsOf(options, problem, plan));
+    return { out: () => onGrid(out()), lse: () => onGrid(lse()) };
+  }
   if (!parts) {
     const placed = (order ? permuteTokensOf(rowMajor, order) : rowMajor) as Triple;
     const { out, lse } = attend(placed, options, problem, plan);
@@ -84,22 +88,21 @@ type Triple = readonly [queries: Tensor, keys: Tensor, values: Tensor];
 /** Attention of tokens that are in the plan's order. */
 function attend([queries, keys, values]: Triple, options: FnaOptions, problem: FnaProblem, plan: FnaPlan): AttentionResult {
   const { additionalKeys, additionalValues } = options;
-  const masking: AttentionOptions = plan.mask
-    ? { mask: plan.mask }
-    : plan.causal
-      ? { causal: true, ...(plan.window !== undefined && { window: plan.window }) }
-      : {};
   return attentionWithLse(
     queries,
     additionalKeys ? concat([keys, additionalKeys], 1) : keys,
     additionalValues ? concat([values, additionalValues], 1) : values,
-    {
-      ...masking,
-      queryOffset: 0,
-      ...(options.scale !== undefined && { scale: options.scale }),
-      ...(options.bias && { scoreMod: relativeBias(options.bias, plan.grid, problem) }),
-    },
+    optionsOf(options, problem, plan),
   );
+}
+
+function optionsOf({ scale, bias }: FnaOptions, problem: FnaProblem, { grid, mask, causal, window }: FnaPlan): AttentionOptions {
+  return {
+    ...(mask ? { mask } : causal ? { causal, ...(window !== undefined && { window }) } : {}),
+    queryOffset: 0,
+    ...(scale !== undefined && { scale }),
+    ...(bias && { scoreMod: relativeBias(bias, grid, problem) }),
+  };
 }
 
 /** How a problem runs: the order of its tokens, and the mask over it, or the closed form that it amounts to. */

@@ -8,7 +8,7 @@
 //         nor vanish, and weights down to 2^-28 keep all digits
 // source  Dao 2023 (FlashAttention-2), algorithm 2
 import type { Device } from '../../device/device.js';
-import { read, write } from '../../kernel/bindings.js';
+import { type Operand, read, write } from '../../kernel/bindings.js';
 import { defineKernel, type Kernel, type KernelContext } from '../../kernel/define.js';
 import { Fragments } from '../../kernel/fragments.js';
 import { range } from '../../kernel/modules.js';
@@ -22,10 +22,12 @@ import {
   halvesFunction,
   lanePlace,
   type MatrixSpec,
+  orderBinding,
   padded,
   Region,
   regionBytes,
   rowBinding,
+  rowPlace,
   Staging,
 } from './matrix-memory.js';
 import { ownedRow, Scratch, scratchBytes } from './matrix-scratch.js';
@@ -49,6 +51,7 @@ const shared = {
   stats: read<MatrixBackwardSpec>('f32', { raw: 'vec2f' }),
   arena: read<MatrixBackwardSpec>('any', { raw: 'u32', when: (s) => s.arena }),
   extras: read<MatrixBackwardSpec>('any', { raw: 'u32', when: (s) => s.extras }),
+  order: orderBinding<MatrixBackwardSpec>(),
   grads: write<MatrixBackwardSpec>('float', { width: (s) => (s.vectorOut ? 4 : 1) }),
 };
 
@@ -91,7 +94,7 @@ export function runMatrixBackward(
   device: Device,
   owner: 'queries' | 'keys',
   spec: MatrixBackwardSpec,
-  tensors: BackwardTensors & { grads: Tensor },
+  tensors: BackwardTensors & { order: Operand | undefined; grads: Tensor },
   values: BackwardUniforms & {
     hidden: number;
     tiles: number;
@@ -213,10 +216,10 @@ function backwardText(spec: MatrixBackwardSpec, { capabilities }: KernelContext,
     ${t.declare()}
     ${byKeys ? `var<workgroup> columnStats: array<vec2f, ${columns}>;` : ''}
     ${halvesFunction}
-    ${eightLoader('q', headDim, spec.load)}
-    ${eightLoader('k', headDim, spec.load)}
-    ${eightLoader('v', valueDim, spec.load)}
-    ${eightLoader('dOut', valueDim, spec.load)}
+    ${eightLoader('q', headDim, spec)}
+    ${eightLoader('k', headDim, spec)}
+    ${eightLoader('v', valueDim, spec)}
+    ${eightLoader('dOut', valueDim, spec)}
     ${scoreFunctions(spec)}
     ${statFunction}
     // what dS is counted in, and its inverse, behind the statistics of all rows
@@ -231,7 +234,7 @@ function mainOfQueries(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles
   const row = (m: number): string => `
     let rowAt${m} = rowStart + ${ownedRow(spec, m)} + row;
     let place${m} = i32(rowAt${m}) + queryOffset;
-    let stat${m} = statOf((b * uniforms.queries + rowAt${m}) * uniforms.heads + h, rowAt${m} < rowEnd);`;
+    let stat${m} = statOf((b * uniforms.queries + ${rowPlace(spec, `rowAt${m}`)}) * uniforms.heads + h, rowAt${m} < rowEnd);`;
   const bits = keyBits(spec, t);
   return `
     ${tilePosition(spec, { tile: 'group.y', head: 'group.x' })}
@@ -253,7 +256,7 @@ function mainOfQueries(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles
       binding: 'grads',
       vector: spec.vectorOut,
       valid: (m) => `rowAt${m} < rowEnd`,
-      at: (m) => `((b * uniforms.queries + rowAt${m}) * uniforms.heads + h) * ${headDim}u`,
+      at: (m) => `((b * uniforms.queries + ${rowPlace(spec, `rowAt${m}`)}) * uniforms.heads + h) * ${headDim}u`,
       limit: `${headDim}u`,
       factor: () => 'unit.x * uniforms.scale',
     })}`;
@@ -268,7 +271,7 @@ function mainOfKeys(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles: r
       binding: 'grads',
       vector: spec.vectorOut,
       valid: (m) => `keyAt${m} < keyLimit`,
-      at: (m) => `${part}${from}((b * uniforms.storedKeys + keyAt${m}) * uniforms.kvHeads + kvHead) * ${dim}u`,
+      at: (m) => `${part}${from}((b * uniforms.storedKeys + ${rowPlace(spec, `keyAt${m}`)}) * uniforms.kvHeads + kvHead) * ${dim}u`,
       limit: `${dim}u`,
       factor: () => factor,
     });
@@ -277,7 +280,7 @@ function mainOfKeys(spec: MatrixBackwardSpec, t: Scratch, f: Fragments, tiles: r
       if (pair == 0u && keyAt${m} < keyLimit) {
         store_grads(${part}uniforms.dBiasAt + (b * uniforms.heads + h) * uniforms.storedKeys + keyAt${m}, (dBias${m} + dBiasThere${m}) * ${weightShare});
       }`;
-  const columnStat = `statOf((b * uniforms.queries + nextStart + lane) * uniforms.heads + h, nextStart + lane < nextStop) - vec2f(${weightBits}.0, 0.0)`;
+  const columnStat = `statOf((b * uniforms.queries + ${rowPlace(spec, 'nextStart + lane')}) * uniforms.heads + h, nextStart + lane < nextStop) - vec2f(${weightBits}.0, 0.0)`;
   const stats = f.hardware
     ? {
         declare: 'var nextStat = vec2f();',

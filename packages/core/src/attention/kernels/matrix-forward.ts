@@ -18,10 +18,12 @@ import {
   halvesFunction,
   lanePlace,
   type MatrixSpec,
+  orderBinding,
   padded,
   Region,
   regionBytes,
   rowBinding,
+  rowPlace,
   Staging,
 } from './matrix-memory.js';
 import { ownedRow, Scratch, scratchBytes } from './matrix-scratch.js';
@@ -47,6 +49,7 @@ const kernel = defineKernel({
     v: read<MatrixForwardSpec>('float', rowBinding()),
     arena: read<MatrixForwardSpec>('any', { raw: 'u32', when: (s) => s.arena }),
     extras: read<MatrixForwardSpec>('any', { raw: 'u32', when: (s) => s.extras }),
+    order: orderBinding<MatrixForwardSpec>(),
     out: write<MatrixForwardSpec>('float', { width: (s) => (s.vectorOut ? 4 : 1) }),
     lse: write<MatrixForwardSpec>('f32', { raw: 'u32' }),
   },
@@ -64,7 +67,16 @@ const kernel = defineKernel({
 export function runMatrixForward(
   device: Device,
   spec: MatrixForwardSpec,
-  tensors: { q: Tensor; k: Tensor; v: Tensor; arena: Operand | undefined; extras: Tensor | undefined; out: Tensor; lse: Tensor },
+  tensors: {
+    q: Tensor;
+    k: Tensor;
+    v: Tensor;
+    arena: Operand | undefined;
+    extras: Tensor | undefined;
+    order: Operand | undefined;
+    out: Tensor;
+    lse: Tensor;
+  },
   uniforms: UniformsOf<ScoreUniforms> & { tiles: number; hidden: number },
   grid: readonly [number, number, number],
 ): void {
@@ -163,7 +175,7 @@ function matrixForwardText(spec: MatrixForwardSpec, { capabilities }: KernelCont
     let whole${m} = max(sum${m} + sumThere${m}, 1e-37);
     let alive${m} = highest${m} > 0.5 * NEG;
     if (pair == 0u && rowAt${m} < rowEnd${parts > 1 ? ' && split == 0u' : ''}) {
-      lse[base_lse() + (b * uniforms.queries + rowAt${m}) * uniforms.heads + h] =
+      lse[base_lse() + (b * uniforms.queries + ${rowPlace(spec, `rowAt${m}`)}) * uniforms.heads + h] =
         select(0xff800000u, bitcast<u32>((highest${m} + log2(whole${m})) * ${ln2}), alive${m});
     }`;
   const bits = keyBits(spec, t);
@@ -189,7 +201,8 @@ function matrixForwardText(spec: MatrixForwardSpec, { capabilities }: KernelCont
     ${t.storeOutput('o', valueColumns, {
       binding: 'out',
       vector: spec.vectorOut,
-      at: (m) => `((b * uniforms.queries + rowAt${m}) * uniforms.heads + h) * ${spec.valueDim}u${parts > 1 ? ' + firstValue' : ''}`,
+      at: (m) =>
+        `((b * uniforms.queries + ${rowPlace(spec, `rowAt${m}`)}) * uniforms.heads + h) * ${spec.valueDim}u${parts > 1 ? ' + firstValue' : ''}`,
       limit: parts > 1 ? `(${spec.valueDim}u - firstValue)` : `${spec.valueDim}u`,
       valid: (m) => `rowAt${m} < rowEnd`,
       factor: (m) => `select(0.0, 1.0 / whole${m}, alive${m})`,
@@ -201,9 +214,9 @@ function matrixForwardText(spec: MatrixForwardSpec, { capabilities }: KernelCont
     ${t.declare()}
     ${barriers ? 'var<workgroup> grown: vec4u;' : ''}
     ${halvesFunction}
-    ${eightLoader('q', headDim, spec.load)}
-    ${eightLoader('k', headDim, spec.load)}
-    ${eightLoader('v', spec.valueDim, spec.load)}
+    ${eightLoader('q', headDim, spec)}
+    ${eightLoader('k', headDim, spec)}
+    ${eightLoader('v', spec.valueDim, spec)}
     ${scoreFunctions(spec)}
     ${f.entry(subgroups, main, { lanesInOrder: true })}`;
 }

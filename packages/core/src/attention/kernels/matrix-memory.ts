@@ -4,7 +4,7 @@
 // staged by one load and one store of eight halves, and a lane reads four scores and writes four weights at once. Under emulation
 // (which reads single elements) regions are arrays of f16 and f32.
 // Indices are made of the lane's number by + * / % and constants alone: Tint then proves their bounds and leaves out its clamps.
-import type { Binding } from '../../kernel/bindings.js';
+import { type Binding, read } from '../../kernel/bindings.js';
 import { fragmentLanes, type Fragments } from '../../kernel/fragments.js';
 import { range } from '../../kernel/modules.js';
 import type { ScoreSpec } from './common.js';
@@ -32,7 +32,22 @@ export type MatrixTileSpec = {
   barriers: boolean;
 };
 
-export type MatrixSpec = ScoreSpec & MatrixTileSpec & { load: RowLoad };
+export type MatrixSpec = ScoreSpec &
+  MatrixTileSpec & {
+    load: RowLoad;
+    /** The row of token i lies at `order[i]`, in all tensors of rows. */
+    ordered: boolean;
+  };
+
+/** Where the row of a token lies. */
+export function rowPlace({ ordered }: { ordered: boolean }, token: string): string {
+  return ordered ? `load_order(${token})` : token;
+}
+
+/** The binding that `rowPlace` reads. */
+export function orderBinding<S extends MatrixSpec>(): Binding<S> {
+  return read<S>('u32', { when: ({ ordered }) => ordered });
+}
 
 /** Head dimension padded to whole fragments. */
 export function padded(dim: number): number {
@@ -174,8 +189,8 @@ export class Staging {
 }
 
 /** `eight_<binding>(base, row, end, chunk)`: halves 8 chunk .. 8 chunk + 7 of a row; zeros from row `end` on and beyond `dim`. */
-export function eightLoader(binding: string, dim: number, load: RowLoad): string {
-  const row = `base + row * uniforms.${binding}Row`;
+export function eightLoader(binding: string, dim: number, spec: MatrixSpec): string {
+  const row = `base + ${rowPlace(spec, 'row')} * uniforms.${binding}Row`;
   const quad = (q: number): string =>
     `select(vec4f(), load_${binding}(${row} + min(chunk * 2u + ${q}u, ${dim / 4 - 1}u)), chunk * 2u + ${q}u < ${dim / 4}u)`;
   const body: Record<RowLoad, () => string> = {
@@ -189,7 +204,7 @@ export function eightLoader(binding: string, dim: number, load: RowLoad): string
   return `
     fn eight_${binding}(base: u32, row: u32, end: u32, chunk: u32) -> vec4u {
       if (row >= end || chunk * 8u >= ${dim}u) { return vec4u(); }
-      ${body[load]()}
+      ${body[spec.load]()}
     }`;
 }
 
