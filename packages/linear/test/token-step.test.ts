@@ -1,6 +1,7 @@
 // One token of a stream: the state in place, whatever decays it.
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Device, openDevice, slice, type Tensor, tensor } from '@heed/core';
+import { lrpe, rotatePairs } from '../src/layer/turns.js';
 import { runTokenStep, tokenStepTile } from '../src/scan/token-step.js';
 
 test('a tile is as wide as leaves every part of the device a workgroup, and a lane holds few rows', () => {
@@ -75,5 +76,39 @@ describe('a step', () => {
         sums.forEach((sum, c) => expect(gotOut[pair * valueDim + c]).toBeCloseTo(sum, 4));
       }
     for (const t of made) t.dispose();
+  });
+
+  test.each(['concat', 'rotate'] as const)('q and k turned as they are loaded are turned copies: %s', async (form) => {
+    const [headDim, valueDim, offset] = [20, 12, 1_000_003];
+    const keyDim = form === 'concat' ? 2 * headDim : headDim;
+    const theta = tensor(
+      device,
+      numbers(form === 'concat' ? heads * headDim : headDim / 2, 6),
+      form === 'concat' ? [heads, headDim] : [headDim / 2],
+    );
+    const [q, k] = [1, 2].map((seed) => tensor(device, numbers(batch * heads * headDim, seed), [batch, 1, heads, headDim])) as [
+      Tensor,
+      Tensor,
+    ];
+    const v = tensor(device, numbers(batch * heads * valueDim, 3), [batch, 1, heads, valueDim]);
+    const gate = tensor(device, [-0.2, -0.01]);
+    const turn = form === 'concat' ? lrpe : rotatePairs;
+    const [turnedQ, turnedK] = [turn(q, theta, { offset }), turn(k, theta, { offset })];
+    const results: Tensor[][] = [];
+    for (const operands of [
+      { q, k, turns: { form, theta, offset, of: 'keys' as const } },
+      { q: turnedQ, k: turnedK },
+    ]) {
+      const state = tensor(device, numbers(batch * heads * keyDim * valueDim, 5), [batch, heads, keyDim, valueDim]);
+      const out = tensor(device, new Float32Array(batch * heads * valueDim), [batch, 1, heads, valueDim]);
+      runTokenStep({ ...operands, v, gate }, state, out);
+      results.push([out, state]);
+    }
+    const [got, wanted] = results as [Tensor[], Tensor[]];
+    for (const [i, x] of got.entries()) {
+      const expected = await (wanted[i] as Tensor).read();
+      (await x.read()).forEach((value, j) => expect(value).toBeCloseTo(Number(expected[j]), 5));
+    }
+    for (const t of [theta, q, k, v, gate, turnedQ, turnedK, ...got, ...wanted]) t.dispose();
   });
 });

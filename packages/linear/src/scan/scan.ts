@@ -7,7 +7,7 @@ import { runRecurrent } from './recurrent.js';
 import { runSegmentScan } from './segment-scan.js';
 import { keyDimOf, type ScanTurns, type Sweep, valueDimOf } from './sweep.js';
 import { runTokenStep } from './token-step.js';
-import type { Turning } from './turning.js';
+import { type Turning, turnsOf } from './turning.js';
 
 /** One scan: out_t = queryScale q_t S_t with S_t = lambda S_(t-1) + keyScale k_t v_t^T. */
 export interface Scan {
@@ -92,17 +92,21 @@ export function stepScan(
   state: Tensor,
   outDType?: FloatDType,
 ): Tensor {
-  const scan = turning ? { ...rest, q: turning.kernels.copy(rest.q, turning), k: turning.kernels.copy(rest.k, turning) } : rest;
-  const { q, k, v } = scan;
-  const [batch, tokens, heads, keyDim] = k.shape as [number, number, number, number];
-  const out = empty(k.device, [batch, tokens, heads, v.dim(3)], outDType ?? (v.dtype as FloatDType));
+  const { device } = rest.k;
+  const [batch, tokens, heads, valueDim] = rest.v.shape as [number, number, number, number];
+  const out = empty(device, [batch, tokens, heads, valueDim], outDType ?? (rest.v.dtype as FloatDType));
   if (out.size === 0) return out;
+  // one token is turned as it is loaded
+  const onLoad = turning && tokens === 1 && rest.k.dim(3) % 4 === 0;
+  const turned = (x: Tensor): Tensor => (turning && !onLoad ? turning.kernels.copy(x, turning) : x);
+  const scan = { ...rest, q: turned(rest.q), k: turned(rest.k) };
   if (tokens === 1) {
-    runTokenStep({ ...scan, gate: scan.decay }, state, out);
+    runTokenStep({ ...scan, gate: scan.decay, turns: onLoad ? turnsOf(turning, 'keys') : undefined }, state, out);
     return out;
   }
-  const { limits } = k.device.capabilities;
-  const tile = stepTile(batch * heads, keyDim, v.dim(3), limits.maxComputeWorkgroupStorageSize, tuningFor(k.device));
+  const { q, k, v } = scan;
+  const { limits } = device.capabilities;
+  const tile = stepTile(batch * heads, k.dim(3), valueDim, limits.maxComputeWorkgroupStorageSize, tuningFor(k.device));
   runRecurrent({ sweep: sweepOf({ ...scan, plan: { segments: 1, segmentTokens: tokens } }), tile, q, k, v, out, state, inPlace: true });
   return out;
 }

@@ -5,7 +5,9 @@
 // source  Qin et al. 2024 (arXiv 2401.04658), section 3; Yang et al. 2023 (arXiv 2312.06635), eq. 3 (gates)
 import type { Tensor } from '@heed/core';
 import { defineKernel, read, readWrite, unroll, write } from '@heed/core/~internal';
+import { keyDimOf, type ScanTurns } from './sweep.js';
 import { log2e, vectorLoad, vectorStore } from './text.js';
+import { type TurnForm, turnText } from './turn-text.js';
 import { rowWidth } from './views.js';
 
 /** How the step of one token cuts a state. */
@@ -31,6 +33,8 @@ interface StepSpec extends TokenStepTile {
   outWidth: number;
   stateWidth: number;
   lengths: boolean;
+  /** q and k are turned by the position of the token. */
+  turn: TurnForm | 'none';
 }
 
 /** Most lanes of a workgroup, and most rows of a lane while a narrower workgroup is to be had. */
@@ -58,6 +62,7 @@ const kernel = defineKernel({
     k: read<StepSpec>('float', { width: (s) => s.kWidth }),
     v: read<StepSpec>('float', { width: (s) => s.vWidth }),
     g: read<StepSpec>('f32', { width: (s) => s.gWidth }),
+    theta: read<StepSpec>('f32', { when: (s) => s.turn !== 'none' }),
     lengths: read<StepSpec>('i32', { when: (s) => s.lengths }),
     state: readWrite<StepSpec>('f32', { width: (s) => s.stateWidth }),
     out: write<StepSpec>('float', { width: (s) => s.outWidth }),
@@ -77,11 +82,51 @@ const kernel = defineKernel({
     columnTiles: 'u32',
     workgroups: 'u32',
     tokensBefore: 'i32',
+    position: 'u32',
     queryScale: 'f32',
     keyScale: 'f32',
   },
   wgsl: stepText,
 });
+
+/**
+ * `turned_q` and `turned_k`, four elements from d on: the rows are loaded where they are made of, and cosines and sines are at hand
+ * in workgroup memory.
+ */
+function turnedLoads(form: TurnForm, keyDim: number): string {
+  const headDim = form === 'concat' ? keyDim / 2 : keyDim;
+  const four = (name: string, at: string, count: number): string =>
+    `vec${count}f(${['', ' + 1u', ' + 2u', ' + 3u']
+      .slice(0, count)
+      .map((e) => `${name}[${at}${e}]`)
+      .join(', ')})`;
+  const load = (name: string): string =>
+    form === 'concat'
+      ? `
+    fn turned_${name}(base: u32, d: u32) -> vec4f {
+      let channel = d % ${headDim}u;
+      let way = select(${four('sines', 'channel', 4)}, ${four('cosines', 'channel', 4)}, d < ${headDim}u);
+      return select(vec4f(), vector_${name}(base, channel) * way, d < ${keyDim}u);
+    }`
+      : `
+    fn turned_${name}(base: u32, d: u32) -> vec4f {
+      let x = vector_${name}(base, d);
+      let pair = min(d, ${keyDim - 4}u) / 2u;
+      let cosine = ${four('cosines', 'pair', 2)};
+      let sine = ${four('sines', 'pair', 2)};
+      return x * cosine.xxyy + x.yxwz * vec4f(-sine.x, sine.x, -sine.y, sine.y);
+    }`;
+  const size = Math.ceil(anglesOf(keyDim) / 4) * 4;
+  return `
+    ${turnText('turnOne')}
+    var<workgroup> cosines: array<f32, ${size}>;
+    var<workgroup> sines: array<f32, ${size}>;
+    ${load('q')}
+    ${load('k')}`;
+}
+
+/** Angles of a head, whose keys are `keyDim` wide once they are turned. */
+const anglesOf = (keyDim: number): number => keyDim / 2;
 
 function stepText(s: StepSpec): string {
   const groups = s.columns / 4;
@@ -94,10 +139,14 @@ function stepText(s: StepSpec): string {
   const each = (text: (r: number) => string): string => unroll(s.rows, text);
   const of = (name: string, r: number): string => `${name}${Math.floor(r / 4)}.${'xyzw'[r % 4]}`;
   const base = (name: string): string => `batch * uniforms.${name}Batch + head * uniforms.${name}Head`;
+  const rowDim = s.turn === 'concat' ? s.keyDim / 2 : s.keyDim;
+  const from = s.turn === 'none' ? 'vector' : 'turned';
+  const angles = anglesOf(s.keyDim);
   const loss = (r: number): string => (s.gate === 'rows' ? `vec4f(${of('loss', r)})` : 'vec4f(loss)');
   return `
-    ${vectorLoad('q', s.qWidth, s.keyDim)}
-    ${vectorLoad('k', s.kWidth, s.keyDim)}
+    ${vectorLoad('q', s.qWidth, rowDim)}
+    ${vectorLoad('k', s.kWidth, rowDim)}
+    ${s.turn === 'none' ? '' : turnedLoads(s.turn, s.keyDim)}
     ${vectorLoad('v', s.vWidth, s.valueDim)}
     ${s.gate === 'rows' ? vectorLoad('g', s.gWidth, s.keyDim) : ''}
     ${vectorLoad('state', s.stateWidth, s.valueDim)}
@@ -124,7 +173,17 @@ function stepText(s: StepSpec): string {
       let stateBase = (pair * ${s.keyDim}u + firstRow) * ${s.valueDim}u;
       ${whole ? '' : `let lastRow = ${s.keyDim - 1}u - firstRow;`}
       ${each((r) => `var s${r} = vector_state(${stateAt(r)});`)}
-      ${unroll(vectors, (i) => `let key${i} = vector_k(${base('k')}, firstRow + ${4 * i}u) * uniforms.keyScale; let query${i} = vector_q(${base('q')}, firstRow + ${4 * i}u) * uniforms.queryScale;`)}
+      ${
+        s.turn === 'none'
+          ? ''
+          : `for (var angle = lane; angle < ${angles}u; angle += ${lanes}u) {
+        let way = turnOne(load_theta(${s.turn === 'concat' ? `head * ${angles}u + ` : ''}angle), uniforms.position);
+        cosines[angle] = way.cosine;
+        sines[angle] = way.sine;
+      }
+      workgroupBarrier();`
+      }
+      ${unroll(vectors, (i) => `let key${i} = ${from}_k(${base('k')}, firstRow + ${4 * i}u) * uniforms.keyScale; let query${i} = ${from}_q(${base('q')}, firstRow + ${4 * i}u) * uniforms.queryScale;`)}
       let value = vector_v(${base('v')}, d);
       ${
         s.gate === 'rows'
@@ -164,6 +223,8 @@ export interface TokenStep {
   /** Default 1. */
   queryScale?: number | undefined;
   keyScale?: number | undefined;
+  /** q and k are turned by the position `offset`; only for rows of whole fours. */
+  turns?: ScanTurns | undefined;
 }
 
 /**
@@ -173,8 +234,9 @@ export interface TokenStep {
  * @param given default: that of `tokenStepTile`
  */
 export function runTokenStep(step: TokenStep, state: Tensor, out: Tensor, given?: TokenStepTile): void {
-  const { q, k, v, gate, lengths } = step;
-  const [batch, , heads, keyDim] = k.shape as [number, number, number, number];
+  const { q, k, v, gate, lengths, turns } = step;
+  const [batch, , heads] = k.shape as [number, number, number];
+  const keyDim = keyDimOf(step);
   const valueDim = v.dim(3);
   const tile = given ?? tokenStepTile(batch * heads, { keyDim, valueDim });
   const form: StepGate = gate.rank === 1 ? 'constant' : gate.rank === 3 ? 'head' : 'rows';
@@ -195,8 +257,9 @@ export function runTokenStep(step: TokenStep, state: Tensor, out: Tensor, given?
       outWidth: rowWidth(out),
       stateWidth: valueDim % 4 === 0 ? 4 : 1,
       lengths: lengths !== undefined,
+      turn: turns?.form ?? 'none',
     },
-    tensors: { q, k, v, g: gate, lengths, state, out },
+    tensors: { q, k, v, g: gate, theta: turns?.theta, lengths, state, out },
     uniforms: {
       qBatch: at(q, 0),
       qHead: at(q, 2),
@@ -212,6 +275,7 @@ export function runTokenStep(step: TokenStep, state: Tensor, out: Tensor, given?
       columnTiles,
       workgroups,
       tokensBefore: step.tokensBefore ?? 0,
+      position: turns?.offset ?? 0,
       queryScale: step.queryScale ?? 1,
       keyScale: step.keyScale ?? 1,
     },
