@@ -45,7 +45,7 @@ def decayed(a, b, c, rows, decay, forward):
     out = []
     tokens = a.shape[0]
     for token, head in rows:
-        reach = int(min(60 / -decay[head] + 1, tokens))
+        reach = int(min(60 / -decay[head] + 1, tokens)) if decay[head] < 0 else tokens
         first, last = (token, min(tokens, token + reach + 1)) if forward else (max(0, token - reach), token + 1)
         s = torch.arange(first, last, device=a.device)
         weights = torch.exp(decay[head] * (s - token).abs().double()) * (b[first:last, head].double() @ a[token, head].double())
