@@ -42,6 +42,20 @@ export function joinChunk(peak: Record<'q' | 'k' | 'v', (name: string) => string
           ${join(values, 'peakV', 'mostV')}`;
 }
 
+/** As tokens that only lead in are put into workgroup memory: the maxima of their keys and values join. */
+export function joinLead(peak: Record<'k' | 'v', (name: string) => string>): string {
+  return `
+          ${peak.k('peakK')} ${peak.v('peakV')}
+          ${join(keys, 'peakK', 'mostK')}
+          ${join(values, 'peakV', 'mostV')}`;
+}
+
+/** Behind the barrier: the bound behind a chunk that only leads in. */
+export const leadRange: string = `
+          mostK = bitcast<f32>(atomicLoad(&peaks[${keys}]));
+          mostV = bitcast<f32>(atomicLoad(&peaks[${values}]));
+          bound = bound * whole + f32(held) * mostK * abs(uniforms.keyScale) * mostV;`;
+
 /**
  * Behind the barrier: `down`, the power of two that scales the state and the scores of this chunk, and `up`, what outputs are
  * multiplied by; the bound behind the chunk.

@@ -3,16 +3,33 @@ import { FragmentLoops, type Index, plus, times, u32 } from './fragment-loops.js
 import { eightsDeclared, HeldTile } from './held-tile.js';
 import { MatrixPieces, type MatrixSpec } from './matrix-pieces.js';
 import { matrixLayout } from './matrix-tile.js';
+import { leadFrom, leadIn, only } from './matrix-lead.js';
 import { chunkRange, joinChunk, peaksDeclared, rangeVariables } from './matrix-range.js';
 import { TileTurns } from './tile-turns.js';
 import type { TurnForm } from './turn-text.js';
-import { aliveOf, initialOf, lengthOf, ownPart, partOf, rateOf, segmentOf, shareOf, tokenOf, vectorStore, zeroTail } from './text.js';
+import {
+  aliveOf,
+  equalSegments,
+  initialOf,
+  lengthOf,
+  outStore,
+  ownPart,
+  partOf,
+  rateOf,
+  runOf,
+  segmentOf,
+  shareOf,
+  tokenOf,
+  zeroTail,
+} from './text.js';
 
 /** What specialises the kernel with one decay a head. */
 export interface ChunkSpec extends MatrixSpec {
   /** Operands turned by position as they are loaded: queries and keys, or values (the roles of a backward). */
   turned: 'none' | 'keys' | 'values';
   turnForm: TurnForm;
+  /** Workgroups sweep the runs of a table, each from the tokens before it that still count (see ranges.ts). */
+  ranges: boolean;
 }
 
 /** The whole text; a generator of pieces that share sizes and names. */
@@ -42,9 +59,11 @@ class MatrixText extends MatrixPieces {
   private readonly keys: HeldTile;
   private readonly values: HeldTile;
   private readonly turns: TileTurns | undefined;
+  private readonly ranges: boolean;
 
   constructor(s: ChunkSpec, f: Fragments) {
     super(s, f);
+    this.ranges = s.ranges;
     const { layout } = this;
     const held = { rows: s.chunk, lanes: this.lanes };
     const keyRows = { dim: s.keyDim, width: layout.keys, stride: layout.keyStride, first: '0u' };
@@ -71,13 +90,13 @@ class MatrixText extends MatrixPieces {
   }
 
   kernel(): string {
-    const { s, f, loops, layout } = this;
+    const { s, f, loops, layout, ranges } = this;
     const tiles = s.outputs ? [this.queries, this.keys, this.values] : [this.keys, this.values];
     return `
       ${segmentOf}
       ${lengthOf(s.lengths)}
       ${tokenOf}
-      ${s.outputs ? '' : aliveOf + shareOf}
+      ${s.outputs ? (ranges ? aliveOf : '') : aliveOf + shareOf}
       ${s.initial ? initialOf(s.keyDim, s.valueDim) : ''}
       ${s.outputs ? `var<workgroup> left: array<vec4u, ${layout.left}>;` : ''}
       var<workgroup> right: array<vec4u, ${layout.right}>;
@@ -85,44 +104,41 @@ class MatrixText extends MatrixPieces {
       ${layout.stage > 0 ? `var<workgroup> stage: array<vec4u, ${layout.stage}>;` : ''}
       ${eightsDeclared}
       ${this.turns?.functions() ?? ''}
-      ${s.outputs ? `${peaksDeclared} ${this.storeRows()}` : ''}
+      ${s.outputs ? `${peaksDeclared} ${outStore(s.outWidth, s.valueDim)}` : ''}
       ${f.entry(
         s.rowGroups * s.columnGroups,
         `
         let item = workgroupIndex(group, groups);
         if (item >= uniforms.workgroups) { return; }
         ${s.outputs ? 'let index = item;' : partOf}
-        let position = segmentOf(index);
+        ${ranges ? runOf : equalSegments}
         let columns = position.x * ${s.columns}u;
         let head = position.y;
         let batch = position.w;
         let length = lengthOf(batch);
-        let firstToken = position.z * uniforms.segmentTokens;
         let first = min(firstToken, length);
-        ${s.outputs ? 'let' : 'var'} end = min(first + uniforms.segmentTokens, length);
+        ${s.outputs ? 'let' : 'var'} end = min(lastToken, length);
         let rowGroup = subgroup / ${s.columnGroups}u;
         let ownColumns = subgroup % ${s.columnGroups}u * ${s.columns / s.columnGroups}u;
         let rate = ${rateOf('head')};
-        let stateBase = (${s.outputs ? '' : 'part * perPart / uniforms.columnTiles + '}(batch * uniforms.heads + head) * uniforms.segments + position.z) * ${s.keyDim * s.valueDim}u;
+        let stateBase = (${s.outputs ? '' : 'part * perPart / uniforms.columnTiles + '}(batch * uniforms.heads + head) * ${ranges ? '1u' : 'uniforms.segments'} + position.z) * ${s.keyDim * s.valueDim}u;
         ${loops.declare('s', this.ownKeys)}
         ${s.outputs ? rangeVariables : ''}
-        ${s.initial ? this.loadInitial() : ''}
-        var at = first;
+        ${ranges ? leadFrom(s.chunk, s.final) : 'var at = first;'}
+        ${s.initial ? only(ranges, 'at == 0u', this.loadInitial()) : ''}
         ${s.outputs ? '' : ownPart}
         var count = min(${s.chunk}u, end - at);
         ${tiles.map((tile) => tile.declare()).join('\n')}
-        ${tiles.map((tile) => tile.fetch()).join('\n')}
-        ${s.outputs ? 'var done = 0u;' : ''}
         ${this.turns?.declare() ?? ''}
+        ${ranges ? this.lead() : tiles.map((tile) => tile.fetch()).join('\n')}
+        ${s.outputs ? 'var done = 0u;' : ''}
         while (at < end) {
-          let held = count;
-          ${this.turns?.chunk() ?? ''}
-          let whole = exp2(rate * f32(held));
+          ${this.chunkHead()}
           ${s.outputs ? this.outputChunk() : this.stateChunk()}
         }
         ${s.outputs ? this.wayOut() : ''}
-        ${s.final ? this.storeFinal() : ''}
-        ${s.outputs && s.lengths ? zeroTail(s.columns, this.lanes, s.outWidth === 8) : ''}`,
+        ${s.final ? only(ranges, 'lastToken >= uniforms.tokens', this.storeFinal()) : ''}
+        ${s.outputs && s.lengths ? zeroTail(s.columns, this.lanes, s.outWidth === 8, 'lastToken') : ''}`,
         { lanesInOrder: true },
       )}`;
   }
@@ -133,6 +149,29 @@ class MatrixText extends MatrixPieces {
           let nextAt = at + held;
           let nextCount = min(${this.s.chunk}u, end - nextAt);
           ${fetches('nextAt', 'nextCount').join('\n')}`;
+  }
+
+  private chunkHead(): string {
+    return `
+          let held = count;
+          ${this.turns?.chunk() ?? ''}
+          let whole = exp2(rate * f32(held));`;
+  }
+
+  /** The state before the first token of a run; keys and values of the first chunk of it are on their way then. */
+  private lead(): string {
+    const { keys, values } = this;
+    const put = `${keys.put(this.keyFactor())} ${values.put()}`;
+    const next = this.ahead((at, count) => [keys.fetch(at, count), values.fetch(at, count)]);
+    return `
+        ${keys.fetch()} ${values.fetch()}
+        while (at < first) {
+          ${this.chunkHead()}
+          ${leadIn({ keys, values, put, next, update: this.updateState() })}
+          ${step}
+          workgroupBarrier();
+        }
+        ${this.queries.fetch()}`;
   }
 
   private stateChunk(): string {
@@ -356,15 +395,5 @@ class MatrixText extends MatrixPieces {
                 ${size === 8 ? `${eightStaged} eightTo_out(base, columns + ${c}, lower * outFactor, upper * outFactor);` : `vectorTo_out(base, columns + ${c}, bitcast<vec4f>(stage[staged]) * outFactor);`}
               }`,
     );
-  }
-
-  /** `vectorTo_out(base, d, value)`, or for rows in 16 bytes `eightTo_out(base, d, lower, upper)`. */
-  private storeRows(): string {
-    const { outWidth, valueDim } = this.s;
-    if (outWidth < 8) return vectorStore('out', outWidth, valueDim);
-    return `
-      fn eightTo_out(base: u32, d: u32, lower: vec4f, upper: vec4f) {
-        if (d < ${valueDim}u) { out[base_out() + (base + d) / 8u] = vec4u(fourOf(lower), fourOf(upper)); }
-      }`;
   }
 }

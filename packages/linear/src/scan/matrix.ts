@@ -24,6 +24,7 @@ const kernel = defineKernel({
     decay: read<ChunkSpec>('f32'),
     theta: read<ChunkSpec>('f32', { when: (s) => s.turned !== 'none' }),
     lengths: read<ChunkSpec>('i32', { when: (s) => s.lengths }),
+    ranges: read<ChunkSpec>('u32', { when: (s) => s.ranges }),
     initial: read<ChunkSpec>('f32', { when: (s) => s.initial }),
     state: readWrite<ChunkSpec>('f32', { when: (s) => s.final }),
     out: write<ChunkSpec>('float', {
@@ -71,11 +72,12 @@ export function runMatrix({ sweep, tiles, q, k, v, out, initial, transposed = fa
       initial: initial !== undefined,
       final: state !== undefined,
       lengths: sweep.lengths !== undefined,
+      ranges: sweep.ranges !== undefined,
       gain: out !== undefined && sweep.gain === true,
       turned: turns?.of ?? 'none',
       turnForm: turns?.form ?? 'concat',
     },
-    tensors: { q, k, v, decay: sweep.decay, theta: turns?.theta, lengths: sweep.lengths, initial, state, out },
+    tensors: { q, k, v, decay: sweep.decay, theta: turns?.theta, lengths: sweep.lengths, ranges: sweep.ranges, initial, state, out },
     uniforms: { ...values, turnOffset: turns?.offset ?? 0 },
     grid: [values.workgroups],
   });

@@ -1,6 +1,7 @@
 import { type Device, type FloatDType, HeedError, tensor, type Tensor } from '@heed/core';
 import { currentTape } from '@heed/core/~internal';
 import { checkChunk, checkLengths, checkOperands } from './operands.js';
+import { noteDecays } from './ranges.js';
 
 /** Options of `lightning2`. */
 export interface Lightning2Options {
@@ -92,10 +93,13 @@ export function decayTensor(device: Device, decay: Lightning2Options['decay']): 
   // far below any f32 that still counts: exp(-1e4) is 0
   return isTensorDecay(decay)
     ? decay
-    : tensor(
-        device,
-        Float32Array.from(decay, (x) => Math.max(x, -1e4)),
-        [decay.length],
+    : noteDecays(
+        tensor(
+          device,
+          Float32Array.from(decay, (x) => Math.max(x, -1e4)),
+          [decay.length],
+        ),
+        Array.from(decay),
       );
 }
 

@@ -1,5 +1,6 @@
 import { type Capabilities, type DType, HeedError } from '@heed/core';
 import { matrixLayout, type MatrixTiles, matrixTiles, sharedBytes } from './matrix-tile.js';
+import { planRanges, type TokenRanges } from './ranges.js';
 
 /** How the token-by-token kernel cuts a state. */
 export interface RecurrentTile {
@@ -21,19 +22,24 @@ export interface ScanShape {
   dtype: DType;
   /** Tokens a segment; absent: as many segments as fill the device. */
   chunk?: number | undefined;
+  /** Log-decay a head, where it is known without the device. */
+  decays?: ArrayLike<number> | undefined;
 }
 
 /** Tiles and dispatches of one scan. */
 export interface ScanPlan {
   /**
-   * `serial`: one sweep, one dispatch. `segments`: states of segments, scan over them, sweep of each segment. `chunk-parallel`: the same
-   * with segments of one step, so that nothing is serial but the scan.
+   * `serial`: one sweep, one dispatch. `ranges`: one dispatch of runs of tokens, each after a sweep over the tokens before it that still
+   * count. `segments`: states of segments, scan over them, sweep of each segment. `chunk-parallel`: the same with segments of one step,
+   * so that nothing is serial but the scan.
    */
-  form: 'serial' | 'segments' | 'chunk-parallel';
+  form: 'serial' | 'ranges' | 'segments' | 'chunk-parallel';
   /** `recurrent`: token by token, any tier and dtype. `matrix`: chunks as products of f16 fragments. */
   kernel: 'recurrent' | 'matrix';
   segments: number;
   segmentTokens: number;
+  /** The runs of `ranges`; states by themselves are then made in segments. */
+  ranges: TokenRanges | undefined;
   /** States that each segment adds on fragments: cut further, since heads that forget soon leave the others alone with the device. */
   parts: number;
   recurrent: RecurrentTile;
@@ -53,6 +59,12 @@ export interface ScanTuning {
 
 /** Fewer tokens than this a segment are not worth a state written, scanned and read. */
 const leastSegment = 128;
+
+/** Runs make states again: no sweep costs more than so many times an even share, and 256 tokens. */
+const longestRange = 1.2;
+
+/** Buffers of the sweep of runs with everything that a caller may ask for. */
+const rangesBindings = 10;
 
 /** Fewer tokens than this a part of a segment are not worth a state more to sum. */
 const leastPart = 512;
@@ -79,19 +91,27 @@ export function planScan(shape: ScanShape, capabilities: Capabilities, tuning: S
       ? Math.max(1, Math.min(Math.floor(tuning.fill / Math.max(1, perSegment * segments)), Math.floor(segmentTokens / leastPart)))
       : 1;
   const tiles = Math.ceil(valueDim / columns);
+  const workgroups = Math.floor(fill / Math.max(1, batch * tiles));
+  const ranges =
+    matrix && !serial && shape.chunk === undefined && shape.decays && capabilities.limits.maxStorageBuffersPerShaderStage >= rangesBindings
+      ? planRanges({ tokens, decays: shape.decays, workgroups, step }, (longestRange * tokens * heads) / workgroups + 256)
+      : undefined;
   const size = dtype === 'f16' ? 2 : 4;
-  const perToken = tiles * 2 * keyDim + 2 * valueDim + (serial ? 0 : tiles * keyDim + valueDim);
-  const states = serial ? 0 : 2 * (parts + 1) * segments * keyDim * valueDim * 4;
+  const direct = serial || ranges !== undefined;
+  const perToken = tiles * 2 * keyDim + 2 * valueDim + (direct ? 0 : tiles * keyDim + valueDim);
+  const states = direct ? 0 : 2 * (parts + 1) * segments * keyDim * valueDim * 4;
   return {
-    form: serial ? 'serial' : segmentTokens <= step ? 'chunk-parallel' : 'segments',
+    form: serial ? 'serial' : ranges ? 'ranges' : segmentTokens <= step ? 'chunk-parallel' : 'segments',
     kernel: matrix ? 'matrix' : 'recurrent',
     segments,
     segmentTokens,
+    ranges,
     parts,
     recurrent,
     matrix,
-    dispatches: serial ? ['outputs'] : ['states', 'segment-scan', 'outputs'],
-    bytes: batch * heads * (tokens * perToken * size + states),
+    dispatches: direct ? ['outputs'] : ['states', 'segment-scan', 'outputs'],
+    bytes:
+      batch * (heads * (tokens * perToken * size + states) + (ranges?.lead ?? 0) * tiles * (keyDim + Math.min(columns, valueDim)) * size),
   };
 }
 

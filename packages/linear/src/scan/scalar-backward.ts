@@ -2,8 +2,10 @@ import { add, type Tensor, zeros } from '@heed/core';
 import { asContiguous, empty } from '@heed/core/~internal';
 import { halveCotangent, timesGain } from './cotangent.js';
 import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from './pieces.js';
+import type { ScanPlan } from './plan.js';
 import { turnedDim, wideSpan } from './scalar.js';
 import { planFor, planLike, type Scan, segmentStates, sweepOutputs } from './scan.js';
+import type { ScanTurns } from './sweep.js';
 import { type Turning, turningFrom, turnsOf, turnsOnLoad } from './turning.js';
 
 /** What the gradients are computed from. */
@@ -71,6 +73,7 @@ export function lightning2Backward(
   const whole: Problem = {
     ...saved,
     onLoad,
+    onFragments,
     gains: halved?.table,
     dOut: halved?.halves ?? dOut ?? zeros(v.device, v.shape, { dtype: v.dtype }),
   };
@@ -129,6 +132,8 @@ interface Problem extends Lightning2Saved {
   dOut: Tensor;
   /** The decays with the gain of dOut behind them. */
   gains: Tensor | undefined;
+  /** Both roles have tiles on fragments. */
+  onFragments: boolean;
   /** Kernels turn q and k as they load them; else q and k of a piece are turned copies. */
   onLoad: boolean;
 }
@@ -147,33 +152,55 @@ function problemOf(whole: Problem, piece: Piece): PieceProblem {
     .map((x) => (turning && !onLoad ? turning.kernels.copy(x, turning) : x)) as [Tensor, Tensor];
   const turns = turning && onLoad ? turnsOf(turning, 'keys') : undefined;
   const lengths = whole.lengths && entriesOf(whole.lengths, piece);
-  const forward = { k, v, decay, lengths, tokensBefore: piece.tokenFirst, turns, plan: planFor(k, v, chunk, turns) };
+  const forward = {
+    k,
+    v,
+    decay,
+    lengths,
+    tokensBefore: piece.tokenFirst,
+    turns,
+    plan: planFor(k, v, chunk, turns, whole.onFragments ? decay : undefined),
+  };
   return { ...whole, q, k, v, dOut, lengths, forward };
+}
+
+/**
+ * Plans of the roles as they are and of those with keys of valueDim and values of keyDim: both by runs, or both in the same segments, so
+ * that they share states.
+ */
+function plansOf(
+  { k, v, decay, turns, plan }: Omit<Scan, 'q'>,
+  swappedTurns: ScanTurns | undefined,
+  chunk: number | undefined,
+): readonly [own: ScanPlan, swapped: ScanPlan] {
+  const swapped = plan.ranges && planFor(v, k, chunk, swappedTurns, decay);
+  if (swapped?.ranges) return [plan, swapped];
+  const segments = plan.ranges ? planLike(plan, k, v, turns) : plan;
+  return [segments, planLike(segments, v, k, swappedTurns)];
 }
 
 /** The sweeps of one piece. `behind` is the gradient of the state behind it, `before` is written with that of the state before it. */
 function backwardPiece(
-  { q, k, v, dOut, gains, scale, forward }: PieceProblem,
+  { q, k, v, dOut, gains, scale, chunk, forward }: PieceProblem,
   states: { initial: Tensor | undefined; behind: Tensor | undefined; before: Tensor | undefined },
   grads: { q: Tensor | undefined; k: Tensor | undefined; v: Tensor | undefined },
 ): void {
-  const { plan, decay, lengths, tokensBefore, turns } = forward;
-  const serial = plan.form === 'serial';
+  const { decay, lengths, tokensBefore, turns } = forward;
   const common = { decay: gains ?? decay, lengths, tokensBefore, gain: gains !== undefined };
-  // roles with keys of valueDim and values of keyDim, in the same segments
   const swappedTurns = turns && ({ ...turns, of: 'values' } as const);
-  const swapped = { turns: swappedTurns, plan: planLike(plan, v, k, swappedTurns) };
+  const [plan, swappedPlan] = plansOf(forward, swappedTurns, chunk);
+  const swapped = { turns: swappedTurns, plan: swappedPlan };
+  // a sweep that needs no states of segments
+  const direct = plan.form === 'serial' || plan.form === 'ranges';
   if (grads.q) {
-    const initial = serial ? states.initial : segmentStates(forward, { initial: states.initial });
+    const initial = direct ? states.initial : segmentStates(forward, { initial: states.initial });
     sweepOutputs({ ...common, q: dOut, k: v, v: k, queryScale: scale, ...swapped }, { initial, transposed: true, out: grads.q });
   }
   if (!grads.k && !grads.v && !states.before) return;
   const reverse = { ...common, k: q, v: dOut, keyScale: scale, reverse: true, turns, plan };
-  const alone = serial && !grads.v && states.before !== undefined;
-  const behind =
-    serial && !alone
-      ? states.behind
-      : segmentStates(reverse, { initial: states.behind, final: serial && !alone ? undefined : states.before });
-  if (grads.v) sweepOutputs({ ...reverse, q: k }, { initial: behind, final: serial ? states.before : undefined, out: grads.v });
+  const made = direct && grads.v ? undefined : states.before;
+  const segments = !direct || made ? segmentStates(reverse, { initial: states.behind, final: made }) : undefined;
+  const behind = direct ? states.behind : segments;
+  if (grads.v) sweepOutputs({ ...reverse, q: k }, { initial: behind, final: direct ? states.before : undefined, out: grads.v });
   if (grads.k) sweepOutputs({ ...reverse, q: v, k: dOut, v: q, ...swapped }, { initial: behind, transposed: true, out: grads.k });
 }

@@ -59,7 +59,7 @@ export function scalarForward(
       const [partV, partOut] = [v, out].map((x) => pieceOf(x, piece)) as [Tensor, Tensor];
       const scan = { q: partQ, k: partK, v: partV, decay, queryScale: scale, tokensBefore: before, turns };
       runScan(
-        { ...scan, lengths: lengths && entriesOf(lengths, piece), plan: planFor(partK, partV, chunk, turns) },
+        { ...scan, lengths: lengths && entriesOf(lengths, piece), plan: planFor(partK, partV, chunk, turns, decay) },
         { initial: state, final: behind, out: partOut },
       );
       if (copied) for (const copy of [partQ, partK]) copy.dispose();

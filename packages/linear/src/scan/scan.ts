@@ -1,7 +1,8 @@
-import type { Device, FloatDType, Tensor } from '@heed/core';
+import { type Device, type FloatDType, tensor, type Tensor } from '@heed/core';
 import { empty } from '@heed/core/~internal';
 import { planScan, type ScanPlan, type ScanTuning, stepTile } from './plan.js';
 import { runMatrix } from './matrix.js';
+import { decaysOf } from './ranges.js';
 import type { MatrixTiles } from './matrix-tile.js';
 import { runRecurrent } from './recurrent.js';
 import { runSegmentScan } from './segment-scan.js';
@@ -35,13 +36,17 @@ export interface Scan {
 
 /** Four workgroups an SM of the largest GPUs; a few for a processor. */
 export function tuningFor(device: Device): ScanTuning {
-  return device.isSoftware ? { fill: 8, laneRows: 4 } : { fill: 512, laneRows: 16 };
+  return device.isSoftware ? { fill: 8, laneRows: 4 } : { fill: 528, laneRows: 16 };
 }
 
-/** Plan of a scan of these tensors on their device. */
-export function planFor(k: Tensor, v: Tensor, chunk: number | undefined, turns?: ScanTurns): ScanPlan {
+/**
+ * Plan of a scan of these tensors on their device.
+ * @param decay where given, and made of numbers, the scan may go by runs
+ */
+export function planFor(k: Tensor, v: Tensor, chunk: number | undefined, turns?: ScanTurns, decay?: Tensor): ScanPlan {
   const [batch, tokens, heads] = k.shape as [number, number, number];
-  const shape = { batch, tokens, heads, keyDim: keyDimOf({ k, turns }), valueDim: valueDimOf({ v, turns }), dtype: k.dtype, chunk };
+  const decays = decay && decaysOf(decay);
+  const shape = { batch, tokens, heads, keyDim: keyDimOf({ k, turns }), valueDim: valueDimOf({ v, turns }), dtype: k.dtype, chunk, decays };
   return planScan(shape, k.device.capabilities, tuningFor(k.device));
 }
 
@@ -79,7 +84,7 @@ export function segmentStates(scan: Omit<Scan, 'q'>, { initial, final }: ScanSta
 
 /** A whole scan: writes `out`, [batch, tokens, heads, valueDim], and the final state where it is given. */
 export function runScan(scan: Scan, { initial, final, out }: ScanStates & { out: Tensor }): void {
-  if (scan.plan.form === 'serial') sweepOutputs(scan, { initial, final, out });
+  if (scan.plan.form === 'serial' || scan.plan.form === 'ranges') sweepOutputs(scan, { initial, final, out });
   else sweepOutputs(scan, { initial: segmentStates(scan, { initial, final }), out });
 }
 
@@ -115,7 +120,10 @@ export function stepScan(
 export function sweepOutputs(scan: Scan, tensors: ScanStates & { transposed?: boolean | undefined; out: Tensor }): void {
   const { q, k, v, plan } = scan;
   const { initial, transposed, final, out } = tensors;
-  const run = { sweep: sweepOf(scan), q, k, v, out, initial, transposed, state: final };
+  const { ranges } = plan;
+  const table = ranges && tensor(k.device, ranges.table, [ranges.count, 3], { dtype: 'u32' });
+  const sweep = { ...sweepOf(scan), ...(ranges && { segments: ranges.count, ranges: table }) };
+  const run = { sweep, q, k, v, out, initial, transposed, state: final };
   const matrix = matrixFor(plan, q, k, v);
   if (matrix) runMatrix({ ...run, tiles: matrix });
   else runRecurrent({ ...run, tile: plan.recurrent, fallback: k.dtype === 'f16' });

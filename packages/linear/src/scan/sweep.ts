@@ -30,6 +30,10 @@ export interface Sweep {
   /** Segments of a sequence, each swept by a workgroup a column tile. */
   segments: number;
   segmentTokens: number;
+  /**
+   * In place of equal segments: head, first token and token behind the last of each of `segments` runs, u32; only for outputs on fragments.
+   */
+  ranges?: Tensor | undefined;
   /** Log-decay a head, f32 [heads]. */
   decay: Tensor;
   /** Valid tokens a batch entry, i32 [batch]; absent: all. */
@@ -117,7 +121,7 @@ export function sweepValues(
     columnTiles,
     parts,
     partStep,
-    workgroups: parts * columnTiles * sweep.heads * sweep.segments * sweep.batch,
+    workgroups: parts * columnTiles * (sweep.ranges ? 1 : sweep.heads) * sweep.segments * sweep.batch,
     queryScale: sweep.queryScale,
     keyScale: sweep.keyScale / stateScale,
     stateScale,

@@ -43,6 +43,15 @@ export function vectorStore(name: string, width: number, dim: number): string {
   return `fn vectorTo_${name}(base: u32, d: u32, value: vec4f) { ${body} }`;
 }
 
+/** `vectorTo_out(base, d, value)`, or for rows in 16 bytes `eightTo_out(base, d, lower, upper)`. */
+export function outStore(width: number, dim: number): string {
+  if (width < 8) return vectorStore('out', width, dim);
+  return `
+      fn eightTo_out(base: u32, d: u32, lower: vec4f, upper: vec4f) {
+        if (d < ${dim}u) { out[base_out() + (base + d) / 8u] = vec4u(fourOf(lower), fourOf(upper)); }
+      }`;
+}
+
 /** `tokenAt(i, length)`: the token that is swept as number i. */
 export const tokenOf = `
     fn tokenAt(i: u32, length: u32) -> u32 { return select(i, length - 1u - i, uniforms.reverse == 1u); }`;
@@ -85,13 +94,26 @@ export const ownPart: string = `
         if (uniforms.parts > 1u && at >= end) { return; }
         let finalScale = uniforms.stateScale * exp2(rate * f32(segmentEnd - end));`;
 
+/** Workgroup `index` to the segment that it sweeps, all equally long. */
+export const equalSegments = `
+        let position = segmentOf(index);
+        let firstToken = position.z * uniforms.segmentTokens;
+        let lastToken = firstToken + uniforms.segmentTokens;`;
+
+/** Workgroup `index` to the run that it sweeps, of a table of (head, first token, token behind the last). */
+export const runOf = `
+        let run = index / uniforms.columnTiles % uniforms.segments * 3u;
+        let position = vec4u(index % uniforms.columnTiles, load_ranges(run), 0u, index / uniforms.columnTiles / uniforms.segments);
+        let firstToken = load_ranges(run + 1u);
+        let lastToken = load_ranges(run + 2u);`;
+
 /** Zeros for the outputs of a segment's tokens behind the length of a batch entry; `eights`: by `eightTo_out`, else by `vectorTo_out`. */
-export function zeroTail(columns: number, lanes: number, eights = false): string {
+export function zeroTail(columns: number, lanes: number, eights = false, lastToken = 'firstToken + uniforms.segmentTokens'): string {
   const size = eights ? 8 : 4;
   const groups = columns / size;
   return `
       let tailFirst = max(length, firstToken);
-      let tailEnd = min(firstToken + uniforms.segmentTokens, uniforms.tokens);
+      let tailEnd = min(${lastToken}, uniforms.tokens);
       for (var e = lane + tailFirst * ${groups}u; e < tailEnd * ${groups}u; e += ${lanes}u) {
         let base = batch * uniforms.outBatch + (e / ${groups}u) * uniforms.outToken + head * uniforms.outHead;
         ${eights ? 'eightTo_out' : 'vectorTo_out'}(base, columns + (e % ${groups}u) * ${size}u, vec4f()${eights ? ', vec4f()' : ''});
