@@ -6,42 +6,31 @@ export interface BindLayout {
   layout: GPUBindGroupLayout;
 }
 
-/** The part of a buffer that a kernel binds. */
+/** The part of a buffer that a kernel binds, where that is not the whole buffer. */
 export interface BufferWindow {
-  storage: Storage;
   /** Bytes from the start of the buffer. */
   offset: number;
   /** Bytes. */
   size: number;
 }
 
+/** A window a buffer, undefined for a whole one; no list where all are bound whole. */
+export type Windows = readonly (BufferWindow | undefined)[] | undefined;
+
 /** A bind group and what it binds. */
 export class BoundGroup {
   /** Another one whose hash is the same. */
-  next: BoundGroup | undefined;
-  readonly storages: readonly Storage[];
-  private readonly offsets: readonly number[];
-  private readonly sizes: readonly number[];
+  next: BoundGroup | undefined = undefined;
+  /** The batch that last used it; kept by the recorder. */
+  batch = 0;
 
   constructor(
     readonly group: GPUBindGroup,
     readonly hash: number,
-    private readonly layout: BindLayout,
-    windows: readonly BufferWindow[],
-  ) {
-    this.storages = windows.map(({ storage }) => storage);
-    this.offsets = windows.map(({ offset }) => offset);
-    this.sizes = windows.map(({ size }) => size);
-  }
-
-  binds(layout: BindLayout, windows: readonly BufferWindow[]): boolean {
-    if (layout !== this.layout) return false;
-    for (let i = 0; i < windows.length; i++) {
-      const window = windows[i] as BufferWindow;
-      if (window.storage !== this.storages[i] || window.offset !== this.offsets[i] || window.size !== this.sizes[i]) return false;
-    }
-    return true;
-  }
+    readonly layout: BindLayout,
+    readonly storages: readonly Storage[],
+    readonly windows: Windows,
+  ) {}
 }
 
 /**
@@ -54,16 +43,26 @@ export class BindGroups {
   private readonly byHash: Map<number, BoundGroup> = new Map();
 
   constructor(
-    private readonly create: (label: string, layout: GPUBindGroupLayout, windows: readonly BufferWindow[]) => GPUBindGroup,
+    private readonly create: (label: string, layout: GPUBindGroupLayout, storages: readonly Storage[], windows: Windows) => GPUBindGroup,
     private readonly most = 8192,
   ) {}
 
-  /** The group that binds `windows`; made, and labelled, when there is none. */
-  get(layout: BindLayout, windows: readonly BufferWindow[], label: string): BoundGroup {
-    const hash = hashOf(layout, windows);
-    for (let bound = this.byHash.get(hash); bound; bound = bound.next) if (bound.binds(layout, windows)) return bound;
+  /** The group that binds these buffers. @param hash of the layout and the buffers; groups that differ in their windows only are few */
+  find(hash: number, layout: BindLayout, storages: readonly Storage[], windows: Windows): BoundGroup | undefined {
+    let bound = this.byHash.get(hash);
+    search: for (; bound !== undefined; bound = bound.next) {
+      if (bound.layout !== layout) continue;
+      const others = bound.storages;
+      for (let i = 0; i < storages.length; i++) if (storages[i] !== others[i]) continue search;
+      if (bound.windows === windows || sameWindows(bound.windows, windows, storages.length)) return bound;
+    }
+    return undefined;
+  }
+
+  /** Makes and keeps a group that `find` did not find. */
+  make(hash: number, layout: BindLayout, storages: readonly Storage[], windows: Windows, label: string): BoundGroup {
     if (this.size >= this.most) this.clear();
-    const made = new BoundGroup(this.create(label, layout.layout, windows), hash, layout, windows);
+    const made = new BoundGroup(this.create(label, layout.layout, storages, windows), hash, layout, [...storages], windows);
     made.next = this.byHash.get(hash);
     this.byHash.set(hash, made);
     for (const storage of made.storages) storage.boundBy.add(made);
@@ -102,9 +101,7 @@ export class BindGroups {
   }
 }
 
-/** Of buffers alone: groups that differ in their windows only are few. A small integer on every engine (30 bits). */
-function hashOf(layout: BindLayout, windows: readonly BufferWindow[]): number {
-  let hash = layout.number;
-  for (let i = 0; i < windows.length; i++) hash = (hash << 11) ^ (hash >>> 21) ^ (windows[i] as BufferWindow).storage.id;
-  return hash & 0x3fffffff;
+function sameWindows(a: Windows, b: Windows, count: number): boolean {
+  for (let i = 0; i < count; i++) if (a?.[i]?.offset !== b?.[i]?.offset || a?.[i]?.size !== b?.[i]?.size) return false;
+  return true;
 }

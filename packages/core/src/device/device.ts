@@ -1,9 +1,9 @@
 import { bufferUsage, mapModeRead } from './constants.js';
 import { formatBytes, HeedError } from '../errors.js';
-import { type BindLayout, BindGroups, type BoundGroup } from './bind-groups.js';
+import { type BindLayout, BindGroups } from './bind-groups.js';
 import type { Capabilities, DeviceLimits, DeviceReport, Tier } from './capabilities.js';
 import { type BufferLabel, BufferPool, type Storage } from './pool.js';
-import { type Grid, Recorder } from './recorder.js';
+import { Recorder } from './recorder.js';
 
 /** Bytes and counts of what is alive on a device. */
 export interface MemoryReport {
@@ -67,6 +67,10 @@ export class Device {
   tensors = 0;
   /** Specialisations by the number of their kernel; kept by the kernel floor. */
   readonly prepared: unknown[] = [];
+  /** Calls by their op; kept by ops that remember them. */
+  readonly remembered: WeakMap<object, unknown> = new WeakMap();
+  /** Dispatches are traced, or refused: `attend` must see each. */
+  attentive = false;
   private readonly checks: Set<Promise<void>> = new Set();
   private readonly failures: HeedError[] = [];
   private readonly staging: Map<number, GPUBuffer[]> = new Map();
@@ -94,8 +98,8 @@ export class Device {
       (what, create, failed) => this.guarded(what, create, failed),
     );
     const uniforms = { binding: 0, resource: { buffer: this.recorder.uniformBuffer, size: 1024 } };
-    this.bindGroups = new BindGroups((label, layout, windows) => {
-      const entries = windows.map(({ storage: { buffer }, offset, size }, i) => ({ binding: i + 1, resource: { buffer, offset, size } }));
+    this.bindGroups = new BindGroups((label, layout, storages, windows) => {
+      const entries = storages.map(({ buffer }, i) => ({ binding: i + 1, resource: { buffer, ...windows?.[i] } }));
       return this.guarded(`binding ${label}`, () => gpu.createBindGroup({ label, layout, entries: [uniforms, ...entries] }));
     });
     this.lost = gpu.lost.then((info) => {
@@ -104,6 +108,7 @@ export class Device {
         `core: the device "${report.name}" was lost (${info.reason}${info.message ? `: ${info.message}` : ''}); ` +
           'its tensors are gone, open a new device with openDevice()',
       );
+      this.attentive = true;
       throw this.lostError;
     });
     this.lost.catch(() => {});
@@ -139,15 +144,14 @@ export class Device {
 
   /** A buffer of so many bytes at least, rounded up to a multiple of 64: kernels may load whole vectors at the tail. */
   allocate(bytes: number, label: BufferLabel): Storage {
-    if (this.closed || this.lostError) this.assertUsable();
+    if (this.attentive) this.assertUsable();
     return this.pool.allocate(bytes, label);
   }
 
-  /** Records one dispatch; its uniform values lie at `uniformOffset` of the ring. */
-  dispatch(pipeline: Pipeline, bound: BoundGroup, uniformOffset: number, grid: Grid): void {
-    if (this.closed || this.lostError) this.assertUsable();
-    if (this.traces.length > 0) for (const list of this.traces) list.push(pipeline.trace);
-    this.recorder.dispatch(pipeline, bound, uniformOffset, grid);
+  /** Notes a dispatch in the traces. @throws HeedError as `assertUsable` */
+  attend(trace: KernelTrace): void {
+    this.assertUsable();
+    for (const list of this.traces) list.push(trace);
   }
 
   write(storage: Storage, byteOffset: number, bytes: Uint8Array): void {
@@ -218,8 +222,10 @@ export class Device {
   trace(): () => KernelTrace[] {
     const list: KernelTrace[] = [];
     this.traces.push(list);
+    this.attentive = true;
     return () => {
       this.traces = this.traces.filter((other) => other !== list);
+      this.attentive = this.closed || this.lostError !== undefined || this.traces.length > 0;
       return list;
     };
   }
@@ -282,6 +288,7 @@ export class Device {
       await Promise.race([this.gpu.queue.onSubmittedWorkDone(), this.gpu.lost]);
     }
     this.closed = true;
+    this.attentive = true;
     this.pool.trim(0);
     for (const list of this.staging.values()) for (const buffer of list) buffer.destroy();
     this.recorder.destroy();
@@ -295,9 +302,9 @@ export class Device {
     await this.close();
   }
 
-  private submit(kernels: readonly string[], submit: () => void): void {
+  private submit(kernels: ReadonlySet<string>, submit: () => void): void {
     this.guarded(() => {
-      const names = [...new Set(kernels)];
+      const names = [...kernels];
       const what = names.length === 0 ? 'copying' : `running ${names.slice(0, 6).join(', ')}`;
       return `${what}${names.length > 6 ? `, and ${names.length - 6} more` : ''}`;
     }, submit);

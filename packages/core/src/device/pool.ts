@@ -52,6 +52,12 @@ export function sizeClass(bytes: number): number {
   return Math.ceil(bytes / step) * step;
 }
 
+/** The free buffers of one size class: a heap by id, the lowest first. */
+interface Shelf {
+  bytes: number;
+  free: Storage[];
+}
+
 /**
  * Buffers by size class. A released buffer is handed out again at once: the queue runs in order, so a later batch
  * cannot overtake an earlier one. What is kept free stays within a quarter of the peak of live bytes; at that bound a larger
@@ -60,8 +66,10 @@ export function sizeClass(bytes: number): number {
  * them its bind groups, again.
  */
 export class BufferPool {
-  /** By size; each list a heap by id, the lowest first. */
-  private readonly free: Map<number, Storage[]> = new Map();
+  private readonly shelves: Map<number, Shelf> = new Map();
+  /** The shelf that was used last, and what was asked of it: the next buffer is mostly of the same size. */
+  private shelf: Shelf = { bytes: 0, free: [] };
+  private asked = -1;
   private nextId = 1;
   private live = 0;
   private peak = 0;
@@ -81,6 +89,12 @@ export class BufferPool {
   }
 
   allocate(bytes: number, wanted: BufferLabel): Storage {
+    if (bytes !== this.asked) this.ask(bytes, wanted);
+    const { shelf } = this;
+    return shelf.free.length > 0 ? this.handOut(takeLowest(shelf.free)) : this.make(shelf.bytes, wanted);
+  }
+
+  private ask(bytes: number, wanted: BufferLabel): void {
     if (bytes > this.limits.maxBufferSize) {
       throw new HeedError(
         'LIMIT_EXCEEDED',
@@ -88,14 +102,21 @@ export class BufferPool {
           'split the batch or heads axis, or use a device with larger limits',
       );
     }
-    const size = Math.min(sizeClass(bytes), this.largest);
-    const list = this.free.get(size);
-    let reused = list && takeLowest(list);
-    if (reused) return this.handOut(reused);
+    this.shelf = this.shelfOf(Math.min(sizeClass(bytes), this.largest));
+    this.asked = bytes;
+  }
+
+  private shelfOf(bytes: number): Shelf {
+    let shelf = this.shelves.get(bytes);
+    if (!shelf) this.shelves.set(bytes, (shelf = { bytes, free: [] }));
+    return shelf;
+  }
+
+  private make(size: number, wanted: BufferLabel): Storage {
     const ceiling = 1.25 * Math.max(this.peak, this.live + size);
     if (this.live + this.pooled + size > ceiling) {
-      reused = this.takeLarger(size);
-      if (reused) return this.handOut(reused);
+      const larger = this.takeLarger(size);
+      if (larger) return this.handOut(larger);
       this.trim(Math.max(0, ceiling - this.live - size));
     }
     const label = labelText(wanted);
@@ -106,23 +127,24 @@ export class BufferPool {
       () => this.discard(storage),
     );
     this.count++;
-    this.grow(size);
+    this.live += size;
+    if (this.live > this.peak) this.peak = this.live;
     return storage;
   }
 
   private handOut(storage: Storage): Storage {
     this.pooled -= storage.bytes;
+    this.live += storage.bytes;
+    if (this.live > this.peak) this.peak = this.live;
     storage.references = 1;
-    this.grow(storage.bytes);
     return storage;
   }
 
   /** A free buffer of at most four times the size: better than to destroy it and make one, as steps of changing lengths would all the time. */
   private takeLarger(size: number): Storage | undefined {
     for (let larger = sizeClass(size + 1); larger <= 4 * size; larger = sizeClass(larger + 1)) {
-      const list = this.free.get(larger);
-      const storage = list && takeLowest(list);
-      if (storage) return storage;
+      const free = this.shelves.get(larger)?.free;
+      if (free && free.length > 0) return takeLowest(free);
     }
     return undefined;
   }
@@ -140,30 +162,22 @@ export class BufferPool {
       return;
     }
     this.pooled += storage.bytes;
-    const list = this.free.get(storage.bytes);
-    if (!list) {
-      this.free.set(storage.bytes, [storage]);
-      return;
-    }
-    addById(list, storage);
+    const { shelf } = this;
+    addById(shelf.bytes === storage.bytes ? shelf.free : this.shelfOf(storage.bytes).free, storage);
   }
 
   /** Destroys free buffers, those that lay idle longest first and the larger ones of a batch, until at most `keepBytes` are pooled. */
   trim(keepBytes = 0): void {
     if (this.pooled <= keepBytes) return;
     this.beforeDestroy();
-    const idle = [...this.free.values()].flat().sort((a, b) => a.lastBatch - b.lastBatch || b.bytes - a.bytes);
+    const idle = [...this.shelves.values()].flatMap(({ free }) => free).sort((a, b) => a.lastBatch - b.lastBatch || b.bytes - a.bytes);
     for (const storage of idle) {
       if (this.pooled <= keepBytes) break;
       this.pooled -= storage.bytes;
       this.destroy(storage);
     }
-    for (const [size, list] of this.free) {
-      // in the order of ids, which is a heap
-      const kept = list.filter(({ destroyed }) => !destroyed).sort((a, b) => a.id - b.id);
-      if (kept.length > 0) this.free.set(size, kept);
-      else this.free.delete(size);
-    }
+    // in the order of ids, which is a heap
+    for (const shelf of this.shelves.values()) shelf.free = shelf.free.filter(({ destroyed }) => !destroyed).sort((a, b) => a.id - b.id);
   }
 
   report(): PoolReport {
@@ -186,11 +200,6 @@ export class BufferPool {
     this.onDestroy(storage);
     storage.buffer.destroy();
   }
-
-  private grow(size: number): void {
-    this.live += size;
-    if (this.live > this.peak) this.peak = this.live;
-  }
 }
 
 /** Puts a buffer into a heap by id. */
@@ -207,11 +216,11 @@ function addById(heap: Storage[], storage: Storage): void {
   heap[at] = storage;
 }
 
-/** Takes the buffer with the lowest id out of a heap. */
-function takeLowest(heap: Storage[]): Storage | undefined {
-  const lowest = heap[0];
-  const last = heap.pop();
-  if (!lowest || !last || heap.length === 0) return lowest;
+/** Takes the buffer with the lowest id out of a heap that is not empty. */
+function takeLowest(heap: Storage[]): Storage {
+  const last = heap.pop() as Storage;
+  if (heap.length === 0) return last;
+  const lowest = heap[0] as Storage;
   let at = 0;
   for (let below = 1; below < heap.length; below = 2 * at + 1) {
     const right = heap[below + 1];

@@ -3,11 +3,12 @@ import { bufferUsage } from './constants.js';
 import type { Storage } from './pool.js';
 
 export const slotBytes = 256;
+const slotWords = slotBytes / 4;
 const slots = 1024;
 const dispatchesPerBatch = 128;
 
 /** Workgroups along x, y and z, 1 where left out; or where an earlier dispatch wrote them. */
-export type Grid = readonly number[] | { indirect: Storage; byteOffset: number };
+export type Grid = readonly number[] | { indirect: Storage; byteOffset: number; length?: undefined };
 
 export interface TimestampSlot {
   kernel: string;
@@ -33,12 +34,13 @@ export class Recorder {
   /** The pipeline that the pass has set: setting one costs as much as a dispatch. */
   private pipeline: GPUComputePipeline | undefined;
   private dispatches = 0;
-  private kernels: string[] = [];
+  /** Names of what ran in this batch. */
+  private kernels: Set<string> = new Set();
   private timestamps: { querySet: GPUQuerySet; slots: TimestampSlot[]; capacity: number } | undefined;
 
   constructor(
     private readonly gpu: GPUDevice,
-    private readonly onSubmit: (kernels: readonly string[], submit: () => void) => void,
+    private readonly onSubmit: (kernels: ReadonlySet<string>, submit: () => void) => void,
   ) {
     this.uniformBuffer = gpu.createBuffer({
       label: 'uniform ring',
@@ -48,31 +50,38 @@ export class Recorder {
   }
 
   /**
-   * Room for the uniform values of the next dispatch: byte offset in the ring. Submits first when the batch is full.
+   * Room for the uniform values of the next dispatch, which takes it: the first word in the ring. Submits first when the batch is full.
    * @param needed slots of 256 bytes
    */
-  uniformSlot(needed: number): number {
+  uniformRoom(needed: number): number {
     if (this.usedSlots + needed > slots || this.dispatches >= dispatchesPerBatch) this.flush();
-    const offset = this.usedSlots * slotBytes;
-    this.usedSlots += needed;
-    return offset;
+    return this.usedSlots * slotWords;
   }
 
-  dispatch(kernel: { name: string; pipeline: GPUComputePipeline }, bound: BoundGroup, uniformOffset: number, grid: Grid): void {
+  /** Records one dispatch, whose uniform values lie in the next `uniformSlots` slots of the ring. */
+  dispatch(kernel: { name: string; pipeline: GPUComputePipeline }, bound: BoundGroup, uniformSlots: number, grid: Grid): void {
     const pass = this.timestamps ? this.timedPass(kernel.name) : (this.pass ?? this.openPass());
-    if (kernel.pipeline !== this.pipeline) pass.setPipeline((this.pipeline = kernel.pipeline));
-    this.offsets[0] = uniformOffset;
+    if (kernel.pipeline !== this.pipeline) {
+      pass.setPipeline((this.pipeline = kernel.pipeline));
+      this.kernels.add(kernel.name);
+    }
+    this.offsets[0] = this.usedSlots * slotBytes;
+    this.usedSlots += uniformSlots;
     pass.setBindGroup(0, bound.group, this.offsets);
-    if ('indirect' in grid) {
+    if (grid.length === 1) pass.dispatchWorkgroups(grid[0] as number);
+    else if (grid.length !== undefined) pass.dispatchWorkgroups(grid[0] ?? 1, grid[1], grid[2]);
+    else {
       grid.indirect.lastBatch = this.batch;
       pass.dispatchWorkgroupsIndirect(grid.indirect.buffer, grid.byteOffset);
-    } else if (grid.length === 1) pass.dispatchWorkgroups(grid[0] as number);
-    else pass.dispatchWorkgroups(grid[0] ?? 1, grid[1], grid[2]);
-    const { storages } = bound;
-    for (let i = 0; i < storages.length; i++) (storages[i] as Storage).lastBatch = this.batch;
+    }
+    if (bound.batch !== this.batch) this.use(bound);
     this.dispatches++;
-    this.kernels.push(kernel.name);
     if (this.timestamps) this.endPass();
+  }
+
+  private use(bound: BoundGroup): void {
+    bound.batch = this.batch;
+    for (const storage of bound.storages) storage.lastBatch = this.batch;
   }
 
   copy(from: Storage, fromByte: number, to: Storage | GPUBuffer, toByte: number, bytes: number): void {
@@ -103,7 +112,7 @@ export class Recorder {
     const kernels = this.kernels;
     const used = this.usedSlots;
     this.encoder = undefined;
-    this.kernels = [];
+    this.kernels = new Set();
     this.dispatches = 0;
     this.usedSlots = 0;
     this.batch++;

@@ -53,6 +53,9 @@ export interface Kernel<S extends Spec, B extends Bindings<S>, U extends Uniform
   readonly name: string;
   /** Records one dispatch. */
   run(device: Device, options: RunOptions<S, B, U>): void;
-  /** As `run`, of lists in the order of the declarations: for what runs once a small op. */
-  runListed(device: Device, spec: S, operands: Operands, values: UniformValues, grid: WantedGrid): void;
+  /**
+   * As `run`, of lists in the order of the declarations: for what runs once a small op. Specs and lists of values are not changed
+   * afterwards. False where the grid is empty and nothing was recorded.
+   */
+  runListed(device: Device, spec: S, operands: Operands, values: UniformValues, grid: WantedGrid): boolean;
 }

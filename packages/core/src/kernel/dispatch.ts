@@ -1,20 +1,13 @@
+import type { BufferWindow } from '../device/bind-groups.js';
 import type { Device } from '../device/device.js';
+import type { Storage } from '../device/pool.js';
 import type { DType } from '../dtype.js';
-import { bindOperands, type Place } from './bind.js';
-import type { Spec } from './bindings.js';
-import type { Bindings, KernelDefinition, Operands, Uniforms, UniformValues } from './definition.js';
+import { checkApart, firstItem, unusable, windowOf } from './bind.js';
+import type { Operand, ResolvedBinding, Spec } from './bindings.js';
+import type { Bindings, Kernel, KernelDefinition, Operands, RunOptions, Uniforms, UniformValues } from './definition.js';
 import { resolveGrid, type WantedGrid } from './grid.js';
 import { compile, type Prepared } from './prepare.js';
 import { packUniforms } from './uniforms.js';
-
-/** Records dispatches of one kernel, each specialisation compiled on its first use. */
-export interface DirectKernel<S extends Spec> {
-  /**
-   * Operands and values in the order of their declarations; operands must have a dtype that the kernel's bindings store as they are.
-   * False where the grid is empty and nothing was recorded.
-   */
-  run(device: Device, spec: S, operands: Operands, values: UniformValues, wanted: WantedGrid): boolean;
-}
 
 /** A specialisation with what it was made for. */
 interface Made extends Prepared {
@@ -24,12 +17,13 @@ interface Made extends Prepared {
   fields: number;
   /** A dtype for each declared binding. */
   dtypes: readonly (DType | undefined)[];
-  /** Where its bindings lie in the run at hand. */
-  places: Place[];
+  /** The buffers that the run at hand binds. */
+  storages: Storage[];
 }
 
 interface Cache {
-  all: Map<string, Made>;
+  /** Undefined where a run must pack its outputs. */
+  all: Map<string, Made | undefined>;
   /** The last few that ran, the newest first: comparing fields costs less than making a key. */
   recent: Made[];
 }
@@ -37,58 +31,120 @@ interface Cache {
 const mostRecent = 6;
 let kernels = 0;
 
-/** A kernel without what `defineKernel` adds for dtypes that have no scalar store. */
-export function directKernel<S extends Spec, B extends Bindings<S>, U extends Uniforms>(
-  definition: KernelDefinition<S, B, U>,
-): DirectKernel<S> {
-  const number = kernels++;
+/** What a kernel does about outputs whose dtype has no store on the device. */
+export interface Packing<S extends Spec> {
+  needed: (device: Device, spec: S, operands: Operands) => boolean;
+  run: (kernel: KernelRunner<S>, device: Device, spec: S, operands: Operands, values: UniformValues, grid: WantedGrid) => boolean;
+}
 
-  function prepare(device: Device, spec: S, operands: Operands): Made {
-    const cache = (device.prepared[number] ??= { all: new Map(), recent: [] }) as Cache;
-    const { recent } = cache;
-    for (let i = 0; i < recent.length; i++) {
+/** Records dispatches of one kernel, each specialisation compiled on its first use. */
+export class KernelRunner<S extends Spec, B extends Bindings<S> = Bindings<S>, U extends Uniforms = Uniforms> implements Kernel<S, B, U> {
+  readonly name: string;
+  private readonly number = kernels++;
+  private readonly names: readonly string[];
+  private readonly uniformNames: readonly string[];
+
+  constructor(
+    private readonly definition: KernelDefinition<S, B, U>,
+    private readonly packing?: Packing<S>,
+  ) {
+    this.name = definition.name;
+    this.names = Object.keys(definition.bindings);
+    this.uniformNames = Object.keys(definition.uniforms);
+  }
+
+  run(device: Device, { spec, tensors, uniforms, grid }: RunOptions<S, B, U>): void {
+    this.runListed(device, spec, listed(this.names, tensors), listed(this.uniformNames, uniforms), grid);
+  }
+
+  // One long function on purpose: it runs for each dispatch, and V8 takes long functions to its optimiser after fewer calls.
+  runListed(device: Device, spec: S, operands: Operands, values: UniformValues, wanted: WantedGrid): boolean {
+    const { name } = this;
+    const cache = (device.prepared[this.number] ??= { all: new Map(), recent: [] }) as Cache;
+    let made = cache.recent[0];
+    if (made === undefined || !fits(made, spec, operands)) {
+      made = this.prepare(cache, device, spec, operands);
+      if (made === undefined) return (this.packing as Packing<S>).run(this as never, device, spec, operands, values, wanted);
+    }
+    const { pipeline, layout, bindings, storages } = made;
+    const { pool, recorder } = device;
+    const bindingLimit = device.limits.maxStorageBufferBindingSize;
+    const at = recorder.uniformRoom(layout.slots);
+    const items = at + layout.firstItem;
+    let windows: (BufferWindow | undefined)[] | undefined;
+    let hash = pipeline.layout.number;
+    for (let i = 0; i < bindings.length; i++) {
+      const binding = bindings[i] as ResolvedBinding;
+      const operand = operands[binding.index] as Operand;
+      const { storage, offset } = operand;
+      if (storage.owner !== pool || storage.references <= 0) throw unusable(device, name, binding, operand);
+      let item = 0;
+      if (storage.bytes > bindingLimit) {
+        const window = windowOf(operand, binding, name, bindingLimit);
+        (windows ??= new Array<BufferWindow | undefined>(bindings.length))[i] = window;
+        item = firstItem(operand, binding, name, window.offset);
+      } else if (offset !== 0) item = firstItem(operand, binding, name, 0);
+      recorder.words[items + i] = item;
+      storages[i] = storage;
+      hash = (hash << 11) ^ (hash >>> 21) ^ storage.id;
+    }
+    const grid = resolveGrid(device, name, wanted, storages);
+    if (grid === undefined) return false;
+    let bound = device.bindGroups.find(hash, pipeline.layout, storages, windows);
+    if (bound === undefined) {
+      checkApart(name, bindings, storages);
+      bound = device.bindGroups.make(hash, pipeline.layout, storages, windows, name);
+    }
+    packUniforms(layout, values, recorder, at);
+    if (device.attentive) device.attend(pipeline.trace);
+    recorder.dispatch(pipeline, bound, layout.slots, grid);
+    return true;
+  }
+
+  /** A specialisation that is not the newest: one of the last few, one from the cache, or compiled. Undefined where outputs are packed. */
+  private prepare({ all, recent }: Cache, device: Device, spec: S, operands: Operands): Made | undefined {
+    for (let i = 1; i < recent.length; i++) {
       const made = recent[i] as Made;
       if (!fits(made, spec, operands)) continue;
-      if (i > 0) {
-        recent[i] = recent[0] as Made;
-        recent[0] = made;
-      }
+      recent[i] = recent[0] as Made;
+      recent[0] = made;
       return made;
     }
     const dtypes = operands.map((operand) => operand?.dtype);
-    let key = definition.name;
+    let key = this.name;
     for (const name in spec) key += `|${name}=${String(spec[name])}`;
     for (const dtype of dtypes) key += `|${dtype ?? '-'}`;
-    let made = cache.all.get(key);
+    let made = all.get(key);
     if (!made) {
-      const prepared = compile(device, definition, spec, operands, key);
-      cache.all.set(key, (made = { ...prepared, spec, fields: Object.keys(spec).length, dtypes, places: [] }));
+      if (all.has(key)) return undefined;
+      if (this.packing?.needed(device, spec, operands)) {
+        all.set(key, undefined);
+        return undefined;
+      }
+      const { pipeline, layout, bindings } = compile(device, this.definition, spec, operands, key);
+      made = { pipeline, layout, bindings, spec, fields: Object.keys(spec).length, dtypes, storages: [] };
+      all.set(key, made);
     }
     recent.unshift(made);
     if (recent.length > mostRecent) recent.pop();
     return made;
   }
+}
 
-  function run(device: Device, spec: S, operands: Operands, values: UniformValues, wanted: WantedGrid): boolean {
-    const { name } = definition;
-    const { pipeline, layout, bindings, places } = prepare(device, spec, operands);
-    bindOperands(device, name, bindings, operands, places);
-    const grid = resolveGrid(device, name, wanted, places);
-    if (grid === undefined) return false;
-    const bound = device.bindGroups.get(pipeline.layout, places, name);
-    const uniformOffset = device.recorder.uniformSlot(layout.slots);
-    packUniforms(layout, values, places, device.recorder, uniformOffset / 4);
-    device.dispatch(pipeline, bound, uniformOffset, grid);
-    return true;
-  }
-
-  return { run };
+/** Values of a record in the order of `names`. */
+function listed<T>(names: readonly string[], values: Readonly<Record<string, T | undefined>>): (T | undefined)[] {
+  const list = new Array<T | undefined>(names.length);
+  for (let i = 0; i < names.length; i++) list[i] = values[names[i] as string];
+  return list;
 }
 
 function fits(made: Made, spec: Spec, operands: Operands): boolean {
   const { dtypes } = made;
   for (let i = 0; i < dtypes.length; i++) if (operands[i]?.dtype !== dtypes[i]) return false;
-  if (spec === made.spec) return true;
+  return spec === made.spec || sameFields(spec, made);
+}
+
+function sameFields(spec: Spec, made: Made): boolean {
   let fields = 0;
   for (const name in spec) {
     if (spec[name] !== made.spec[name]) return false;

@@ -1,5 +1,5 @@
 import type { Device } from '../device/device.js';
-import type { Binding, Operand } from '../kernel/bindings.js';
+import type { Binding } from '../kernel/bindings.js';
 import { read, write } from '../kernel/bindings.js';
 import { defineKernel, type Kernel } from '../kernel/define.js';
 import type { AnyExpr, ExprType, Named } from '../kernel/expr/index.js';
@@ -21,8 +21,19 @@ export interface FusedFunction {
 }
 
 export interface FusedKernel {
+  /** How outputs of `size` elements are computed by a plan; `runListed` takes what it gives. */
+  launch(plan: PointwisePlan, size: number): Launch;
   /** Computes `outs`, one a body, contiguous and of the plan's shape, from one operand an input. */
   run(device: Device, plan: PointwisePlan, operands: readonly (Tensor | number)[], outs: readonly Tensor[]): void;
+}
+
+/** A kernel with all that it takes but operands, outputs, and the values of operands that are numbers. */
+export interface Launch {
+  kernel: Made;
+  spec: FusedSpec;
+  /** Numbers of the operands (0 for now) in front. */
+  values: readonly (number | readonly number[])[];
+  grid: readonly number[];
 }
 
 type FusedSpec = { key: string; form: string; modes: string };
@@ -44,32 +55,33 @@ function makeKernel(fused: FusedFunction, id: string): FusedKernel {
   let flat: Made | undefined;
   let strided: Made | undefined;
   let spec: FusedSpec = { key: id, form: '', modes: '' };
+  const launch = (plan: PointwisePlan, size: number): Launch => {
+    const { form, modes } = plan;
+    if (form !== spec.form || modes !== spec.modes) spec = { key: id, form, modes };
+    const items = Math.ceil(size / 4);
+    const grid = [Math.ceil(items / 256)];
+    const values: (number | readonly number[])[] = fused.inputs.map(() => 0);
+    values.push(items);
+    if (form === 'flat') return { kernel: (flat ??= define(fused, false)), spec, values, grid };
+    values.push(size, plan.shape.length, plan.shape, ...plan.steps, ...plan.strides);
+    return { kernel: (strided ??= define(fused, true)), spec, values, grid };
+  };
   return {
+    launch,
     run(device, plan, operands, outs) {
-      const { form, modes } = plan;
-      if (form !== spec.form || modes !== spec.modes) spec = { key: id, form, modes };
-      const count = operands.length;
-      const tensors = new Array<Operand | undefined>(count + outs.length);
-      const numbers = new Array<number | readonly number[]>(count + 1);
-      for (let i = 0; i < count; i++) {
-        const operand = operands[i] as Tensor | number;
-        const number = typeof operand === 'number';
-        tensors[i] = number ? undefined : operand;
-        numbers[i] = number ? operand : 0;
-      }
-      for (let i = 0; i < outs.length; i++) tensors[count + i] = outs[i];
-      const { size } = outs[0] as Tensor;
-      const items = Math.ceil(size / 4);
-      const grid = [Math.ceil(items / 256)];
-      numbers[count] = items;
-      if (form === 'flat') {
-        (flat ??= define(fused, false)).runListed(device, spec, tensors, numbers, grid);
-        return;
-      }
-      numbers.push(size, plan.shape.length, plan.shape, ...plan.steps, ...plan.strides);
-      (strided ??= define(fused, true)).runListed(device, spec, tensors, numbers, grid);
+      const { kernel, spec, values, grid } = launch(plan, outs[0]!.size);
+      const tensors = operands.map((operand) => (typeof operand === 'number' ? undefined : operand));
+      const own = values.map((value, i) => (typeof operands[i] === 'number' ? operands[i] : value));
+      kernel.runListed(device, spec, [...tensors, ...outs], own, grid);
     },
   };
+}
+
+/** Values with the one at `i` set; in a copy of `shared` where they are those themselves. */
+export function withNumber(values: Launch['values'], shared: Launch['values'], i: number, value: number): Launch['values'] {
+  const own = values === shared ? [...shared] : (values as (number | readonly number[])[]);
+  own[i] = value;
+  return own;
 }
 
 /** Operands in the order inputs, outputs; values in the order numbers, items, and for strided forms size, rank, shape, steps, strides. */

@@ -1,5 +1,4 @@
 import { apply, type Backward, currentTape, sameDevices, type Tape, withoutTape } from '../autodiff/tape.js';
-import type { Device } from '../device/device.js';
 import { type DType, type FloatDType, isFloat } from '../dtype.js';
 import { HeedError } from '../errors.js';
 import {
@@ -19,6 +18,7 @@ import { empty } from '../tensor/create.js';
 import { type Shape, Tensor } from '../tensor/tensor.js';
 import { broadcastShapes, planPointwise } from './broadcast.js';
 import { sameShape } from './check.js';
+import { evaluateCall, planCall, type PointwiseCall, recallPointwise } from './pointwise-calls.js';
 import { fusedKernel, type FusedKernel } from './pointwise-kernel.js';
 import { sumTo } from './reduce-kernels.js';
 
@@ -51,14 +51,17 @@ export function pointwise<T extends ExprType = 'f32'>(
   options: PointwiseOptions = {},
 ): Pointwise {
   const who = options.name ?? 'function';
+  const op = {};
   let compiled: Compiled | undefined;
   return (...operands) => {
+    const call = recallPointwise(op, operands, options.dtype);
+    if (call) return perform(call, operands);
     if (!compiled) {
       const made = typeof f === 'function' ? expr(f) : f;
       checkFunction(who, made);
       compiled = new Compiled(who, made);
     }
-    return runPointwise(compiled, operands, options.dtype);
+    return compute(op, compiled, checkOperands(compiled, operands), operands, options.dtype);
   };
 }
 
@@ -70,7 +73,10 @@ export function polymorphic(
   body: (...inputs: Expr<NumericType>[]) => AnyExpr,
 ): Pointwise {
   const made = new Map<NumericType, Compiled>();
+  const op = {};
   return (...operands) => {
+    const call = recallPointwise(op, operands);
+    if (call) return perform(call, operands);
     const first = checkAlike(name, operands, allowed);
     const type = types[first.dtype];
     let compiled = made.get(type);
@@ -79,7 +85,7 @@ export function polymorphic(
       compiled = new Compiled(name, exprFunction(inputs, body(...inputs.map((input) => variable(input.name, type)))));
       made.set(type, compiled);
     }
-    return compute(compiled, first, operands);
+    return compute(op, compiled, first, operands);
   };
 }
 
@@ -225,34 +231,28 @@ function checkOperands({ name, f }: Compiled, operands: readonly PointwiseOperan
 
 /** Runs a compiled function, on the tape where its result is float. `dtype` overrides the dtype of the output. */
 export function runPointwise(compiled: Compiled, operands: readonly PointwiseOperand[], dtype?: DType): Tensor {
-  return compute(compiled, checkOperands(compiled, operands), operands, dtype);
+  const call = recallPointwise(compiled, operands, dtype);
+  return call ? perform(call, operands) : compute(compiled, compiled, checkOperands(compiled, operands), operands, dtype);
 }
 
 /** As `runPointwise` of operands that were checked. */
-function compute(compiled: Compiled, first: Tensor, operands: readonly PointwiseOperand[], dtype?: DType): Tensor {
+function compute(op: object, compiled: Compiled, first: Tensor, operands: readonly PointwiseOperand[], dtype?: DType): Tensor {
   const { type } = compiled.f.body;
   const shape = outputShape(compiled.name, first, operands);
   const outDType = dtype ?? (type === 'f32' ? floatOf(operands) : type === 'bool' ? 'u8' : (type as DType));
+  return perform(planCall(op, compiled, first.device, operands, shape, outDType, dtype), operands);
+}
+
+function perform(call: PointwiseCall, operands: readonly PointwiseOperand[]): Tensor {
   const tape = currentTape();
   // nothing to record and nothing made but the output: no scope
-  if (tape === null) return evaluate(compiled, operands, first.device, shape, outDType);
-  return record(compiled, operands, tape, first.device, shape, outDType);
+  return tape === null ? evaluateCall(call, operands) : record(call, operands, tape);
 }
 
-function evaluate(compiled: Compiled, operands: readonly PointwiseOperand[], device: Device, shape: Shape, dtype: DType): Tensor {
-  const out = empty(device, shape, dtype);
-  try {
-    compiled.forward.run(device, planPointwise(shape, operands), operands, [out]);
-  } catch (error) {
-    out.dispose();
-    throw error;
-  }
-  return out;
-}
-
-function record(compiled: Compiled, operands: readonly PointwiseOperand[], tape: Tape, device: Device, shape: Shape, dtype: DType): Tensor {
+function record(call: PointwiseCall, operands: readonly PointwiseOperand[], tape: Tape): Tensor {
+  const { compiled } = call;
   const { name, f } = compiled;
-  const forward = (): Tensor => evaluate(compiled, operands, device, shape, dtype);
+  const forward = (): Tensor => evaluateCall(call, operands);
   const inputs = operands.filter((operand) => typeof operand !== 'number');
   const tracked = operands.map((operand) => typeof operand !== 'number' && isFloat(operand.dtype) && tape.isTracked(operand));
   if (f.body.type !== 'f32' || !tracked.includes(true)) return withoutTape(forward);

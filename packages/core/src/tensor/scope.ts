@@ -11,8 +11,14 @@ let innermost: Scope | undefined;
 
 /** Puts a new tensor into the innermost scope, which will dispose it; false where there is none. */
 export function enterScope(tensor: Tensor): boolean {
-  if (innermost) join(innermost, tensor);
-  return innermost !== undefined;
+  const scope = innermost;
+  if (scope === undefined) return false;
+  const { last } = scope;
+  tensor.owner = scope;
+  tensor.before = last;
+  if (last !== undefined) last.behind = tensor;
+  scope.last = tensor;
+  return true;
 }
 
 /** The scope that new tensors go into. */

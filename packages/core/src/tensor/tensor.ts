@@ -65,44 +65,55 @@ export function sizeOf(shape: Shape): number {
  * or the `scope()` it was made in; a finaliser is the net beneath.
  */
 export class Tensor implements Operand {
-  readonly id: number = nextId++;
-  readonly device: Device;
-  readonly dtype: DType;
-  readonly shape: Shape;
-  readonly offset: number;
+  // the constructor sets all fields: a class whose fields have initialisers runs one more function for each of its objects
+  declare readonly id: number;
+  declare readonly device: Device;
+  declare readonly dtype: DType;
+  declare readonly shape: Shape;
+  declare readonly offset: number;
   /** Number of elements. */
-  readonly size: number;
+  declare readonly size: number;
   /** Elements from the first to the last, inclusive: more than `size` in a strided view. */
-  readonly extent: number;
+  declare readonly extent: number;
   /** True when the elements lie in row-major order without gaps. */
-  readonly contiguous: boolean;
-  label: string | undefined;
+  declare readonly contiguous: boolean;
+  declare label: string | undefined;
   static {
     Object.defineProperty(Tensor.prototype, tensorBrand, { value: copyOfCore });
   }
   /** The scope that will dispose it, and its neighbours there; kept by scopes. */
-  owner: Scope | undefined;
-  before: Tensor | undefined;
-  behind: Tensor | undefined;
-  private readonly held: Storage;
+  declare owner: Scope | undefined;
+  declare before: Tensor | undefined;
+  declare behind: Tensor | undefined;
+  declare private readonly held: Storage;
   /** Made when somebody asks, where the elements lie without gaps. */
-  private steps: Shape | undefined;
-  private gone = false;
-  private watched = false;
+  declare private steps: Shape | undefined;
+  declare private gone: boolean;
+  declare private watched: boolean;
 
   /** Takes over one reference to `storage`. For kernels and views; users make tensors by `tensor()`, `zeros()` and ops. */
   constructor(device: Device, storage: Storage, dtype: DType, shape: Shape, strides: Shape | undefined, offset: number, label?: string) {
+    let size = 1;
+    for (let axis = 0; axis < shape.length; axis++) size *= shape[axis] as number;
+    this.id = nextId++;
     this.device = device;
     this.held = storage;
     this.dtype = dtype;
-    this.shape = frozen(shape);
-    this.steps = strides && frozen(strides);
+    this.shape = Object.isFrozen(shape) ? shape : Object.freeze([...shape]); // views and results share the lengths of their operands
     this.offset = offset;
-    const size = sizeOf(this.shape);
     this.size = size;
-    this.extent = size === 0 || !this.steps ? size : 1 + lastElement(this.shape, this.steps);
-    this.contiguous = !this.steps || isRowMajor(this.shape, this.steps);
+    this.extent = size;
+    this.contiguous = true;
     this.label = label;
+    this.owner = this.before = this.behind = undefined;
+    this.steps = undefined;
+    this.gone = false;
+    this.watched = false;
+    if (strides !== undefined) {
+      this.steps = Object.isFrozen(strides) ? strides : Object.freeze([...strides]);
+      if (size > 0) this.extent = 1 + lastElement(shape, strides);
+      this.contiguous = isRowMajor(shape, strides);
+    }
     device.tensors++;
     if (!enterScope(this)) this.watch();
   }
@@ -234,9 +245,4 @@ function isRowMajor(shape: Shape, strides: Shape): boolean {
     step *= n;
   }
   return true;
-}
-
-/** A frozen copy, or the array itself where it is frozen: views and results share the lengths of their operands. */
-function frozen(lengths: Shape): Shape {
-  return Object.isFrozen(lengths) ? lengths : Object.freeze([...lengths]);
 }
