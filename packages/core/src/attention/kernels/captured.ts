@@ -7,8 +7,9 @@ import type { Device } from '../../device/device.js';
 import { atomic, read, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import type { Tensor } from '../../tensor/tensor.js';
-import { scoreFunctions, scoreUniforms } from './common.js';
-import { type BackwardSpec, type BackwardTensors, type BackwardUniforms, scoreGradients, statFunction } from './dq.js';
+import { backwardReads, type BackwardTensors, backwardUniforms, type BackwardUniforms } from './backward-bindings.js';
+import { scoreFunctions } from './common.js';
+import { type BackwardSpec, scoreGradients, statFunction } from './dq.js';
 import { accumulatorWords, fixedPointAdd, fixedPointValue } from './fixed-point.js';
 import { tilePosition } from './forward.js';
 import { keyLoop } from './loops.js';
@@ -19,21 +20,13 @@ export type CapturedSpec = BackwardSpec & {
   terms: string;
 };
 
-const width = (spec: CapturedSpec): number => (spec.vector ? 4 : 1);
-
 const kernel = defineKernel({
   name: 'attention-captured',
   bindings: {
-    q: read<CapturedSpec>('float', { width }),
-    k: read<CapturedSpec>('float', { width }),
-    v: read<CapturedSpec>('float', { width }),
-    dOut: read<CapturedSpec>('float', { width }),
-    stats: read<CapturedSpec>('f32', { raw: 'vec2f' }),
-    arena: read<CapturedSpec>('any', { raw: 'u32', when: (s) => s.arena }),
-    extras: read<CapturedSpec>('any', { raw: 'u32', when: (s) => s.extras }),
+    ...backwardReads<CapturedSpec>(),
     sums: atomic<CapturedSpec>('u32'),
   },
-  uniforms: { ...scoreUniforms, firstAt: 'u32x8', tiles: 'u32', dOutBatch: 'u32', dOutRow: 'u32', dOutHead: 'u32' },
+  uniforms: { ...backwardUniforms, firstAt: 'u32x8', tiles: 'u32' },
   modules: [fixedPointAdd],
   wgsl: capturedText,
 });

@@ -6,11 +6,19 @@
 // source  Dao 2023 (FlashAttention-2), algorithm 2, the loop over queries; long rows of queries are cut into parts that are
 //         summed in a fixed order, so gradients are deterministic
 import type { Device } from '../../device/device.js';
-import { read, write } from '../../kernel/bindings.js';
+import { write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import type { Tensor } from '../../tensor/tensor.js';
-import { logitText, scoreFunctions, type ScoreSpec, scoreUniforms, slopeText } from './common.js';
-import { type BackwardSpec, type BackwardTensors, type BackwardUniforms, statFunction } from './dq.js';
+import {
+  backwardReads,
+  type BackwardTensors,
+  backwardUniforms,
+  type BackwardUniforms,
+  keySweepUniforms,
+  type KeySweepUniforms,
+} from './backward-bindings.js';
+import { logitText, scoreFunctions, type ScoreSpec, slopeText } from './common.js';
+import { type BackwardSpec, statFunction } from './dq.js';
 import { queryLoop } from './loops.js';
 import { eachPair, type PairNames } from './pairs.js';
 import { rowLoader, TileText } from './tile.js';
@@ -22,34 +30,13 @@ export type DkvSpec = BackwardSpec & {
   biasGradient: boolean;
 };
 
-const width = (spec: DkvSpec): number => (spec.vector ? 4 : 1);
-
 const kernel = defineKernel({
   name: 'attention-dkv',
   bindings: {
-    q: read<DkvSpec>('float', { width }),
-    k: read<DkvSpec>('float', { width }),
-    v: read<DkvSpec>('float', { width }),
-    dOut: read<DkvSpec>('float', { width }),
-    stats: read<DkvSpec>('f32', { raw: 'vec2f' }),
-    arena: read<DkvSpec>('any', { raw: 'u32', when: (s) => s.arena }),
-    extras: read<DkvSpec>('any', { raw: 'u32', when: (s) => s.extras }),
+    ...backwardReads<DkvSpec>(),
     grads: write<DkvSpec>('float', { width: (s) => (s.vectorOut ? 4 : 1) }),
   },
-  uniforms: {
-    ...scoreUniforms,
-    dOutBatch: 'u32',
-    dOutRow: 'u32',
-    dOutHead: 'u32',
-    splits: 'u32',
-    /** First elements of dv and dBias in the buffer, and elements of one part. */
-    dvAt: 'u32',
-    dBiasAt: 'u32',
-    partSize: 'u32',
-    /** First key tile of the dispatch, and keys a batch entry in the buffer. */
-    firstTile: 'u32',
-    storedKeys: 'u32',
-  },
+  uniforms: { ...backwardUniforms, ...keySweepUniforms },
   wgsl: dkvText,
   forms: ['baseline', 'matrix'],
 });
@@ -58,7 +45,7 @@ export function runDkvKernel(
   device: Device,
   spec: DkvSpec,
   tensors: BackwardTensors & { grads: Tensor },
-  uniforms: BackwardUniforms & { splits: number; dvAt: number; dBiasAt: number; partSize: number; firstTile: number; storedKeys: number },
+  uniforms: BackwardUniforms & KeySweepUniforms,
   grid: readonly [number, number, number],
 ): void {
   kernel.run(device, { spec, tensors, uniforms, grid });

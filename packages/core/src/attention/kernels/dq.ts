@@ -4,19 +4,11 @@
 // limits  as the forward kernel; exactly 8 storage bindings with lists and small arrays
 // source  Dao 2023 (FlashAttention-2), algorithm 2, the loop over keys; deterministic, nothing is summed across workgroups
 import type { Device } from '../../device/device.js';
-import { type Operand, read, write } from '../../kernel/bindings.js';
+import { write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import type { Tensor } from '../../tensor/tensor.js';
-import {
-  logitText,
-  type PairPlace,
-  scoreFunctions,
-  type ScoreSpec,
-  scoreUniforms,
-  type ScoreUniforms,
-  slopeText,
-  type UniformsOf,
-} from './common.js';
+import { backwardReads, type BackwardTensors, backwardUniforms, type BackwardUniforms } from './backward-bindings.js';
+import { logitText, type PairPlace, scoreFunctions, type ScoreSpec, slopeText } from './common.js';
 import { tilePosition } from './forward.js';
 import { keyLoop } from './loops.js';
 import { eachPair, type PairNames } from './pairs.js';
@@ -29,37 +21,16 @@ export type BackwardSpec = ScoreSpec &
     vectorOut: boolean;
   };
 
-const width = (spec: BackwardSpec): number => (spec.vector ? 4 : 1);
-
 const kernel = defineKernel({
   name: 'attention-dq',
   bindings: {
-    q: read<BackwardSpec>('float', { width }),
-    k: read<BackwardSpec>('float', { width }),
-    v: read<BackwardSpec>('float', { width }),
-    dOut: read<BackwardSpec>('float', { width }),
-    stats: read<BackwardSpec>('f32', { raw: 'vec2f' }),
-    arena: read<BackwardSpec>('any', { raw: 'u32', when: (s) => s.arena }),
-    extras: read<BackwardSpec>('any', { raw: 'u32', when: (s) => s.extras }),
+    ...backwardReads<BackwardSpec>(),
     dq: write<BackwardSpec>('float', { width: (s) => (s.vectorOut ? 4 : 1) }),
   },
-  uniforms: { ...scoreUniforms, tiles: 'u32', dOutBatch: 'u32', dOutRow: 'u32', dOutHead: 'u32' },
+  uniforms: { ...backwardUniforms, tiles: 'u32' },
   wgsl: dqText,
   forms: ['baseline', 'matrix'],
 });
-
-/** Buffers of a backward dispatch. */
-export interface BackwardTensors {
-  q: Tensor;
-  k: Tensor;
-  v: Tensor;
-  dOut: Tensor;
-  stats: Tensor;
-  arena: Operand | undefined;
-  extras: Tensor | undefined;
-}
-
-export type BackwardUniforms = UniformsOf<ScoreUniforms> & { dOutBatch: number; dOutRow: number; dOutHead: number };
 
 export function runDqKernel(
   device: Device,

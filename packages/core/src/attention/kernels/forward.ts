@@ -55,7 +55,10 @@ const forward = defineKernel({
   tier,
 });
 
-// few rows read many keys: bandwidth decides, so there is no form on fragments
+// The same for few queries and many keys: query heads of a KV head share its tile, and each workgroup takes a part of the keys.
+// tile    rows (query, head of the group) x columns scores a workgroup and step
+// bytes   q once a split, k and v once; writes a partial result and its logsumexp a split
+// limits  as above; bandwidth decides, so there is no form on fragments
 const decode = defineKernel({ name: 'attention-decode', bindings, uniforms, wgsl: forwardText, forms: ['baseline', 'subgroups'], tier });
 
 /** Records the forward kernel: `tiles` query tiles a head, times `splits`, by heads (KV heads where rows are packed), by batch. */

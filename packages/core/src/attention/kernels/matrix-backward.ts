@@ -13,9 +13,16 @@ import { defineKernel, type Kernel, type KernelContext } from '../../kernel/defi
 import { Fragments } from '../../kernel/fragments.js';
 import { range } from '../../kernel/modules.js';
 import type { Tensor } from '../../tensor/tensor.js';
-import { log2e, scoreFunctions, scoreUniforms } from './common.js';
+import {
+  type BackwardTensors,
+  backwardUniforms,
+  type BackwardUniforms,
+  keySweepUniforms,
+  type KeySweepUniforms,
+} from './backward-bindings.js';
+import { log2e, scoreFunctions } from './common.js';
 import { keyPosition } from './dkv.js';
-import { type BackwardTensors, type BackwardUniforms, statFunction } from './dq.js';
+import { statFunction } from './dq.js';
 import { tilePosition } from './forward.js';
 import {
   eightLoader,
@@ -55,23 +62,8 @@ const shared = {
   grads: write<MatrixBackwardSpec>('float', { width: (s) => (s.vectorOut ? 4 : 1) }),
 };
 
-const uniforms = {
-  ...scoreUniforms,
-  dOutBatch: 'u32',
-  dOutRow: 'u32',
-  dOutHead: 'u32',
-  hidden: 'f32',
-  /** Query tiles a head (queries own the rows). */
-  tiles: 'u32',
-  /** Parts of the query tiles; first elements of dv and dBias, and elements of a part (keys own the rows). */
-  splits: 'u32',
-  dvAt: 'u32',
-  dBiasAt: 'u32',
-  partSize: 'u32',
-  /** First key tile of the dispatch, and keys a batch entry in the buffer. */
-  firstTile: 'u32',
-  storedKeys: 'u32',
-} as const;
+/** The raw score of a pair that is not seen; query tiles a head, where queries own the rows. */
+const uniforms = { ...backwardUniforms, hidden: 'f32', tiles: 'u32', ...keySweepUniforms } as const;
 
 /** The sweep of keys computes P, and what follows from it, times 2^weightBits. */
 const weightBits = 14;
@@ -95,16 +87,7 @@ export function runMatrixBackward(
   owner: 'queries' | 'keys',
   spec: MatrixBackwardSpec,
   tensors: BackwardTensors & { order: Operand | undefined; grads: Tensor },
-  values: BackwardUniforms & {
-    hidden: number;
-    tiles: number;
-    splits: number;
-    dvAt: number;
-    dBiasAt: number;
-    partSize: number;
-    firstTile: number;
-    storedKeys: number;
-  },
+  values: BackwardUniforms & KeySweepUniforms & { hidden: number; tiles: number },
   grid: readonly [number, number, number],
 ): void {
   kernels[owner].run(device, { spec, tensors, uniforms: values, grid });

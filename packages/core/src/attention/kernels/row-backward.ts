@@ -6,12 +6,20 @@
 // limits  as row-forward.ts
 // source  Dao 2023 (FlashAttention-2), algorithm 2; deterministic, nothing is summed across workgroups but parts in order
 import type { Device } from '../../device/device.js';
-import { read, write } from '../../kernel/bindings.js';
+import { write } from '../../kernel/bindings.js';
 import { defineKernel, type Kernel } from '../../kernel/define.js';
 import type { Tensor } from '../../tensor/tensor.js';
-import { type PairPlace, scoreFunctions, type ScoreSpec, scoreUniforms, slopeText } from './common.js';
+import {
+  backwardReads,
+  type BackwardTensors,
+  backwardUniforms,
+  type BackwardUniforms,
+  keySweepUniforms,
+  type KeySweepUniforms,
+} from './backward-bindings.js';
+import { type PairPlace, scoreFunctions, type ScoreSpec, slopeText } from './common.js';
 import { keyPosition } from './dkv.js';
-import { type BackwardTensors, type BackwardUniforms, statFunction } from './dq.js';
+import { statFunction } from './dq.js';
 import { tilePosition } from './forward.js';
 import { bound } from './matrix-memory.js';
 import { steps, testsEveryTile } from './matrix-steps.js';
@@ -28,35 +36,13 @@ export type RowBackwardSpec = ScoreSpec &
     biasGradient: boolean;
   };
 
-const width = (spec: RowBackwardSpec): number => (spec.vector ? 4 : 1);
-
 const bindings = {
-  q: read<RowBackwardSpec>('float', { width }),
-  k: read<RowBackwardSpec>('float', { width }),
-  v: read<RowBackwardSpec>('float', { width }),
-  dOut: read<RowBackwardSpec>('float', { width }),
-  stats: read<RowBackwardSpec>('f32', { raw: 'vec2f' }),
-  arena: read<RowBackwardSpec>('any', { raw: 'u32', when: (s) => s.arena }),
-  extras: read<RowBackwardSpec>('any', { raw: 'u32', when: (s) => s.extras }),
+  ...backwardReads<RowBackwardSpec>(),
   grads: write<RowBackwardSpec>('float', { width: (s) => (s.vectorOut ? 4 : 1) }),
 };
 
-const uniforms = {
-  ...scoreUniforms,
-  dOutBatch: 'u32',
-  dOutRow: 'u32',
-  dOutHead: 'u32',
-  /** Query tiles a head (queries own the rows). */
-  tiles: 'u32',
-  /** Parts of the query tiles; first elements of dv and dBias, and elements of a part (keys own the rows). */
-  splits: 'u32',
-  dvAt: 'u32',
-  dBiasAt: 'u32',
-  partSize: 'u32',
-  /** First key tile of the dispatch, and keys a batch entry in the buffer. */
-  firstTile: 'u32',
-  storedKeys: 'u32',
-} as const;
+/** Query tiles a head where queries own the rows. */
+const uniforms = { ...backwardUniforms, tiles: 'u32', ...keySweepUniforms } as const;
 
 type RowBackwardKernel = Kernel<RowBackwardSpec, typeof bindings, typeof uniforms>;
 
@@ -78,15 +64,7 @@ export function runRowBackward(
   owner: 'queries' | 'keys',
   spec: RowBackwardSpec,
   tensors: BackwardTensors & { grads: Tensor },
-  values: BackwardUniforms & {
-    tiles: number;
-    splits: number;
-    dvAt: number;
-    dBiasAt: number;
-    partSize: number;
-    firstTile: number;
-    storedKeys: number;
-  },
+  values: BackwardUniforms & KeySweepUniforms & { tiles: number },
   grid: readonly [number, number, number],
 ): void {
   kernels[owner].run(device, { spec, tensors, uniforms: values, grid });
