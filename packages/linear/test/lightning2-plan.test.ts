@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest';
 import type { Capabilities } from '@heed/core';
 import { matrixLayout, matrixTiles } from '../src/scan/matrix-tile.js';
 import { planPieces } from '../src/scan/pieces.js';
+import { decayFromSlopes, lightning2Slopes } from '../src/scan/slopes.js';
 import { planScan, recurrentTile, type ScanShape, type ScanTuning, stepTile } from '../src/scan/plan.js';
 
 const baseline: Capabilities = {
@@ -26,14 +27,19 @@ const baseline: Capabilities = {
     minUniformBufferOffsetAlignment: 256,
   },
 };
-const withMatrix = (workgroupBytes: number): Capabilities => ({
+const withMatrix = (workgroupBytes: number, bindings = 8): Capabilities => ({
   ...baseline,
   tier: 'matrix',
   f16: true,
   subgroups: true,
   matrix: 'hardware',
   matrixConfigs: [{ component: 'f16', result: 'f32', M: 16, N: 8, K: 16 }],
-  limits: { ...baseline.limits, maxComputeWorkgroupStorageSize: workgroupBytes, maxComputeInvocationsPerWorkgroup: 1024 },
+  limits: {
+    ...baseline.limits,
+    maxComputeWorkgroupStorageSize: workgroupBytes,
+    maxComputeInvocationsPerWorkgroup: 1024,
+    maxStorageBuffersPerShaderStage: bindings,
+  },
 });
 const hardware: ScanTuning = { fill: 512, laneRows: 16 };
 const shape = (over: Partial<ScanShape>): ScanShape => ({
@@ -63,6 +69,24 @@ describe('the form of a scan', () => {
     expect(planScan(shape({ batch: 3 }), withMatrix(49152), hardware)).toMatchObject({ segments: 5, parts: 2 });
     expect(planScan(shape({ dtype: 'f32' }), withMatrix(49152), hardware).parts).toBe(1);
     expect(planScan(shape({ batch: 32 }), withMatrix(49152), hardware).parts).toBe(1);
+  });
+
+  test('heads that are known to forget go in runs that fill the multiprocessors in one dispatch', () => {
+    const decays = decayFromSlopes(lightning2Slopes({ heads: 16 }));
+    const capabilities = withMatrix(49152, 16);
+    const tuning = { ...hardware, multiprocessors: 132 };
+    const plan = planScan(shape({ decays }), capabilities, tuning);
+    expect(plan).toMatchObject({ form: 'ranges', dispatches: ['outputs'], segments: 16 });
+    expect(plan.ranges!.count).toBeGreaterThan(250);
+    expect(plan.ranges!.count).toBeLessThanOrEqual(264);
+    expect(planScan(shape({ decays, keyDim: 128, valueDim: 128 }), capabilities, tuning).ranges!.count).toBeLessThanOrEqual(132);
+    // queries, keys, values, outputs, and a quarter of keys and values again
+    expect(plan.bytes / (65536 * 16 * 4 * 64 * 2)).toBeLessThan(1.15);
+    // states of segments: where a head never forgets, tokens are few, a chunk is given, or a device binds too few buffers
+    expect(planScan(shape({ decays: [...decays.slice(1), 0] }), capabilities, tuning).form).toBe('segments');
+    expect(planScan(shape({ decays, tokens: 4096 }), capabilities, tuning).form).toBe('segments');
+    expect(planScan(shape({ decays, chunk: 4096 }), capabilities, tuning).form).toBe('segments');
+    expect(planScan(shape({ decays }), withMatrix(49152), tuning).form).toBe('segments');
   });
 
   test('many heads go in one sweep, which reads everything once', () => {

@@ -53,6 +53,8 @@ export interface ScanPlan {
 export interface ScanTuning {
   /** Workgroups that keep the device busy; of those on fragments a quarter or, where two share a multiprocessor, half. */
   fill: number;
+  /** Parts of the device that a workgroup on fragments has for itself or shares with one more. Default a quarter of `fill`. */
+  multiprocessors?: number;
   /** Most rows of a state a lane: 16 keep shared loads few; a processor's driver compiles 4 several times faster. */
   laneRows: 4 | 8 | 16;
 }
@@ -91,7 +93,7 @@ export function planScan(shape: ScanShape, capabilities: Capabilities, tuning: S
       ? Math.max(1, Math.min(Math.floor(tuning.fill / Math.max(1, perSegment * segments)), Math.floor(segmentTokens / leastPart)))
       : 1;
   const tiles = Math.ceil(valueDim / columns);
-  const workgroups = Math.floor(fill / Math.max(1, batch * tiles));
+  const workgroups = Math.floor(((tuning.multiprocessors ?? tuning.fill / 4) * resident) / Math.max(1, batch * tiles));
   const ranges =
     matrix && !serial && shape.chunk === undefined && shape.decays && capabilities.limits.maxStorageBuffersPerShaderStage >= rangesBindings
       ? planRanges({ tokens, decays: shape.decays, workgroups, step }, (longestRange * tokens * heads) / workgroups + 256)

@@ -34,9 +34,9 @@ export interface Scan {
   plan: ScanPlan;
 }
 
-/** Four workgroups an SM of the largest GPUs; a few for a processor. */
+/** Four workgroups a multiprocessor of the largest GPUs (runs, which end together, fill those of an H100 exactly); a few for a processor. */
 export function tuningFor(device: Device): ScanTuning {
-  return device.isSoftware ? { fill: 8, laneRows: 4 } : { fill: 528, laneRows: 16 };
+  return device.isSoftware ? { fill: 8, laneRows: 4 } : { fill: 512, laneRows: 16, multiprocessors: 132 };
 }
 
 /**
