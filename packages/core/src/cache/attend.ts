@@ -11,6 +11,7 @@ import { f16Codec } from './codec.js';
 import type { GroupSizes, KvGroup } from './group.js';
 import { attendGroup, type AttendValues } from './kernels/attend.js';
 import { decodeGroup } from './kernels/decode.js';
+import { decodeGroupEven, evenSplitKeys } from './kernels/decode-even.js';
 import { gatherRows } from './kernels/gather.js';
 import { planAttend, splitKeysOf } from './plan.js';
 
@@ -72,11 +73,33 @@ export function attendStored(
       softcap: options.softcap,
       pages: pages && asContiguous(pages, 1),
     };
-    if (decode) decodeGroup(device, group, rows, parts, decode, values);
+    const count = visible[g] ?? 0;
+    const splitKeys = decode && evenGroup(group, state, q, options) ? evenSplitKeys(decode, group.view.pageTokens, count) : undefined;
+    if (decode && splitKeys !== undefined) decodeGroupEven(device, group, rows, parts, decode, { count, splitKeys, scale: values.scale });
+    else if (decode) decodeGroup(device, group, rows, parts, decode, values);
     else attendGroup(device, group, rows, parts, values);
   });
   runDecodeMerge(device, parts, splits, out, lse);
   return [out, lse];
+}
+
+/** One query of every entry sees all rows of halves, which lie in the order of their tokens. */
+function evenGroup({ view, placement }: KvGroup, state: SeenTokens, q: Tensor, options: AttendOptions): boolean {
+  const { window, pages, softcap } = options;
+  return (
+    q.dim(1) === 1 &&
+    !state.uneven &&
+    !state.padded &&
+    state.seen > 0 &&
+    state.seen <= view.rows &&
+    (window === undefined || window >= state.seen) &&
+    pages === undefined &&
+    softcap === undefined &&
+    placement === undefined &&
+    view.keyCodec === f16Codec &&
+    view.valueCodec === f16Codec &&
+    rowItems([q], 8) === 8
+  );
 }
 
 /** Rows may have left: before that a group equals a dense one, bit for bit. */

@@ -21,19 +21,13 @@ export type EvenDecodeSpec = DecodeTile & {
 
 const rowRaw = (spec: EvenDecodeSpec): string => (spec.halves ? 'vec4u' : 'vec4f');
 
-// strides in items of the bindings; in the order in which a workgroup needs them
-const uniforms = {
+/** Run-time values of every such kernel, strides of q in items of its binding; in the order in which a workgroup needs them. */
+export const evenUniforms = {
   splitKeys: 'u32',
-  // keys seen, from the first of the binding on
+  // keys seen
   count: 'u32',
-  kBatch: 'u32',
-  kHead: 'u32',
-  kRow: 'u32',
   qBatch: 'u32',
   qHead: 'u32',
-  vBatch: 'u32',
-  vHead: 'u32',
-  vRow: 'u32',
   // scale times log2 e
   scale2: 'f32',
   group: 'u32',
@@ -41,6 +35,23 @@ const uniforms = {
   heads: 'u32',
   splits: 'u32',
 } as const;
+const rowUniforms = { kBatch: 'u32', kHead: 'u32', kRow: 'u32', vBatch: 'u32', vHead: 'u32', vRow: 'u32' } as const;
+
+/** Where the rows of keys and values lie. */
+export interface EvenRows {
+  /** Names of the bindings. */
+  keys: string;
+  values: string;
+  /** Expression of the KV head of a workgroup. */
+  head: string;
+  /** Statements ahead of the first load; `b`, `kvHead`, `c` and `begin` are known, the lane's elements are item `keyItem` and `valueItem` of a row. */
+  setup: string;
+  /** Statements at the head of each step. */
+  step?: string;
+  /** Expressions of the first item of the row of key number `n`; `first` is that of its step. */
+  key(n: string, first: string): string;
+  value(n: string): string;
+}
 
 const kernel = defineKernel({
   name: 'attention-decode-even',
@@ -52,28 +63,41 @@ const kernel = defineKernel({
     v: read<EvenDecodeSpec>('float', { raw: rowRaw }),
     parts: write<EvenDecodeSpec>('f32', { width: 4 }),
   },
-  uniforms,
-  wgsl: evenKernelText,
+  uniforms: { ...rowUniforms, ...evenUniforms } as const,
+  wgsl: (spec: EvenDecodeSpec) =>
+    evenDecodeText(spec, {
+      keys: 'k',
+      values: 'v',
+      head: 'group.x',
+      setup: `
+      let kAt = base_k() + b * uniforms.kBatch + kvHead * uniforms.kHead + keyItem;
+      let vAt = base_v() + b * uniforms.vBatch + kvHead * uniforms.vHead + valueItem;`,
+      key: (n) => `kAt + ${n} * uniforms.kRow`,
+      value: (n) => `vAt + ${n} * uniforms.vRow`,
+    }),
 });
 
-function evenKernelText(spec: EvenDecodeSpec): string {
+/** The text of a kernel over rows that lie anywhere. */
+export function evenDecodeText(spec: EvenDecodeSpec, from: EvenRows): string {
   const { rows, headDim, valueDim, halves, full, lanesAKey, lanes, keysAStep } = spec;
   const quads = Math.ceil(valueDim / 4);
   const items = range(halves ? 1 : 2);
   // lanes beyond the row repeat its last elements: their q is 0, their sums are not stored
-  const first = (dim: number): string => `${halves ? '' : '2u * '}${dim / 8 === lanesAKey ? 'c' : `min(c, ${dim / 8 - 1}u)`}`;
+  const item = (dim: number): string => `${halves ? '' : '2u * '}${dim / 8 === lanesAKey ? 'c' : `min(c, ${dim / 8 - 1}u)`}`;
   const open = (name: string) => (u: number, half: 0 | 1) => (halves ? halvesOf(`${name}${u}_0`, half) : `${name}${u}_${half}`);
   const rowAt = (r: number): string => (full ? 'true' : `firstRow + ${r}u < uniforms.group`);
   const walk = decodeWalk(
     {
       ...spec,
-      place: (u) => `let place${u} = min(n${u}, lastKey);`,
+      place: (u) => `${u === 0 ? (from.step ?? '') : ''} let place${u} = min(n${u}, lastKey);`,
       fetch: (u) =>
-        items.map((i) => `let keys${u}_${i} = next${u}_${i}; let values${u}_${i} = v[vAt + place${u} * uniforms.vRow + ${i}u];`).join(' '),
+        items
+          .map((i) => `let keys${u}_${i} = next${u}_${i}; let values${u}_${i} = ${from.values}[${from.value(`place${u}`)} + ${i}u];`)
+          .join(' '),
       ahead: {
         declare: (u) => items.map((i) => `var next${u}_${i} = ${rowRaw(spec)}();`).join(' '),
-        fetch: (u, n) =>
-          `{ let at = kAt + min(${n}, lastKey) * uniforms.kRow; ${items.map((i) => `next${u}_${i} = k[at + ${i}u];`).join(' ')} }`,
+        fetch: (u, n, first) =>
+          `{ let at = ${from.key(`min(${n}, lastKey)`, first)}; ${items.map((i) => `next${u}_${i} = ${from.keys}[at + ${i}u];`).join(' ')} }`,
       },
       key: open('keys'),
       value: open('values'),
@@ -81,31 +105,33 @@ function evenKernelText(spec: EvenDecodeSpec): string {
       whole: `step + ${(lanes / lanesAKey) * keysAStep}u <= end`,
       seen: (u) => `n${u} < end`,
     },
-    (r, item, value) =>
-      `if (${rowAt(r)}) { store_parts(((b * uniforms.heads + firstHead + ${r}u) * uniforms.splits + group.y) * ${quads + 1}u + ${item}, ${value}); }`,
+    (r, at, value) =>
+      `if (${rowAt(r)}) { store_parts(((b * uniforms.heads + firstHead + ${r}u) * uniforms.splits + group.y) * ${quads + 1}u + ${at}, ${value}); }`,
   );
   return `
     ${decodeVariables(spec)}
     @compute @workgroup_size(${lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32, @builtin(subgroup_invocation_id) subgroupLane: u32) {
       // the heads of a part run side by side: their rows lie behind each other
+      let kvHead = ${from.head};
       ${
         full
-          ? `let b = group.z; let firstHead = group.x * ${rows}u;`
-          : `let b = group.z / uniforms.tiles; let firstRow = group.z % uniforms.tiles * ${rows}u; let firstHead = group.x * uniforms.group + firstRow;`
+          ? `let b = group.z; let firstHead = kvHead * ${rows}u;`
+          : `let b = group.z / uniforms.tiles; let firstRow = group.z % uniforms.tiles * ${rows}u; let firstHead = kvHead * uniforms.group + firstRow;`
       }
       ${decodeLane(spec)}
+      let keyItem = ${item(headDim)};
+      let valueItem = ${item(valueDim)};
       let begin = min(group.y * uniforms.splitKeys, uniforms.count);
       let end = min(begin + uniforms.splitKeys, uniforms.count);
       let lastKey = end - 1u;
-      let kAt = base_k() + b * uniforms.kBatch + group.x * uniforms.kHead + ${first(headDim)};
-      let vAt = base_v() + b * uniforms.vBatch + group.x * uniforms.vHead + ${first(valueDim)};
+      ${from.setup}
       ${range(rows)
         .map(
           (r) => `
       var q${r}a = vec4f(); var q${r}b = vec4f();
       if (${rowAt(r)} && c < ${headDim / 8}u) {
-        let at = (b * uniforms.qBatch + (firstHead + ${r}u) * uniforms.qHead)${halves ? ' * 2u' : ''} + 2u * c;
+        let at = (b * uniforms.qBatch + (firstHead + ${r}u) * uniforms.qHead) * ${halves ? '2u' : '1u'} + 2u * c;
         q${r}a = load_q(at) * uniforms.scale2; q${r}b = load_q(at + 1u) * uniforms.scale2;
       }`,
         )
@@ -114,12 +140,14 @@ function evenKernelText(spec: EvenDecodeSpec): string {
     }`;
 }
 
+type Values<U> = Readonly<Record<keyof U, number>>;
+
 /** Writes parts as `runDecodeKernel` does. k and v begin at the first key that is seen. */
 export function runEvenDecodeKernel(
   device: Device,
   spec: EvenDecodeSpec,
   tensors: Record<'q' | 'k' | 'v' | 'parts', Tensor>,
-  values: Readonly<Record<keyof typeof uniforms, number>>,
+  values: Values<typeof evenUniforms> & Values<typeof rowUniforms>,
   grid: readonly [number, number, number],
 ): void {
   const bound: Record<keyof typeof tensors, Operand> = { ...tensors };

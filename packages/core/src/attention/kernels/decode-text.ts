@@ -29,9 +29,9 @@ export type DecodeParts = DecodeTile & {
   fetch(u: number): string;
   /**
    * Keys of the step behind are under way while this one is computed: variables for key `u`, which `fetch` reads, and their assignments
-   * for key number `n`. Default: keys are fetched with their values.
+   * for key number `n` of the step that begins with key number `first`. Default: keys are fetched with their values.
    */
-  ahead?: { declare(u: number): string; fetch(u: number, n: string): string };
+  ahead?: { declare(u: number): string; fetch(u: number, n: string, first: string): string };
   key(u: number, half: 0 | 1): string;
   value(u: number, half: 0 | 1): string;
   /** Expression of the logit in base 2 of a raw score `s`, for this lane's row and key `u`. */
@@ -82,7 +82,7 @@ export function decodeWalk(parts: DecodeParts, store: (r: number, item: string, 
   const { ahead } = parts;
   const stepKeys = streams * keysAStep;
   const fetchAhead = (first: string): string =>
-    ahead ? steps.map((u) => ahead.fetch(u, `(${first} + ${u * streams}u + stream)`)).join('\n') : '';
+    ahead ? steps.map((u) => ahead.fetch(u, `(${first} + ${u * streams}u + stream)`, first)).join('\n') : '';
   return `
     ${ahead ? `${steps.map((u) => ahead.declare(u)).join(' ')} ${fetchAhead('begin')}` : ''}
     ${all.map((r) => `var o${r}a = vec4f(); var o${r}b = vec4f();`).join(' ')}
