@@ -129,7 +129,7 @@ class MatrixText extends MatrixPieces {
         ${s.outputs ? '' : ownPart}
         var count = min(${s.chunk}u, end - at);
         ${tiles.map((tile) => tile.declare()).join('\n')}
-        ${this.turns?.declare() ?? ''}
+        ${this.turns?.begin() ?? ''}
         ${ranges ? this.lead() : tiles.map((tile) => tile.fetch()).join('\n')}
         ${s.outputs ? 'var done = 0u;' : ''}
         while (at < end) {
@@ -148,7 +148,8 @@ class MatrixText extends MatrixPieces {
     return `
           let nextAt = at + held;
           let nextCount = min(${this.s.chunk}u, end - nextAt);
-          ${fetches('nextAt', 'nextCount').join('\n')}`;
+          ${fetches('nextAt', 'nextCount').join('\n')}
+          ${this.turns?.firstRow('nextAt') ?? ''}`;
   }
 
   private chunkHead(): string {

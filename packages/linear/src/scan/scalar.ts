@@ -45,7 +45,7 @@ export function scalarForward(
   const final = withState ? empty(q.device, stateShape) : undefined;
   const { capabilities, limits } = q.device;
   const on = turning && turnsOf(turning, 'keys');
-  const onLoad = on && turnsOnLoad(planFor(k, v, chunk, on), { of: 'keys', headDim: k.dim(3), keyDim }, capabilities);
+  const onLoad = on && turnsOnLoad(planFor(k, v, chunk, on), { ...on, headDim: k.dim(3), keyDim }, capabilities);
   const spans = [q, k, v, out].map(spanOf);
   if (on && !onLoad) spans.push(wideSpan(k, keyDim));
   for (const pieces of planPieces(q.dim(0), q.dim(1), spans, limits.maxStorageBufferBindingSize)) {

@@ -1,11 +1,9 @@
-// Turns of a tile of tokens as it leaves registers: each lane holds the cosines and sines of its eight channels at one token and steps
-// them from row to row by a product of complex numbers; angles are computed anew every `anew` steps, in integers.
-// registers  32 floats a lane for angle and step (16 for pairs), and 8 factors an item
-// error      a step adds 1e-7, so 1e-5 at most beside the 5e-4 of f16
+// Turns of a tile of tokens on their way from registers into workgroup memory. An angle at row r of a chunk is that of the chunk's first row,
+// which a lane an angle computes in integers from its position and leaves in workgroup memory, plus that of r, which each lane
+// holds as a complex number: their product turns a row.
+// registers  16 floats an item of eight halves (8 for pairs), and 8 factors
+// memory     8 bytes an angle
 import { type TurnForm, turnText } from './turn-text.js';
-
-/** Chunks after which angles are computed anew. */
-const anew = 32;
 
 /** A tile whose rows are turned; see `HeldTile`. */
 export interface TileTurnsOptions {
@@ -19,9 +17,19 @@ export interface TileTurnsOptions {
   first: string;
 }
 
-/** Whether the items of a lane lie in one column of eights, evenly apart, so that one step leads from each to the next. */
-export function stepsEvenly({ width, lanes }: Pick<TileTurnsOptions, 'width' | 'lanes'>): boolean {
+/** Whether the items of a lane lie in one column of eights, evenly apart, so that they share their angles. */
+export function liesEvenly({ width, lanes }: Pick<TileTurnsOptions, 'width' | 'lanes'>): boolean {
   return lanes % (width / 8) === 0;
+}
+
+/** Angles of a head. */
+export function anglesOf({ form, headDim }: Pick<TileTurnsOptions, 'form' | 'headDim'>): number {
+  return form === 'concat' ? headDim : headDim / 2;
+}
+
+/** Workgroup memory of turns. */
+export function turnBytes(tile: Pick<TileTurnsOptions, 'form' | 'headDim'>): number {
+  return 8 * anglesOf(tile);
 }
 
 /** Text of the turns of a tile; one for queries and keys, whose positions and angles are the same. */
@@ -49,69 +57,86 @@ export class TileTurns {
 
   /** What the text below calls. */
   functions(): string {
-    return turnText('turnFour') + turnedEights[this.o.form];
+    return `${turnText('turnFour')} ${turnText('turnOne')} ${turnedEights[this.o.form]}
+      var<workgroup> firstRow: array<vec2f, ${anglesOf(this.o)}>;`;
   }
 
-  declare(): string {
-    const vectors = this.halves.flatMap((h) => [`turnC${h}`, `turnS${h}`, `stepC${h}`, `stepS${h}`]);
-    return `var chunksTurned = 0u; ${vectors.map((name) => `var ${name} = vec4f();`).join(' ')}`;
-  }
-
-  /** At the head of a chunk: the factors of every item of its tokens from `at` on. */
-  chunk(): string {
-    const { form } = this.o;
-    const items = Array.from({ length: this.items }, (_, i) => i);
-    const factors = (i: number): string =>
-      form === 'concat' ? `let way${i}a = turnCa; let way${i}b = turnCb;` : `let way${i}a = turnCa; let way${i}b = turnSa;`;
-    const step = this.halves
-      .map(
-        (h) =>
-          `{ let c = turnC${h} * stepC${h} - turnS${h} * stepS${h}; turnS${h} = turnS${h} * stepC${h} + turnC${h} * stepS${h}; turnC${h} = c; }`,
-      )
-      .join(' ');
+  /** Before the first chunk, which begins at `at`: the turns of this lane's rows, and those of the chunk's first. */
+  begin(): string {
+    const { form, headDim, first, rows, lanes } = this.o;
+    const step = Math.min(rows, lanes / this.across);
+    const reversed = (x: string): string => `select(${x}, -${x}, uniforms.reverse == 1u)`;
+    const four = (h: 'a' | 'b'): string => {
+      const at = (e: number): string => `load_theta(thetas + angle + ${h === 'a' ? e : e + 4}u)`;
+      const [c, s] = [`row0C${h}`, `row0S${h}`];
+      const more = Array.from({ length: this.items - 1 }, (_, i) => i + 1).map(
+        (i) => `
+        let row${i}C${h} = row${i - 1}C${h} * step${h}.cosine - row${i - 1}S${h} * step${h}Sine;
+        let row${i}S${h} = row${i - 1}S${h} * step${h}.cosine + row${i - 1}C${h} * step${h}Sine;`,
+      );
+      return `
+        let theta${h} = vec4f(${[0, 1, 2, 3].map(at).join(', ')});
+        let own${h} = turnFour(theta${h}, lane / ${this.across}u);
+        let own${h}Sine = ${reversed(`own${h}.sine`)};
+        ${
+          form === 'concat'
+            ? // a sine is the cosine a quarter of a turn before
+              `let ${c} = select(own${h}.cosine, own${h}Sine, ofSine);
+        let ${s} = select(own${h}Sine, -own${h}.cosine, ofSine);`
+            : `let ${c} = own${h}.cosine;
+        let ${s} = own${h}Sine;`
+        }
+        ${more.length > 0 ? `let step${h} = turnFour(theta${h}, ${step}u); let step${h}Sine = ${reversed(`step${h}.sine`)};` : ''}
+        ${more.join('')}`;
+    };
     return `
-          if (chunksTurned % ${anew}u == 0u) { ${this.exact()} }
-          chunksTurned += 1u;
-          ${items.map((i) => `${factors(i)} ${step}`).join('\n')}`;
+        let element = ${first} + lane % ${this.across}u * 8u;
+        ${
+          form === 'concat'
+            ? `let thetas = head * ${headDim}u;
+        let ofSine = element >= ${headDim}u;
+        let angle = element % ${headDim}u;`
+            : `let thetas = 0u;
+        let angle = min(element, ${headDim - 8}u) / 2u;`
+        }
+        ${this.halves.map(four).join('\n')}
+        ${this.firstRow('at')}
+        workgroupBarrier();`;
+  }
+
+  /** The angles of the first row of the chunk that begins at `at`; a barrier lies before its `chunk`, and one behind that of the chunk before. */
+  firstRow(at: string): string {
+    const { lanes } = this.o;
+    const count = anglesOf(this.o);
+    const store = (angle: string): string => `
+          let way = turnOne(load_theta(thetas + ${angle}), tokenAt(${at}, length) + uniforms.turnOffset);
+          firstRow[${angle}] = vec2f(way.cosine, way.sine);`;
+    return count <= lanes
+      ? `if (lane < ${count}u) { ${store('lane')} }`
+      : `for (var a = lane; a < ${count}u; a += ${lanes}u) { ${store('a')} }`;
+  }
+
+  /** At the head of a chunk: the factors of its items. */
+  chunk(): string {
+    const items = Array.from({ length: this.items }, (_, i) => i);
+    const way = (i: number): string =>
+      this.o.form === 'concat'
+        ? this.halves.map((h) => `let way${i}${h} = first${h}C * row${i}C${h} - first${h}S * row${i}S${h};`).join(' ')
+        : `let way${i}a = firstaC * row${i}Ca - firstaS * row${i}Sa; let way${i}b = firstaS * row${i}Ca + firstaC * row${i}Sa;`;
+    const load = (h: 'a' | 'b'): string => {
+      const names = [0, 1, 2, 3].map((e) => `first${h}${e}`);
+      return `
+          ${names.map((name, e) => `let ${name} = firstRow[angle + ${h === 'a' ? e : e + 4}u];`).join(' ')}
+          let first${h}C = vec4f(${names.map((name) => `${name}.x`).join(', ')});
+          let first${h}S = vec4f(${names.map((name) => `${name}.y`).join(', ')});`;
+    };
+    return `${this.halves.map(load).join('')}
+          ${items.map(way).join('\n')}`;
   }
 
   /** `held`, eight halves of item i, turned and times `factor`. */
   turned(held: string, i: number, factor: string): string {
     return `${this.o.form === 'concat' ? 'concatEight' : 'rotatedEight'}(${held}, way${i}a, way${i}b, ${factor})`;
-  }
-
-  private exact(): string {
-    const { form, headDim, first, rows, lanes } = this.o;
-    const stepRows = Math.min(rows, lanes / this.across);
-    const four = (h: 'a' | 'b'): string => {
-      const base = h === 'a' ? 'angle' : 'angle + 4u';
-      return `
-            {
-              let base = ${base};
-              let theta = vec4f(load_theta(base), load_theta(base + 1u), load_theta(base + 2u), load_theta(base + 3u));
-              let now = turnFour(theta, position);
-              let step = turnFour(theta, ${stepRows}u);
-              ${
-                form === 'concat'
-                  ? // a sine is the cosine a quarter of a turn before
-                    `turnC${h} = select(now.cosine, now.sine, ofSine);
-              turnS${h} = select(now.sine, -now.cosine, ofSine);`
-                  : `turnC${h} = now.cosine; turnS${h} = now.sine;`
-              }
-              stepC${h} = step.cosine;
-              stepS${h} = select(step.sine, -step.sine, uniforms.reverse == 1u);
-            }`;
-    };
-    return `
-            let position = tokenAt(at + lane / ${this.across}u, length) + uniforms.turnOffset;
-            let element = ${first} + lane % ${this.across}u * 8u;
-            ${
-              form === 'concat'
-                ? `let ofSine = element >= ${headDim}u;
-            let angle = head * ${headDim}u + element % ${headDim}u;`
-                : `let angle = min(element, ${headDim - 8}u) / 2u;`
-            }
-            ${this.halves.map(four).join('\n')}`;
   }
 }
 

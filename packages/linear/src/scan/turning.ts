@@ -3,7 +3,7 @@ import { asContiguous, fragmentLanes } from '@heed/core/~internal';
 import { matrixLayout } from './matrix-tile.js';
 import type { ScanPlan } from './plan.js';
 import type { ScanTurns } from './sweep.js';
-import { stepsEvenly } from './tile-turns.js';
+import { liesEvenly, turnBytes } from './tile-turns.js';
 import type { TurnForm } from './turn-text.js';
 
 /** Queries and keys of a scan turned by position: on their way into a kernel on fragments, else as copies that do not outlive the scan. */
@@ -36,8 +36,8 @@ export function turningFrom(turning: Turning, before: number): Turning {
   return { ...turning, offset: turning.offset + before };
 }
 
-/** Bindings of a kernel on fragments with angles. */
-const mostBindings = 9;
+/** Most bindings of a kernel on fragments with angles. */
+const mostBindings = 10;
 
 /**
  * Whether the kernels of a plan turn operands as they load them: rows of whole eights, whose items lie evenly among the lanes.
@@ -45,13 +45,14 @@ const mostBindings = 9;
  */
 export function turnsOnLoad(
   { matrix }: Pick<ScanPlan, 'matrix'>,
-  { of, headDim, keyDim }: { of: ScanTurns['of']; headDim: number; keyDim: number },
-  capabilities: Capabilities,
+  { of, form, headDim, keyDim }: { of: ScanTurns['of']; form: TurnForm; headDim: number; keyDim: number },
+  { limits }: Capabilities,
 ): boolean {
-  if (!matrix || headDim % 8 !== 0 || capabilities.limits.maxStorageBuffersPerShaderStage < mostBindings) return false;
+  if (!matrix || headDim % 8 !== 0 || limits.maxStorageBuffersPerShaderStage < mostBindings) return false;
   return (['outputs', 'states'] as const).every((kernel) => {
     const tile = matrix[kernel];
-    const width = of === 'keys' ? matrixLayout(keyDim, tile, kernel === 'outputs').keys : tile.columns;
-    return stepsEvenly({ width, lanes: tile.rowGroups * tile.columnGroups * fragmentLanes });
+    const { keys, bytes } = matrixLayout(keyDim, tile, kernel === 'outputs');
+    const even = liesEvenly({ width: of === 'keys' ? keys : tile.columns, lanes: tile.rowGroups * tile.columnGroups * fragmentLanes });
+    return even && bytes + turnBytes({ form, headDim }) <= limits.maxComputeWorkgroupStorageSize;
   });
 }
