@@ -18,7 +18,7 @@ import {
 import { activationOf, type LayerActivation } from '../layer/activation.js';
 import { everyToken } from '../scan/every-token.js';
 import { decayScan, type DecayScanOptions, decayScanWithState } from '../scan/decay-scan.js';
-import { placed, type TransnormerPositions } from './positions.js';
+import { placed, placedForScan, type TransnormerPositions } from './positions.js';
 
 /** Options of `transnormerNormAttention`. */
 export interface TransnormerNormOptions {
@@ -55,9 +55,13 @@ export function transnormerNormAttention(q: Tensor, k: Tensor, v: Tensor, option
       'transnormerNormAttention: initialState or lengths were given with causal: false; cut the padding off, or use causal: true',
     );
   return scope(() => {
-    const [queries, keys] = normPlaced(q, k, options);
-    if (!causal) return everyToken(queries, keys, v, scale, 'transnormerNormAttention');
-    return decayScan(queries, keys, v, { ...scanOptions(options), outDType: 'f32' }, 'transnormerNormAttention');
+    const { positions, offset = 0 } = options;
+    if (!causal) {
+      const [queries, keys] = positions ? [placed(q, positions, offset), placed(k, positions, offset)] : [q, k];
+      return everyToken(queries, keys, v, scale, 'transnormerNormAttention');
+    }
+    const operands = normPlaced('transnormerNormAttention', q, k, options);
+    return decayScan(operands.q, operands.k, v, operands.rest, 'transnormerNormAttention');
   });
 }
 
@@ -69,22 +73,28 @@ export function transnormerNormAttentionWithState(
   options: Omit<TransnormerNormOptions, 'causal'> = {},
 ): { out: Tensor; state: Tensor } {
   return scope(() => {
-    const [queries, keys] = normPlaced(q, k, options);
-    return decayScanWithState(queries, keys, v, { ...scanOptions(options), outDType: 'f32' }, 'transnormerNormAttentionWithState');
+    const operands = normPlaced('transnormerNormAttentionWithState', q, k, options);
+    return decayScanWithState(operands.q, operands.k, v, operands.rest, 'transnormerNormAttentionWithState');
   });
 }
 
-function normPlaced(q: Tensor, k: Tensor, { positions, offset = 0 }: TransnormerNormOptions): [Tensor, Tensor] {
-  return positions ? [placed(q, positions, offset), placed(k, positions, offset)] : [q, k];
-}
-
-function scanOptions({ scale, initialState, chunk, lengths }: TransnormerNormOptions): DecayScanOptions {
-  return {
+/** Operands and options of the scan, which turns queries and keys itself. */
+function normPlaced(
+  who: string,
+  q: Tensor,
+  k: Tensor,
+  { positions, offset = 0, scale, initialState, chunk, lengths }: TransnormerNormOptions,
+): { q: Tensor; k: Tensor; rest: DecayScanOptions } {
+  const { turning, ...operands } = positions ? placedForScan(who, q, k, positions, offset) : { q, k, turning: undefined };
+  const rest: DecayScanOptions = {
+    outDType: 'f32',
     ...(scale !== undefined && { scale }),
     ...(initialState && { initialState }),
     ...(chunk !== undefined && { chunk }),
     ...(lengths && { lengths }),
+    ...(turning && { turning }),
   };
+  return { ...operands, rest };
 }
 
 /** Options of `transnormerDiagAttention`. */

@@ -1,5 +1,7 @@
-import { HeedError, matmul, pointwise, RandomStream, reshape, scope, tensor, type Tensor } from '@heed/core';
-import { rotatePairs } from '../layer/turns.js';
+import { HeedError, RandomStream, scope, tensor, type Tensor } from '@heed/core';
+import { checkTurns, rotatePairs, turningOf } from '../layer/turns.js';
+import type { Turning } from '../scan/turning.js';
+import { reflected } from './reflection.js';
 
 /** The position encoding of TransNormer. */
 export interface TransnormerPositions {
@@ -8,11 +10,6 @@ export interface TransnormerPositions {
   /** Unit vector of the reflection before the turns, [headDim], fixed. Default: no reflection. */
   householder?: readonly number[] | undefined;
 }
-
-const reflection: Record<'f32' | 'f16', ReturnType<typeof pointwise>> = {
-  f32: pointwise((x, dot, h) => x.sub(dot.mul(h).mul(2)), { name: 'householder', dtype: 'f32' }),
-  f16: pointwise((x, dot, h) => x.sub(dot.mul(h).mul(2)), { name: 'householder', dtype: 'f16' }),
-};
 
 /**
  * LRPE of TransNormer (official `Urpe`, core "rope", projection "householder"): z - 2 (z.h) h, then pairs of channels turned by
@@ -24,17 +21,35 @@ const reflection: Record<'f32' | 'f16', ReturnType<typeof pointwise>> = {
  */
 export function placed(x: Tensor, { theta, householder }: TransnormerPositions, offset: number): Tensor {
   if (!householder) return rotatePairs(x, theta, { offset });
+  return scope(() => rotatePairs(reflected(x, vectorOf(x, householder)), theta, { offset }));
+}
+
+/**
+ * Queries and keys of a scan, reflected, and the turns that are left to it.
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH
+ */
+export function placedForScan(
+  who: string,
+  q: Tensor,
+  k: Tensor,
+  { theta, householder }: TransnormerPositions,
+  offset: number,
+): { q: Tensor; k: Tensor; turning: Turning } {
+  for (const x of [q, k]) checkTurns(who, x, theta, 'rotate', offset);
+  const turning = turningOf('rotate', theta, offset);
+  if (!householder) return { q, k, turning };
+  const h = vectorOf(q, householder);
+  return { q: reflected(q, h), k: reflected(k, h), turning };
+}
+
+function vectorOf(x: Tensor, householder: readonly number[]): Tensor {
   const headDim = x.dim(3);
   if (householder.length !== headDim)
     throw new HeedError(
       'SHAPE_MISMATCH',
       `transnormer: householder has ${householder.length} values, a head ${headDim} channels; give one a channel`,
     );
-  return scope(() => {
-    const h = tensor(x.device, Float32Array.from(householder), [headDim]);
-    const dots = matmul(x, reshape(h, [headDim, 1]), { outDType: 'f32' });
-    return rotatePairs(reflection[x.dtype === 'f16' ? 'f16' : 'f32'](x, dots, h), theta, { offset });
-  });
+  return tensor(x.device, Float32Array.from(householder), [headDim]);
 }
 
 /** The angles that training starts from: 10000^(-2c / headDim), [floor(headDim / 2)]. */

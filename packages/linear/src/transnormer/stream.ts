@@ -3,7 +3,7 @@ import { decayScanStep } from '../scan/decay-scan.js';
 import { HeldTensors } from '../scan/held-tensors.js';
 import { blockAttention, transnormerDiagAttention } from './forward.js';
 import type { TransnormerSettings } from './options.js';
-import { placed, type TransnormerPositions } from './positions.js';
+import { placed, placedForScan, type TransnormerPositions } from './positions.js';
 
 /**
  * State of a stream. NormAttention: one matrix a head, f32 [batch, heads, headDim, headDim]. DiagAttention: keys and values of the
@@ -31,9 +31,9 @@ export function stepOf(
   const { scale, chunk, kind } = settings;
   const out = scope(() => {
     if (kind === 'diag') return blockStep(settings, { q, k, v }, state, positions);
-    const [queries, keys] = positions ? [q, k].map((x) => placed(x, positions, state.tokens)) : [q, k];
-    const options = { scale, outDType: 'f32' as const, ...(chunk !== undefined && { chunk }) };
-    return decayScanStep(queries as Tensor, keys as Tensor, v, state.get('state'), options, 'transnormer');
+    const { turning, ...operands } = positions ? placedForScan('transnormer', q, k, positions, state.tokens) : { q, k, turning: undefined };
+    const options = { scale, outDType: 'f32' as const, ...(chunk !== undefined && { chunk }), ...(turning && { turning }) };
+    return decayScanStep(operands.q, operands.k, v, state.get('state'), options, 'transnormer');
   });
   state.advance(q.dim(1));
   return out;
