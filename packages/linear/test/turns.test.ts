@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Device, openDevice, RandomStream, tensor, type Tensor } from '@heed/core';
 import { vjp } from '@heed/core/~internal';
-import { lrpe } from '../src/layer/turns.js';
+import { lrpe, rotatePairs } from '../src/layer/turns.js';
 
 let device: Device;
 beforeAll(async () => {
@@ -12,17 +12,19 @@ afterAll(async () => {
   await device.close();
 });
 
-test('turns of four angles a lane are those of one, forward and backward', async () => {
+test.each(['lrpe', 'rotatePairs'] as const)('%s by four elements a lane is that by one, forward and backward', async (name) => {
+  const turn = name === 'lrpe' ? lrpe : rotatePairs;
   const [shape, size] = [[2, 5, 3, 8], 240];
   const values = new RandomStream(5, 'x').normal(size);
   // the same numbers one element further: rows begin at odd elements, and lanes take an angle each
   const shifted = tensor(device, Float32Array.of(0, ...values), [size + 1]);
   const views = [tensor(device, values, shape), shifted.view({ shape, offset: 1 })] as const;
-  const theta = tensor(device, new RandomStream(5, 'theta').normal(24), [3, 8]);
-  const dy = tensor(device, new RandomStream(5, 'dy').normal(2 * size), [2, 5, 3, 16]);
+  const theta = name === 'lrpe' ? tensor(device, new RandomStream(5, 'theta').normal(24), [3, 8]) : tensor(device, [1, 0.3, -0.2, 7]);
+  const wide = name === 'lrpe' ? 2 : 1;
+  const dy = tensor(device, new RandomStream(5, 'dy').normal(wide * size), [2, 5, 3, 8 * wide]);
   const results: Tensor[][] = [];
   for (const x of views) {
-    const { outputs, grads } = vjp(() => lrpe(x, theta, { offset: 1000 }), [x], [dy]);
+    const { outputs, grads } = vjp(() => turn(x, theta, { offset: 1000 }), [x], [dy]);
     results.push([...outputs, ...grads] as Tensor[]);
   }
   const [fours, ones] = results as [Tensor[], Tensor[]];

@@ -1,6 +1,6 @@
 // Positions as turns by trained angles: `concat` gives [x cos, x sin] a channel (TransNormerLLM's LRPE), `rotate` turns neighbouring
 // pairs of channels (TransNormer's).
-// tile    one lane an angle of a token and head, or four of them; gradients of angles: one lane an angle and strip of 64 tokens, then a sum over strips
+// tile    one lane an angle of a token and head, or four of them (two pairs); gradients of angles: one lane an angle and strip of 64 tokens, then a sum over strips
 // bytes   reads x once, writes it once (twice with `concat`); angle gradients read x and dy once more
 // limits  positions below 2^31; an angle is a fraction of a turn in 32 bits and a rest in f32, so that large positions keep their digits
 // source  Qin et al. 2023 (arXiv 2307.14995), section 3.1; Qin et al. 2022 (arXiv 2210.10340), code; polynomials: Cephes
@@ -14,7 +14,7 @@ interface TurnSpec {
   [name: string]: string | number;
   form: TurnForm;
   direction: 'forward' | 'backward';
-  /** Angles a lane: 4 with `concat` where rows are fours, else 1. */
+  /** Elements a lane: 4 where rows are fours, else 1 (a pair of them with `rotate`). */
   width: number;
 }
 
@@ -39,12 +39,12 @@ const kernel = defineKernel({
   name: 'linear-turns',
   bindings: {
     x: read<TurnSpec>('float', { width: (s) => s.width }),
-    theta: read<TurnSpec>('f32', { width: (s) => s.width }),
+    theta: read<TurnSpec>('f32', { width: (s) => (s.form === 'concat' ? s.width : 1) }),
     out: write<TurnSpec>('float', { width: (s) => s.width }),
   },
   uniforms,
   wgsl: (s: TurnSpec) => `
-    ${turnText(s.width === 4 ? 'turnFour' : 'turnOne')}
+    ${turnText(s.form === 'concat' && s.width === 4 ? 'turnFour' : 'turnOne')}
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let i = workgroupIndex(group, groups) * 256u + lane;
@@ -67,7 +67,9 @@ const kernel = defineKernel({
       store_out(row * 2u * uniforms.headDim + uniforms.headDim + angle, x * way.sine);`
           : 'store_out(i, load_x(base + angle) * way.cosine + load_x(base + uniforms.headDim + angle) * way.sine);'
       }`
-          : `let first = 2u * angle;
+          : s.width === 4
+            ? twoPairs(s.direction)
+            : `let first = 2u * angle;
       if (first + 1u == uniforms.headDim) {
         store_out(row * uniforms.headDim + first, load_x(base + first));
         return;
@@ -93,6 +95,17 @@ function fourAngles(direction: TurnSpec['direction']): string {
   return `
       let way = turnFour(load_theta(head * uniforms.thetaHead + angle), token + uniforms.offset);
       ${write}`;
+}
+
+/** Two neighbouring pairs. */
+function twoPairs(direction: TurnSpec['direction']): string {
+  const [less, more] = direction === 'forward' ? ['-', ''] : ['', '-'];
+  return `
+      let one = turnOne(load_theta(2u * angle), token + uniforms.offset);
+      let two = turnOne(load_theta(2u * angle + 1u), token + uniforms.offset);
+      let x = load_x(base + angle);
+      let sines = vec4f(${less}one.sine, ${more}one.sine, ${less}two.sine, ${more}two.sine);
+      store_out(row * uniforms.headDim + angle, x * vec4f(one.cosine, one.cosine, two.cosine, two.cosine) + x.yxwz * sines);`;
 }
 
 const strip = 64;
@@ -203,8 +216,10 @@ function turn(x: Tensor, thetas: Tensor, form: TurnForm, direction: TurnSpec['di
   const headDim = form === 'concat' && direction === 'backward' ? width / 2 : width;
   const wide = form === 'concat' && direction === 'forward';
   const out = into ?? empty(x.device, [batch, tokens, heads, wide ? 2 * headDim : headDim], x.dtype);
-  const angles = form === 'concat' ? headDim : Math.ceil(headDim / 2);
-  const vector = form === 'concat' && headDim % 4 === 0 && theta.offset % 4 === 0 && out.offset % 4 === 0 && rowWidth(x) === 4 ? 4 : 1;
+  const fours = headDim % 4 === 0 && (form === 'rotate' || theta.offset % 4 === 0) && out.offset % 4 === 0 && rowWidth(x) === 4;
+  const vector = fours ? 4 : 1;
+  // elements of a row in items of four; else angles
+  const angles = form === 'concat' || fours ? headDim : Math.ceil(headDim / 2);
   const items = (batch * tokens * heads * angles) / vector;
   if (items === 0) return out;
   kernel.run(x.device, {
