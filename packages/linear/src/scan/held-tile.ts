@@ -85,18 +85,18 @@ export class HeldTile {
   }
 
   /** `let name` = the largest magnitude among this lane's items, f32. */
-  peak(name: string): string {
+  peak(name: string, registers: 'held' | 'next' = 'held'): string {
     return `let ${name} = ${range(this.items)
-      .map((i) => `peakOfEight(held_${this.o.name}${i})`)
+      .map((i) => `peakOfEight(${registers}_${this.o.name}${i})`)
       .reduce((a, b) => `max(${a}, ${b})`)}${this.o.turns?.growth ?? ''};`;
   }
 
   /** Into workgroup memory; `factor`, an f32 expression of the row `r`, scales it. */
-  put(factor?: string): string {
+  put(factor?: string, registers: 'held' | 'next' = 'held'): string {
     const { name, tile, stride, turns } = this.o;
     const value = (i: number): string => {
-      if (turns) return turns.turned(`held_${name}${i}`, i, factor ?? '1.0');
-      return factor === undefined ? `held_${name}${i}` : `scaledEight(held_${name}${i}, ${factor})`;
+      if (turns) return turns.turned(`${registers}_${name}${i}`, i, factor ?? '1.0');
+      return factor === undefined ? `${registers}_${name}${i}` : `scaledEight(${registers}_${name}${i}, ${factor})`;
     };
     return this.each((i) => `${tile}[r * ${stride}u + d / 8u] = ${value(i)};`);
   }

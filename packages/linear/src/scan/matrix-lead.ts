@@ -19,13 +19,45 @@ export function only(choice: boolean, condition: string, text: string): string {
   return choice ? `if (${condition}) { ${text} }` : text;
 }
 
-/** A chunk that only leads in. */
-export function leadIn(o: { keys: HeldTile; values: HeldTile; put: string; next: string; update: string }): string {
+/**
+ * The tokens from `at` to `first` update the state. Keys and values come two chunks ahead: a chunk of them alone takes less time than
+ * loads from memory. Those of the chunk at `first` are held then.
+ */
+export function leadIn(o: {
+  keys: HeldTile;
+  values: HeldTile;
+  chunk: number;
+  head: string;
+  keyFactor: string;
+  turn: string;
+  update: () => string;
+}): string {
+  const { keys, values, chunk } = o;
+  const fetch = (from: string, registers: 'held' | 'next'): string => `
+            let ${registers}At = min(${from}, end);
+            let ${registers}Count = min(${chunk}u, end - ${registers}At);
+            ${keys.fetch(`${registers}At`, `${registers}Count`, registers)} ${values.fetch(`${registers}At`, `${registers}Count`, registers)}`;
+  const one = (registers: 'held' | 'next'): string => `
+          {
+            ${o.head}
+            ${keys.put(o.keyFactor, registers)}
+            ${values.put(undefined, registers)}
+            ${joinLead({ k: (name) => keys.peak(name, registers), v: (name) => values.peak(name, registers) })}
+            workgroupBarrier();
+            ${fetch(`at + ${2 * chunk}u`, registers)}
+            ${o.turn}
+            ${leadRange}
+            ${o.update()}
+            at += held;
+            count = min(${chunk}u, end - at);
+            workgroupBarrier();
+          }`;
   return `
-          ${o.put}
-          ${joinLead({ k: (name) => o.keys.peak(name), v: (name) => o.values.peak(name) })}
-          workgroupBarrier();
-          ${o.next}
-          ${leadRange}
-          ${o.update}`;
+        ${keys.declare('next')} ${values.declare('next')}
+        ${fetch('at', 'held')}
+        ${fetch(`at + ${chunk}u`, 'next')}
+        while (at < first) {
+          ${one('held')}
+          if (at < first) { ${one('next')} } else { ${keys.take()} ${values.take()} }
+        }`;
 }

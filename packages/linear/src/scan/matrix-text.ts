@@ -161,18 +161,17 @@ class MatrixText extends MatrixPieces {
 
   /** The state before the first token of a run; keys and values of the first chunk of it are on their way then. */
   private lead(): string {
-    const { keys, values } = this;
-    const put = `${keys.put(this.keyFactor())} ${values.put()}`;
-    const next = this.ahead((at, count) => [keys.fetch(at, count), values.fetch(at, count)]);
-    return `
-        ${keys.fetch()} ${values.fetch()}
-        while (at < first) {
-          ${this.chunkHead()}
-          ${leadIn({ keys, values, put, next, update: this.updateState() })}
-          ${step}
-          workgroupBarrier();
-        }
-        ${this.queries.fetch()}`;
+    const { keys, values, turns } = this;
+    const text = leadIn({
+      keys,
+      values,
+      chunk: this.s.chunk,
+      head: this.chunkHead(),
+      keyFactor: this.keyFactor(),
+      turn: turns?.firstRow('at + held') ?? '',
+      update: () => this.updateState(),
+    });
+    return `${text} ${this.queries.fetch()}`;
   }
 
   private stateChunk(): string {
