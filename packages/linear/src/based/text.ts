@@ -1,4 +1,5 @@
 import { unroll, wgslFloat } from '@heed/core/~internal';
+import { type RowStrides, rowStrides } from '../scan/strides.js';
 import { coordinateBlocks, featureBlocks, symmetricFeatures } from './layout.js';
 
 // Pieces of WGSL that the kernels of the Taylor map share.
@@ -58,45 +59,17 @@ export function featureText(featureDim: number): string {
     }`;
 }
 
-/** Places of the three u32 of a workgroup: tile, head, segment, batch. */
-export const placeOf = `
-    fn placeOf(index: u32) -> vec4u {
-      let head = index / uniforms.tiles;
-      let segment = head / uniforms.heads;
-      return vec4u(index % uniforms.tiles, head % uniforms.heads, segment % uniforms.segments, segment / uniforms.segments);
-    }`;
+/** Strides of the operands of both scan kernels. */
+export const basedStrides: RowStrides<'q' | 'k' | 'v' | 'd' | 'out'> = /* @__PURE__ */ rowStrides('q', 'k', 'v', 'd', 'out');
 
-/** `vector_<name>(base, d)`: elements d .. d+3 of the row at element `base`, zeros from `dim` on. */
-export function rowVector(name: string, width: number, dim: number): string {
-  if (width === 4)
-    return `fn vector_${name}(base: u32, d: u32) -> vec4f { return select(vec4f(), vec4f(load_${name}((base + d) / 4u)), d < ${dim}u); }`;
-  const element = (c: number): string => `select(0.0, load_${name}(base + d + ${c}u), d + ${c}u < ${dim}u)`;
-  return `fn vector_${name}(base: u32, d: u32) -> vec4f { return vec4f(${[0, 1, 2, 3].map(element).join(', ')}); }`;
-}
-
-/** Run-time values of both scan kernels. */
+/** Their other run-time values. */
 export const basedUniforms = {
-  qBatch: 'u32',
-  qToken: 'u32',
-  qHead: 'u32',
-  kBatch: 'u32',
-  kToken: 'u32',
-  kHead: 'u32',
-  vBatch: 'u32',
-  vToken: 'u32',
-  vHead: 'u32',
-  dBatch: 'u32',
-  dToken: 'u32',
-  dHead: 'u32',
-  outBatch: 'u32',
-  outToken: 'u32',
-  outHead: 'u32',
   tokens: 'u32',
   heads: 'u32',
   segments: 'u32',
   segmentTokens: 'u32',
   stateSegments: 'u32',
-  tiles: 'u32',
+  columnTiles: 'u32',
   workgroups: 'u32',
   featureScale: 'f32',
   epsilon: 'f32',
@@ -106,7 +79,7 @@ export const basedUniforms = {
 /** Declares place, length, the segment's tokens and where its state begins, in features; `index` is the workgroup's. */
 export function segmentText(featureDim: number, lengths: boolean): string {
   return `
-      let place = placeOf(index);
+      let place = segmentOf(index);
       let head = place.y;
       let batch = place.w;
       let length = ${lengths ? 'min(u32(max(load_lengths(batch), 0)), uniforms.tokens)' : 'uniforms.tokens'};
@@ -116,10 +89,6 @@ export function segmentText(featureDim: number, lengths: boolean): string {
       let pairIndex = batch * uniforms.heads + head;
       let stateFirst = (pairIndex * uniforms.stateSegments + min(place.z, uniforms.stateSegments - 1u)) * ${symmetricFeatures(featureDim)}u;`;
 }
-
-/** The token that is swept as number i. */
-export const sweptToken = `
-    fn sweptToken(i: u32, length: u32) -> u32 { return select(i, length - 1u - i, uniforms.reverse == 1u); }`;
 
 /**
  * The 16 vectors of a state that a lane holds. Named variables where a GPU compiles them: indexed arrays fall out of registers. On a

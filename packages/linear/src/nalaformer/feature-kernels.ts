@@ -6,6 +6,7 @@
 // source  Meng et al. 2025 (arXiv 2506.21137); ZacharyMeng/NaLaFormer, NALA.py
 import type { Tensor } from '@heed/core';
 import { defineKernel, empty, read, write } from '@heed/core/~internal';
+import { rowStrides } from '../scan/strides.js';
 
 /** What specialises the kernels. */
 interface FeatureSpec {
@@ -35,10 +36,9 @@ export interface RotaryTable {
   cos: Tensor;
 }
 
+const strides = /* @__PURE__ */ rowStrides('x');
 const uniforms = {
-  xBatch: 'u32',
-  xToken: 'u32',
-  xHead: 'u32',
+  ...strides.uniforms,
   tokens: 'u32',
   heads: 'u32',
   rows: 'u32',
@@ -195,12 +195,8 @@ const backwardKernel = defineKernel({
 
 function valuesOf(x: Tensor, settings: FeatureSettings): { [K in keyof typeof uniforms]: number } {
   const { lambda, tau, keyPower, angleScale } = settings;
-  const stride = (axis: number): number => x.strides[axis] ?? 0;
   const rows = x.dim(0) * x.dim(1) * x.dim(2);
   return {
-    xBatch: stride(0),
-    xToken: stride(1),
-    xHead: stride(2),
     tokens: x.dim(1),
     heads: x.dim(2),
     rows,
@@ -208,6 +204,7 @@ function valuesOf(x: Tensor, settings: FeatureSettings): { [K in keyof typeof un
     tau,
     keyPower,
     angleScale,
+    ...strides.values({ x }),
   };
 }
 

@@ -2,6 +2,7 @@ import { cast, copyInto, cumsum, mul, sum, type Tensor, zeros } from '@heed/core
 import { defineKernel, empty, read, write } from '@heed/core/~internal';
 import { contiguousState, gatedOutputs, type GatedProblem, type GatedScan, gatedSegmentStates, gateForm, planGatedFor } from './gated.js';
 import { entriesOf, type Piece, pieceOf, planPieces, spanOf } from './pieces.js';
+import { rowStrides } from './strides.js';
 import { lengthOf } from './text.js';
 
 /** What the gradients of a gated scan are computed from. */
@@ -120,6 +121,8 @@ function backwardPiece(
   if (grads.k) gatedOutputs({ ...reverse, q: v, k: dOut, v: q }, { initial: behind, transposed: true, out: grads.k });
 }
 
+const strides = /* @__PURE__ */ rowStrides('q', 'k');
+
 // Terms of the gate's gradient: x_t = q_t dq_t - k_t dk_t, at the last token plus what lies behind; a gate a head sums channels.
 // tile    one lane a gate
 // bytes   reads q, k, dq, dk once, writes one f32 a gate
@@ -137,6 +140,7 @@ const termsKernel = defineKernel({
     out: write<TermsSpec>('f32'),
   },
   uniforms: {
+    ...strides.uniforms,
     tokens: 'u32',
     tokensBefore: 'u32',
     allTokens: 'u32',
@@ -145,12 +149,6 @@ const termsKernel = defineKernel({
     channels: 'u32',
     summed: 'u32',
     size: 'u32',
-    qBatch: 'u32',
-    qToken: 'u32',
-    qHead: 'u32',
-    kBatch: 'u32',
-    kToken: 'u32',
-    kHead: 'u32',
     behindBatch: 'u32',
   },
   wgsl: (s: TermsSpec) => `
@@ -206,8 +204,6 @@ function gateTerms(
   const [tokens, heads, keyDim] = [q.dim(1), q.dim(2), q.dim(3)];
   const channels = gate.rank === 4 ? keyDim : 1;
   const out = empty(q.device, gate.shape);
-  const [qBatch = 0, qToken = 0, qHead = 0] = q.strides;
-  const [kBatch = 0, kToken = 0, kHead = 0] = k.strides;
   termsKernel.run(q.device, {
     spec: { lengths: lengths !== undefined, end: tensors.endTerms !== undefined, behind: tensors.behind !== undefined },
     tensors: { q, k, lengths, ...tensors, out },
@@ -220,13 +216,8 @@ function gateTerms(
       channels,
       summed: keyDim / channels,
       size: out.size,
-      qBatch,
-      qToken,
-      qHead,
-      kBatch,
-      kToken,
-      kHead,
       behindBatch: tensors.behind?.strides[0] ?? 0,
+      ...strides.values({ q, k }),
     },
     grid: [Math.ceil(out.size / 256)],
   });

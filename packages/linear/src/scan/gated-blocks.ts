@@ -9,6 +9,7 @@ import type { Device } from '@heed/core';
 import { defineKernel, type Operand, read, unroll, write } from '@heed/core/~internal';
 import { blocksBody } from './gated-blocks-text.js';
 import type { BlockTile } from './gated-plan.js';
+import { gateStrides } from './strides.js';
 import { sweepUniforms } from './sweep.js';
 import { initialOf, lengthOf, log2e, segmentOf, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
 
@@ -32,7 +33,7 @@ export interface BlocksSpec extends BlockTile {
   lengths: boolean;
 }
 
-const uniforms = { ...sweepUniforms, gBatch: 'u32', gToken: 'u32', gHead: 'u32' } as const;
+const uniforms = { ...sweepUniforms, ...gateStrides.uniforms };
 
 const kernel = defineKernel({
   name: 'linear-gated-blocks',
@@ -113,7 +114,7 @@ export function runBlocks(
   run: {
     spec: BlocksSpec;
     tensors: { readonly [name in 'q' | 'k' | 'v' | 'g' | 'lengths' | 'initial' | 'state' | 'out']?: Operand | undefined };
-    uniforms: { readonly [name in keyof typeof sweepUniforms | 'gBatch' | 'gToken' | 'gHead']: number };
+    uniforms: { readonly [name in keyof typeof sweepUniforms | keyof typeof gateStrides.uniforms]: number };
     grid: readonly number[];
   },
 ): void {

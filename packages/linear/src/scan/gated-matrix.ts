@@ -13,13 +13,14 @@ import type { GatedMatrixSpec } from './gated-pieces.js';
 import { type GatedStatesSpec, gatedStatesText } from './gated-states-text.js';
 import type { PairLoad } from './gated-tile.js';
 import { type GatedSweep } from './gated-recurrent.js';
+import { gateStrides } from './strides.js';
 import { sweepUniforms, sweepValues } from './sweep.js';
 import { type HalfLoad, halfLoad, rowWidth } from './views.js';
 
 const halfRaw: Record<HalfLoad, string> = { half8: 'vec4u', half4: 'vec4<f16>', half: 'f16' };
 const pairRaw: Record<PairLoad, string> = { pair: 'u32', one: 'f16' };
 
-const uniforms = { ...sweepUniforms, gBatch: 'u32', gToken: 'u32', gHead: 'u32', eps: 'f32' } as const;
+const uniforms = { ...sweepUniforms, ...gateStrides.uniforms, eps: 'f32' } as const;
 
 const gateRaw = (s: GatedMatrixSpec | GatedStatesSpec): string => (s.gate === 'channels' && s.gatePairs === 'pair' ? 'vec2f' : 'f32');
 
@@ -69,11 +70,6 @@ function pairLoad(...operands: readonly Tensor[]): PairLoad {
   return operands.every(even) ? 'pair' : 'one';
 }
 
-function gateValues(gate: Tensor): { gBatch: number; gToken: number; gHead: number } {
-  const [gBatch = 0, gToken = 0, gHead = 0] = gate.strides;
-  return { gBatch, gToken, gHead };
-}
-
 /** What one dispatch over fragments reads and writes. */
 export interface GatedMatrixRun {
   sweep: GatedSweep;
@@ -120,7 +116,7 @@ export function runGatedMatrix({ sweep, tiles, side, q, k, v, out, initial, tran
       gain: false,
     },
     tensors: { q, k, v, g: gate, lengths: sweep.lengths, initial, keySum: ones?.keySum, state, out },
-    uniforms: { ...values, ...gateValues(gate), eps: ones?.eps ?? 0 },
+    uniforms: { eps: ones?.eps ?? 0, ...values, ...gateStrides.values({ g: gate }) },
     grid: [values.workgroups],
   });
 }
@@ -161,7 +157,7 @@ export function runGatedMatrixStates(
       gain: false,
     },
     tensors: { k, v, g: gate, lengths: sweep.lengths, state, totals, keySum },
-    uniforms: { ...values, ...gateValues(gate), eps: 0 },
+    uniforms: { eps: 0, ...values, ...gateStrides.values({ g: gate }) },
     grid: [values.workgroups],
   });
 }

@@ -8,8 +8,9 @@ import { defineKernel, read, readWrite, unroll, write } from '@heed/core/~intern
 import { runBlocks } from './gated-blocks.js';
 import type { BlockTile } from './gated-plan.js';
 import type { RecurrentTile } from './plan.js';
+import { gateStrides } from './strides.js';
 import { sweepUniforms, sweepValues } from './sweep.js';
-import { initialOf, lengthOf, log2e, segmentOf, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
+import { initialOf, lengthOf, lossText, segmentOf, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
 import { rowWidth } from './views.js';
 
 /** What a gate decays: the whole state of a head, its rows (the key dimension) or, with roles swapped, its columns. */
@@ -46,7 +47,7 @@ const kernel = defineKernel({
     state: readWrite<GatedSpec>('f32', { width: (s) => s.stateWidth, when: (s) => s.final }),
     out: write<GatedSpec>('float', { width: (s) => s.outWidth, when: (s) => s.mode === 'outputs' }),
   },
-  uniforms: { ...sweepUniforms, gBatch: 'u32', gToken: 'u32', gHead: 'u32' },
+  uniforms: { ...sweepUniforms, ...gateStrides.uniforms },
   wgsl: gatedText,
 });
 
@@ -103,12 +104,7 @@ function gatedText(s: GatedSpec): string {
     ${s.initial === 'given' ? initialOf(s.keyDim, s.valueDim) : ''}
     ${s.final ? vectorStore('state', s.stateWidth, s.valueDim) : ''}
     ${outputs ? vectorStore('out', s.outWidth, s.valueDim) : ''}
-    // exp(g) - 1, by its series where g is small: a rounded factor close to 1 would be off by 1e-4 after 1,000 tokens
-    fn lossOf(gate: vec4f) -> vec4f {
-      let g = max(gate, vec4f(-1e4));
-      let series = g * fma(g, fma(g, fma(g, vec4f(0.041666667), vec4f(0.16666667)), vec4f(0.5)), vec4f(1.0));
-      return select(exp2(g * ${log2e}) - 1.0, series, abs(g) < vec4f(0.03));
-    }
+    ${lossText}
     ${outputs ? `var<workgroup> staged_q: array<vec4f, ${s.tile * keyVectors}>;` : ''}
     var<workgroup> staged_k: array<vec4f, ${s.tile * keyVectors}>;
     var<workgroup> staged_v: array<vec4f, ${s.tile * groups}>;
@@ -216,7 +212,6 @@ export function runGated(run: GatedRun): void {
   const transposed = run.transposed ?? false;
   const blocks = run.inPlace ? undefined : run.blocks;
   const values = sweepValues({ ...sweep, decay: gate }, { q, k, v, out }, Math.ceil(valueDim / (blocks ?? tile).columns), transposed);
-  const [gBatch = 0, gToken = 0, gHead = 0] = gate.strides;
   const spec = {
     mode: out ? ('outputs' as const) : ('states' as const),
     gate: form,
@@ -233,7 +228,7 @@ export function runGated(run: GatedRun): void {
     lengths: sweep.lengths !== undefined,
   };
   const tensors = { q, k, v, g: gate, lengths: sweep.lengths, initial, state, out };
-  const uniforms = { ...values, gBatch, gToken, gHead };
+  const uniforms = { ...values, ...gateStrides.values({ g: gate }) };
   const grid = [values.workgroups];
   if (blocks) {
     const side = transposed || form === 'columns' ? ('columns' as const) : ('rows' as const);

@@ -5,6 +5,7 @@
 import { empty, defineKernel, read, readWrite, write } from '@heed/core/~internal';
 import type { Tensor } from '@heed/core';
 import type { GatedSweep } from './gated-recurrent.js';
+import { gateStrides } from './strides.js';
 import { lengthOf, log2e, tokenOf } from './text.js';
 
 interface TotalsSpec {
@@ -16,6 +17,7 @@ const totalsKernel = defineKernel({
   name: 'linear-gate-totals',
   bindings: { g: read<TotalsSpec>('f32'), lengths: read<TotalsSpec>('i32', { when: (s) => s.lengths }), totals: write<TotalsSpec>('f32') },
   uniforms: {
+    ...gateStrides.uniforms,
     tokens: 'u32',
     tokensBefore: 'u32',
     heads: 'u32',
@@ -24,9 +26,6 @@ const totalsKernel = defineKernel({
     channels: 'u32',
     size: 'u32',
     reverse: 'u32',
-    gBatch: 'u32',
-    gToken: 'u32',
-    gHead: 'u32',
   },
   wgsl: (s: TotalsSpec) => `
     ${lengthOf(s.lengths)}
@@ -93,7 +92,6 @@ const scanKernel = defineKernel({
 function gateTotals(sweep: GatedSweep, channels: number): Tensor {
   const { gate, lengths } = sweep;
   const totals = empty(gate.device, [sweep.batch, sweep.heads, sweep.segments, channels]);
-  const [gBatch = 0, gToken = 0, gHead = 0] = gate.strides;
   totalsKernel.run(gate.device, {
     spec: { lengths: lengths !== undefined },
     tensors: { g: gate, lengths, totals },
@@ -106,9 +104,7 @@ function gateTotals(sweep: GatedSweep, channels: number): Tensor {
       channels,
       size: totals.size,
       reverse: sweep.reverse ? 1 : 0,
-      gBatch,
-      gToken,
-      gHead,
+      ...gateStrides.values({ g: gate }),
     },
     grid: [Math.ceil(totals.size / 256)],
   });

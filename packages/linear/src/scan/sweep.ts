@@ -1,4 +1,5 @@
 import type { Tensor } from '@heed/core';
+import { rowStrides, type Strides } from './strides.js';
 import type { TurnForm } from './turn-text.js';
 
 /** Positions by which a kernel on fragments turns operands as it loads them. */
@@ -50,19 +51,8 @@ export interface Sweep {
   turns?: ScanTurns | undefined;
 }
 
-export const sweepUniforms = {
-  qBatch: 'u32',
-  qToken: 'u32',
-  qHead: 'u32',
-  kBatch: 'u32',
-  kToken: 'u32',
-  kHead: 'u32',
-  vBatch: 'u32',
-  vToken: 'u32',
-  vHead: 'u32',
-  outBatch: 'u32',
-  outToken: 'u32',
-  outHead: 'u32',
+const strides = /* @__PURE__ */ rowStrides('q', 'k', 'v', 'out');
+const sizes = {
   tokens: 'u32',
   tokensBefore: 'u32',
   heads: 'u32',
@@ -80,6 +70,9 @@ export const sweepUniforms = {
   stateColumn: 'u32',
 } as const;
 
+/** Run-time values of the kernels of a scan. */
+export const sweepUniforms: Strides<'q' | 'k' | 'v' | 'out', 'u32'> & typeof sizes = { ...strides.uniforms, ...sizes };
+
 type SweepValues = { [K in keyof typeof sweepUniforms]: number };
 
 /**
@@ -96,23 +89,10 @@ export function sweepValues(
   parts = 1,
   partStep = 1,
 ): SweepValues {
-  const stride = (t: Tensor | undefined, axis: number): number => t?.strides[axis] ?? 0;
   const { q, k, v, out } = operands;
   const { turns } = sweep;
   const stateScale = halves ? Math.max(1, Math.abs(sweep.keyScale)) : 1;
   return {
-    qBatch: stride(q, 0),
-    qToken: stride(q, 1),
-    qHead: stride(q, 2),
-    kBatch: stride(k, 0),
-    kToken: stride(k, 1),
-    kHead: stride(k, 2),
-    vBatch: stride(v, 0),
-    vToken: stride(v, 1),
-    vHead: stride(v, 2),
-    outBatch: stride(out, 0),
-    outToken: stride(out, 1),
-    outHead: stride(out, 2),
     tokens: sweep.tokens,
     tokensBefore: sweep.tokensBefore,
     heads: sweep.heads,
@@ -128,5 +108,6 @@ export function sweepValues(
     reverse: sweep.reverse ? 1 : 0,
     stateRow: transposed ? 1 : valueDimOf({ v, turns }),
     stateColumn: transposed ? keyDimOf({ k, turns }) : 1,
+    ...strides.values({ q, k, v, out }),
   };
 }

@@ -6,7 +6,7 @@
 import type { Tensor } from '@heed/core';
 import { defineKernel, read, readWrite, unroll, write } from '@heed/core/~internal';
 import { keyDimOf, type ScanTurns } from './sweep.js';
-import { log2e, vectorLoad, vectorStore } from './text.js';
+import { lossText, vectorLoad, vectorStore } from './text.js';
 import { type TurnForm, turnText } from './turn-text.js';
 import { rowWidth } from './views.js';
 
@@ -152,12 +152,7 @@ function stepText(s: StepSpec): string {
     ${vectorLoad('state', s.stateWidth, s.valueDim)}
     ${vectorStore('state', s.stateWidth, s.valueDim)}
     ${vectorStore('out', s.outWidth, s.valueDim)}
-    // exp(g) - 1, by its series where g is small: a rounded factor close to 1 would be off by 1e-4 after 1,000 tokens
-    fn lossOf(gate: vec4f) -> vec4f {
-      let g = max(gate, vec4f(-1e4));
-      let series = g * fma(g, fma(g, fma(g, vec4f(0.041666667), vec4f(0.16666667)), vec4f(0.5)), vec4f(1.0));
-      return select(exp2(g * ${log2e}) - 1.0, series, abs(g) < vec4f(0.03));
-    }
+    ${lossText}
     ${slabs > 1 ? `var<workgroup> partial: array<vec4f, ${lanes}>;` : ''}
     @compute @workgroup_size(${lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {

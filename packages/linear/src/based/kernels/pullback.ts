@@ -7,9 +7,10 @@
 // source  Arora et al. 2024 (arXiv 2402.18668), section 4, differentiated
 import type { Tensor } from '@heed/core';
 import { defineKernel, read, unroll, write } from '@heed/core/~internal';
+import { segmentOf, tokenOf, vectorLoad } from '../../scan/text.js';
 import { rowWidth } from '../../scan/views.js';
 import { coordinateBlocks, featureBlocks } from '../layout.js';
-import { basedUniforms, blockPairs, featureText, HeldState, placeOf, rowVector, segmentText, sweptToken } from '../text.js';
+import { basedStrides, basedUniforms, blockPairs, featureText, HeldState, segmentText } from '../text.js';
 import type { TaylorState } from './sweep.js';
 import { type BasedSweep, sweepUniforms } from './sweep-uniforms.js';
 
@@ -46,7 +47,7 @@ const kernel = defineKernel({
     lengths: read<PullbackSpec>('i32', { when: (s) => s.lengths }),
     out: write<PullbackSpec>('f32'),
   },
-  uniforms: basedUniforms,
+  uniforms: { ...basedStrides.uniforms, ...basedUniforms },
   wgsl: pullbackText,
 });
 
@@ -65,17 +66,17 @@ function pullbackText(s: PullbackSpec): string {
   const width = { q: s.qWidth, k: s.kWidth, v: s.vWidth, d: s.dWidth } as Record<string, number>;
   const stageValue = (name: string): string => `
         for (var e = lane; e < count * ${s.slabs * 4}u; e += ${lanes}u) {
-          let token = sweptToken(at + e / ${s.slabs * 4}u, length);
+          let token = tokenAt(at + e / ${s.slabs * 4}u, length);
           let base = batch * uniforms.${name}Batch + token * uniforms.${name}Token + head * uniforms.${name}Head;
           rows_${name}[e] = vector_${name}(base, firstRow + (e % ${s.slabs * 4}u) * 4u)${name === 'd' ? ' * load_weights(2u * ((batch * uniforms.tokens + token) * uniforms.heads + head))' : ''};
         }`;
   const normaliserOf = (name: string): string => (name === 'd' ? 'load_weights(2u * weightRow + 1u)' : '1.0');
   return `
-    ${coordinateRows.map((name) => rowVector(name, width[name] ?? 1, s.featureDim)).join('\n')}
-    ${valueRows.map((name) => rowVector(name, width[name] ?? 1, s.valueDim)).join('\n')}
+    ${coordinateRows.map((name) => vectorLoad(name, width[name] ?? 1, s.featureDim)).join('\n')}
+    ${valueRows.map((name) => vectorLoad(name, width[name] ?? 1, s.valueDim)).join('\n')}
     ${featureText(s.featureDim)}
-    ${placeOf}
-    ${sweptToken}
+    ${segmentOf}
+    ${tokenOf}
     ${blockPairs(s.featureDim).declare}
     ${coordinateRows.map((name) => `var<workgroup> raw_${name}: array<vec4f, ${s.tile * coordinates}>;`).join('\n')}
     ${valueRows.map((name) => `var<workgroup> rows_${name}: array<vec4f, ${s.tile * s.slabs * 4}>;`).join('\n')}
@@ -118,7 +119,7 @@ function pullbackText(s: PullbackSpec): string {
           .map(
             (name) => `
         for (var e = lane; e < count * ${coordinates}u; e += ${lanes}u) {
-          let token = sweptToken(at + e / ${coordinates}u, length);
+          let token = tokenAt(at + e / ${coordinates}u, length);
           let base = batch * uniforms.${name}Batch + token * uniforms.${name}Token + head * uniforms.${name}Head;
           raw_${name}[e] = vector_${name}(base, (e % ${coordinates}u) * 4u) * uniforms.featureScale;
         }`,
@@ -129,7 +130,7 @@ function pullbackText(s: PullbackSpec): string {
           s.normaliser
             ? `
         for (var e = lane; e < count; e += ${lanes}u) {
-          let token = sweptToken(at + e, length);
+          let token = tokenAt(at + e, length);
           let weightRow = (batch * uniforms.tokens + token) * uniforms.heads + head;
           ones[e] = vec4f(${s.update ? normaliserOf(maker ?? '') : '0.0'}, ${normaliserOf(meeter ?? '')}, 0.0, 0.0);
         }`
@@ -166,7 +167,7 @@ function pullbackText(s: PullbackSpec): string {
         for (var e = lane; e < count * coordinateCount; e += ${lanes}u) {
           let t = e / coordinateCount;
           let i = e % coordinateCount;
-          let token = sweptToken(at + t, length);
+          let token = tokenAt(at + t, length);
           // linear features lie at (1, 0), (2, 0), (2, 1), (3, 0) of a diagonal block
           let diagonal = t * ${groups}u + slot(i & ~3u, i & ~3u) / 4u;
           var total = 0.0;

@@ -1,5 +1,5 @@
 import type { Tensor } from '@heed/core';
-import type { basedUniforms } from '../text.js';
+import { basedStrides, type basedUniforms } from '../text.js';
 
 /** What one dispatch of a scan kernel goes over. */
 export interface BasedSweep {
@@ -19,42 +19,27 @@ export interface BasedSweep {
   lengths?: Tensor | undefined;
 }
 
-type Values = { [K in keyof typeof basedUniforms]: number };
+type Values = ReturnType<typeof basedStrides.values> & { [K in keyof typeof basedUniforms]: number };
 
 /** Run-time values of a dispatch: strides in elements, sizes, factors. */
 export function sweepUniforms(
   sweep: BasedSweep,
-  operands: { q?: Tensor | undefined; k?: Tensor | undefined; v?: Tensor | undefined; d?: Tensor | undefined; out?: Tensor | undefined },
-  tiles: number,
+  operands: { q: Tensor | undefined; k: Tensor; v: Tensor; d?: Tensor | undefined; out?: Tensor | undefined },
+  columnTiles: number,
 ): Values {
-  const stride = (x: Tensor | undefined, axis: number): number => x?.strides[axis] ?? 0;
   const { q, k, v, d, out } = operands;
   const { tokens, heads, segments, segmentTokens, stateSegments, featureScale, epsilon } = sweep;
   return {
-    qBatch: stride(q, 0),
-    qToken: stride(q, 1),
-    qHead: stride(q, 2),
-    kBatch: stride(k, 0),
-    kToken: stride(k, 1),
-    kHead: stride(k, 2),
-    vBatch: stride(v, 0),
-    vToken: stride(v, 1),
-    vHead: stride(v, 2),
-    dBatch: stride(d, 0),
-    dToken: stride(d, 1),
-    dHead: stride(d, 2),
-    outBatch: stride(out, 0),
-    outToken: stride(out, 1),
-    outHead: stride(out, 2),
     tokens,
     heads,
     segments,
     segmentTokens,
     stateSegments,
-    tiles,
-    workgroups: tiles * heads * segments * sweep.batch,
+    columnTiles,
+    workgroups: columnTiles * heads * segments * sweep.batch,
     featureScale,
     epsilon,
     reverse: sweep.reverse ? 1 : 0,
+    ...basedStrides.values({ q, k, v, d, out }),
   };
 }

@@ -6,9 +6,10 @@
 // source  Arora et al. 2024 (arXiv 2402.18668), section 4; its backward reads v as the weighted cotangent and runs from the last token
 import type { Tensor } from '@heed/core';
 import { defineKernel, read, readWrite, unroll, write } from '@heed/core/~internal';
+import { segmentOf, tokenOf, vectorLoad, vectorStore } from '../../scan/text.js';
 import { rowWidth } from '../../scan/views.js';
 import { coordinateBlocks, featureBlocks } from '../layout.js';
-import { basedUniforms, blockPairs, featureText, HeldState, placeOf, rowVector, segmentText, sweptToken } from '../text.js';
+import { basedStrides, basedUniforms, blockPairs, featureText, HeldState, segmentText } from '../text.js';
 import { type BasedSweep, sweepUniforms } from './sweep-uniforms.js';
 
 interface SweepSpec {
@@ -59,7 +60,7 @@ const kernel = defineKernel({
     norm: write<SweepSpec>('f32', { when: (s) => s.norm }),
     out: write<SweepSpec>('float', { width: (s) => s.outWidth, when: reads }),
   },
-  uniforms: basedUniforms,
+  uniforms: { ...basedStrides.uniforms, ...basedUniforms },
   wgsl: sweepText,
 });
 
@@ -74,22 +75,22 @@ function sweepText(s: SweepSpec): string {
   const operands = [...(outputs ? ['q'] : []), ...(s.update ? ['k'] : [])];
   const stage = (name: string): string => `
         for (var e = lane; e < count * ${coordinates}u; e += ${lanes}u) {
-          let token = sweptToken(at + e / ${coordinates}u, length);
+          let token = tokenAt(at + e / ${coordinates}u, length);
           let base = batch * uniforms.${name}Batch + token * uniforms.${name}Token + head * uniforms.${name}Head;
           raw_${name}[e] = vector_${name}(base, (e % ${coordinates}u) * 4u) * uniforms.featureScale;
         }`;
   return `
-    ${operands.map((name) => rowVector(name, name === 'q' ? s.qWidth : s.kWidth, s.featureDim)).join('\n')}
-    ${s.update ? rowVector('v', s.vWidth, s.valueDim) : ''}
+    ${operands.map((name) => vectorLoad(name, name === 'q' ? s.qWidth : s.kWidth, s.featureDim)).join('\n')}
+    ${s.update ? vectorLoad('v', s.vWidth, s.valueDim) : ''}
     ${featureText(s.featureDim)}
-    ${placeOf}
-    ${sweptToken}
+    ${segmentOf}
+    ${tokenOf}
     ${stateAccess(s)}
     ${blockPairs(s.featureDim).declare}
     ${operands.map((name) => `var<workgroup> raw_${name}: array<vec4f, ${s.tile * coordinates}>; var<workgroup> phi_${name}: array<vec4f, ${s.tile * blocks * 4}>;`).join('\n')}
     ${s.update ? `var<workgroup> staged_v: array<vec4f, ${s.tile * groups}>;` : ''}
     ${outputs ? `var<workgroup> partial: array<vec4f, ${s.tile * lanes}>;` : ''}
-    ${outputs ? storeOut(s) : ''}
+    ${outputs ? vectorStore('out', s.outWidth, s.valueDim) : ''}
     @compute @workgroup_size(${lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let index = workgroupIndex(group, groups);
@@ -138,7 +139,7 @@ function stageValues(s: SweepSpec, groups: number, lanes: number): string {
   const normaliserValue = s.weights ? 'load_weights(2u * weightRow + 1u)' : '1.0';
   return `
         for (var e = lane; e < count * ${groups}u; e += ${lanes}u) {
-          let token = sweptToken(at + e / ${groups}u, length);
+          let token = tokenAt(at + e / ${groups}u, length);
           let own = e % ${groups}u;
           ${s.weights ? 'let weightRow = (batch * uniforms.tokens + token) * uniforms.heads + head;' : ''}
           var value = vec4f();
@@ -156,7 +157,7 @@ function finishTile(s: SweepSpec, valueGroups: number, groups: number, lanes: nu
         for (var e = lane; e < count * ${valueGroups}u; e += ${lanes}u) {
           let t = e / ${valueGroups}u;
           let own = e % ${valueGroups}u;
-          let token = sweptToken(at + t, length);
+          let token = tokenAt(at + t, length);
           var total = vec4f();
           ${s.normalise ? 'var denominator = 0.0;' : ''}
           for (var b = 0u; b < blockCount; b++) {
@@ -164,7 +165,7 @@ function finishTile(s: SweepSpec, valueGroups: number, groups: number, lanes: nu
             ${s.normalise ? `denominator += partial[t * ${lanes}u + b * ${groups}u + ${valueGroups}u].x;` : ''}
           }
           ${s.normalise ? 'denominator += uniforms.epsilon; total /= denominator;' : ''}
-          storeOut(batch * uniforms.outBatch + token * uniforms.outToken + head * uniforms.outHead, columns + own * 4u, total);
+          vectorTo_out(batch * uniforms.outBatch + token * uniforms.outToken + head * uniforms.outHead, columns + own * 4u, total);
           ${s.norm ? 'if (own == 0u && place.x == 0u) { store_norm((batch * uniforms.tokens + token) * uniforms.heads + head, denominator); }' : ''}
         }
         workgroupBarrier();`;
@@ -176,16 +177,8 @@ function zeroTail(s: SweepSpec, valueGroups: number, lanes: number): string {
       let tailFirst = max(length, firstToken);
       let tailEnd = min(firstToken + uniforms.segmentTokens, uniforms.tokens);
       for (var e = lane + tailFirst * ${valueGroups}u; e < tailEnd * ${valueGroups}u; e += ${lanes}u) {
-        storeOut(batch * uniforms.outBatch + (e / ${valueGroups}u) * uniforms.outToken + head * uniforms.outHead, columns + (e % ${valueGroups}u) * 4u, vec4f());
+        vectorTo_out(batch * uniforms.outBatch + (e / ${valueGroups}u) * uniforms.outToken + head * uniforms.outHead, columns + (e % ${valueGroups}u) * 4u, vec4f());
       }`;
-}
-
-function storeOut(s: SweepSpec): string {
-  const body =
-    s.outWidth === 4
-      ? `if (d < ${s.valueDim}u) { store_out((base + d) / 4u, value); }`
-      : unroll(4, (c) => `if (d + ${c}u < ${s.valueDim}u) { store_out(base + d + ${c}u, value[${c}]); }`, ' ');
-  return `fn storeOut(base: u32, d: u32, value: vec4f) { ${body} }`;
 }
 
 /** `stateAt` and `keepState`: four columns, or z, of one feature; kv is [.., features, valueDim], z [.., features]. */

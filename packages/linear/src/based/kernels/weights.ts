@@ -5,6 +5,7 @@
 // limits  none
 import type { Tensor } from '@heed/core';
 import { defineKernel, empty, read, write } from '@heed/core/~internal';
+import { rowStrides } from '../../scan/strides.js';
 import { rowWidth } from '../../scan/views.js';
 
 interface WeightsSpec {
@@ -15,6 +16,8 @@ interface WeightsSpec {
   width: number;
 }
 
+const strides = /* @__PURE__ */ rowStrides('d');
+
 const kernel = defineKernel({
   name: 'based-weights',
   bindings: {
@@ -24,7 +27,7 @@ const kernel = defineKernel({
     lengths: read<WeightsSpec>('i32', { when: (s) => s.lengths }),
     weights: write<WeightsSpec>('f32'),
   },
-  uniforms: { tokens: 'u32', heads: 'u32', rows: 'u32', valueDim: 'u32', dBatch: 'u32', dToken: 'u32', dHead: 'u32' },
+  uniforms: { ...strides.uniforms, tokens: 'u32', heads: 'u32', rows: 'u32', valueDim: 'u32' },
   wgsl: (s: WeightsSpec) => `
     var<workgroup> sums: array<f32, 256>;
     @compute @workgroup_size(256)
@@ -78,7 +81,7 @@ export function cotangentWeights(d: Tensor, out: Tensor, norm: Tensor | undefine
   kernel.run(d.device, {
     spec: { normalise: norm !== undefined, lengths: lengths !== undefined, width: Math.min(rowWidth(d), rowWidth(out)) },
     tensors: { out, d, norm, lengths, weights },
-    uniforms: { tokens, heads, rows, valueDim, dBatch: d.strides[0] ?? 0, dToken: d.strides[1] ?? 0, dHead: d.strides[2] ?? 0 },
+    uniforms: { tokens, heads, rows, valueDim, ...strides.values({ d }) },
     grid: [Math.ceil(rows / 16)],
   });
   return weights;

@@ -6,7 +6,7 @@ import type { OutputsSpec } from './output-staging.js';
 import { outputsText } from './outputs.js';
 import { type SegmentsSpec, segmentsText } from './segments.js';
 import { type StatesSpec, statesText } from './states.js';
-import { featureUniforms, halfRaw } from './text.js';
+import { featureStrides, featureUniforms, halfRaw } from './text.js';
 import { type FeatureTile, featureTile, segmentTokensOf } from './tile.js';
 
 /** A problem for the kernels on fragments; all operands f16. */
@@ -58,7 +58,7 @@ export function featureKernels(
   mapOf: (dim: number, unrolled: boolean) => FeatureMap,
 ): FeatureKernels {
   const mapFor = (s: { dim: number }, { capabilities }: KernelContext): FeatureMap => mapOf(s.dim, capabilities.matrix === 'hardware');
-  const uniforms = { ...featureUniforms, ...Object.fromEntries(settings.map((u) => [u, 'f32' as const])) };
+  const uniforms = { ...featureStrides.uniforms, ...featureUniforms, ...Object.fromEntries(settings.map((u) => [u, 'f32' as const])) };
   // What each segment adds to the state, and its peaks (states.ts).
   // tile    all features x `columns` values and the ones a workgroup
   // bytes   reads k twice and v once a column tile, writes f32 features x width a segment
@@ -139,11 +139,7 @@ export function featureKernels(
       });
       const segmentCount = Math.ceil(tokens / segmentTokens);
       const rowTiles = Math.ceil(segmentTokens / (32 * tile.subgroups));
-      const stride = (x: Tensor, axis: number): number => x.strides[axis] ?? 0;
       const shared = {
-        ...Object.fromEntries(
-          Object.entries({ q, k, v, out }).flatMap(([of, x]) => ['Batch', 'Token', 'Head'].map((axis, i) => [of + axis, stride(x, i)])),
-        ),
         tokens,
         heads,
         segments: segmentCount,
@@ -153,7 +149,8 @@ export function featureKernels(
         rowTiles,
         epsilon: eps,
         ...values,
-      } as { [K in keyof typeof featureUniforms]: number };
+        ...featureStrides.values({ q, k, v, out }),
+      };
       const sizes = { ...tile, dim, valueDim, lengths: lengths !== undefined };
       const needsStates = segmentCount > 1 || !causal || initial !== undefined || final !== undefined;
       let before: Tensor | undefined;
@@ -165,7 +162,7 @@ export function featureKernels(
         states.run(k.device, {
           spec: { ...sizes, loadK: halfLoad(k), loadV: halfLoad(v) },
           tensors: { k, v, lengths, added, peaksOf },
-          uniforms: { ...shared, workgroups: places },
+          uniforms: { workgroups: places, ...shared },
           grid: [places],
         });
         before = empty(k.device, [causal ? places : places / segmentCount, padded, tile.width], 'f16');
@@ -194,7 +191,7 @@ export function featureKernels(
             finalKv: final?.kv,
             finalZ: final?.z,
           },
-          uniforms: { ...shared, workgroups: lanes },
+          uniforms: { workgroups: lanes, ...shared },
           grid: [lanes],
         });
       }
@@ -212,7 +209,7 @@ export function featureKernels(
           norm: norm !== undefined,
         },
         tensors: { q, k, v, before, downs, lengths, out, norm },
-        uniforms: { ...shared, workgroups },
+        uniforms: { workgroups, ...shared },
         grid: [workgroups],
       });
     },

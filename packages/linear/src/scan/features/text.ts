@@ -1,22 +1,14 @@
 import { range } from '@heed/core/~internal';
+import { type RowStrides, rowStrides } from '../strides.js';
 import type { HalfLoad } from '../views.js';
 
 // Pieces of WGSL that the kernels of feature maps on fragments share.
 
-/** Run-time values of these kernels; a map adds its own. */
+/** Strides of their operands. */
+export const featureStrides: RowStrides<'q' | 'k' | 'v' | 'out'> = /* @__PURE__ */ rowStrides('q', 'k', 'v', 'out');
+
+/** Their other run-time values; a map adds its own. */
 export const featureUniforms = {
-  qBatch: 'u32',
-  qToken: 'u32',
-  qHead: 'u32',
-  kBatch: 'u32',
-  kToken: 'u32',
-  kHead: 'u32',
-  vBatch: 'u32',
-  vToken: 'u32',
-  vHead: 'u32',
-  outBatch: 'u32',
-  outToken: 'u32',
-  outHead: 'u32',
   tokens: 'u32',
   heads: 'u32',
   segments: 'u32',
