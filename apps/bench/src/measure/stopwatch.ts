@@ -63,13 +63,13 @@ export class Stopwatch {
 
   async #resolve(querySet: GPUQuerySet, count: number): Promise<BigUint64Array> {
     const { gpu } = this.#device;
+    await this.#device.idle(); // throws what went wrong in the work; behind it, all that waited for pipelines is submitted
     const resolved = gpu.createBuffer({ label: 'timestamps', size: count * 8, usage: usage.queryResolve | usage.copySrc });
     const read = gpu.createBuffer({ label: 'timestamps read', size: count * 8, usage: usage.copyDst | usage.mapRead });
     const encoder = gpu.createCommandEncoder();
     encoder.resolveQuerySet(querySet, 0, count, resolved, 0);
     encoder.copyBufferToBuffer(resolved, 0, read, 0, count * 8);
     gpu.queue.submit([encoder.finish()]);
-    await this.#device.idle(); // throws what went wrong in the work
     await read.mapAsync(mapModeRead);
     const ticks = new BigUint64Array(read.getMappedRange().slice(0));
     read.destroy();

@@ -2,6 +2,7 @@ import { bufferUsage, mapModeRead } from './constants.js';
 import { formatBytes, HeedError } from '../errors.js';
 import { type BindLayout, BindGroups } from './bind-groups.js';
 import type { Capabilities, DeviceLimits, DeviceReport, Tier } from './capabilities.js';
+import { Compiling } from './compiling.js';
 import { type BufferLabel, BufferPool, type Storage } from './pool.js';
 import { Recorder } from './recorder.js';
 
@@ -34,10 +35,11 @@ export interface Pipeline {
   wgsl: string;
   tier: Tier;
   trace: KernelTrace;
-  pipeline: GPUComputePipeline;
+  /** Undefined until it has compiled. */
+  pipeline: GPUComputePipeline | undefined;
   layout: BindLayout;
-  /** Milliseconds from creation to readiness; undefined until known. */
-  compileMs?: number;
+  /** Milliseconds from creation to readiness, others compiling beside it; undefined until known. */
+  compileMs: number | undefined;
 }
 
 /** GPU time of one kernel in a profile. */
@@ -71,6 +73,7 @@ export class Device {
   readonly remembered: WeakMap<object, unknown> = new WeakMap();
   /** Dispatches are traced, or refused: `attend` must see each. */
   attentive = false;
+  readonly compiling: Compiling;
   private readonly checks: Set<Promise<void>> = new Set();
   private readonly failures: HeedError[] = [];
   private readonly staging: Map<number, GPUBuffer[]> = new Map();
@@ -89,11 +92,23 @@ export class Device {
     this.capabilities = capabilities;
     this.limits = capabilities.limits;
     this.report = report;
-    this.recorder = new Recorder(gpu, (kernels, submit) => this.submit(kernels, submit));
+    this.recorder = new Recorder(
+      gpu,
+      (kernels, submit) => this.submit(kernels, submit),
+      () => this.compiling.finish(),
+    );
+    this.compiling = new Compiling(
+      gpu,
+      (what, create) => this.guarded(what, create),
+      () => this.recorder.release(),
+    );
     this.pool = new BufferPool(
       gpu,
       capabilities.limits,
-      (storage) => this.bindGroups.drop(storage),
+      (storage) => {
+        this.bindGroups.drop(storage);
+        this.recorder.destroyBuffer(storage);
+      },
       () => this.recorder.flush(),
       (what, create, failed) => this.guarded(what, create, failed),
     );
@@ -172,6 +187,7 @@ export class Device {
       this.recorder.copy(storage, at, staging, 0, size);
       this.recorder.flush();
       try {
+        await this.compiling.done(this.lost);
         await this.settle(staging.mapAsync(mapModeRead, 0, size));
       } catch (error) {
         staging.destroy();
@@ -191,6 +207,7 @@ export class Device {
   async idle(): Promise<void> {
     this.assertUsable();
     this.recorder.flush();
+    await this.compiling.done(this.lost);
     await this.settle(this.gpu.queue.onSubmittedWorkDone());
   }
 
@@ -245,6 +262,7 @@ export class Device {
       );
     }
     const capacity = options.capacity ?? 2048;
+    await this.compiling.done(this.lost);
     this.recorder.startTiming(capacity);
     let result: T;
     let resolved: GPUBuffer | undefined;
@@ -252,6 +270,7 @@ export class Device {
     try {
       result = await work();
     } finally {
+      await this.compiling.done(this.lost);
       slots = this.recorder.stopTiming((querySet, count, encoder) => {
         const usage = bufferUsage.QUERY_RESOLVE | bufferUsage.COPY_SRC;
         const queries = this.gpu.createBuffer({ label: 'timestamps', size: count * 8, usage });
@@ -285,12 +304,14 @@ export class Device {
     if (this.closed) return;
     if (!this.lostError) {
       this.recorder.flush();
+      await this.compiling.done(this.lost).catch(() => {}); // lost: there is nothing to wait for
       await Promise.race([this.gpu.queue.onSubmittedWorkDone(), this.gpu.lost]);
     }
     this.closed = true;
     this.attentive = true;
     this.pool.trim(0);
     for (const list of this.staging.values()) for (const buffer of list) buffer.destroy();
+    this.compiling.clear();
     this.recorder.destroy();
     this.pipelines.clear();
     this.bindGroups.clear();

@@ -81,7 +81,7 @@ export class BufferPool {
   constructor(
     private readonly gpu: GPUDevice,
     private readonly limits: { maxBufferSize: number },
-    private readonly onDestroy: (storage: Storage) => void,
+    private readonly destroyBuffer: (storage: Storage) => void,
     private readonly beforeDestroy: () => void,
     private readonly guarded: <T>(what: string, create: () => T, failed: () => void) => T,
   ) {
@@ -197,8 +197,7 @@ export class BufferPool {
   private destroy(storage: Storage): void {
     this.count--;
     storage.destroyed = true;
-    this.onDestroy(storage);
-    storage.buffer.destroy();
+    this.destroyBuffer(storage);
   }
 }
 

@@ -6,6 +6,9 @@ export const slotBytes = 256;
 const slotWords = slotBytes / 4;
 const slots = 1024;
 const dispatchesPerBatch = 128;
+/** What waits for pipelines at most, in operations and in bytes of copies and of buffers to be freed. */
+const mostHeld = 10_000;
+const mostHeldBytes = 512 * 1024 * 1024;
 
 /** Workgroups along x, y and z, 1 where left out; or where an earlier dispatch wrote them. */
 export type Grid = readonly number[] | { indirect: Storage; byteOffset: number; length?: undefined };
@@ -15,9 +18,18 @@ export interface TimestampSlot {
   index: number;
 }
 
+/** A pipeline, once it has compiled. */
+interface Compiled {
+  name: string;
+  pipeline: GPUComputePipeline | undefined;
+}
+
 /**
  * Records dispatches into one compute pass and submits them in batches. Nothing waits. Uniform values go through one
  * ring that is written ahead of each submission (the queue keeps the order).
+ *
+ * Pipelines compile beside each other and beside this: from the first dispatch whose pipeline is not ready, all that is asked for is
+ * held, and done in its order by `release`.
  */
 export class Recorder {
   /** Number of the batch that is being recorded. */
@@ -36,11 +48,15 @@ export class Recorder {
   private dispatches = 0;
   /** Names of what ran in this batch. */
   private kernels: Set<string> = new Set();
+  private held: (() => void)[] | undefined;
+  private heldBytes = 0;
   private timestamps: { querySet: GPUQuerySet; slots: TimestampSlot[]; capacity: number } | undefined;
 
   constructor(
     private readonly gpu: GPUDevice,
     private readonly onSubmit: (kernels: ReadonlySet<string>, submit: () => void) => void,
+    /** Makes every pipeline ready at once, and releases what is held. */
+    private readonly compileNow: () => void,
   ) {
     this.uniformBuffer = gpu.createBuffer({
       label: 'uniform ring',
@@ -59,7 +75,11 @@ export class Recorder {
   }
 
   /** Records one dispatch, whose uniform values lie in the next `uniformSlots` slots of the ring. */
-  dispatch(kernel: { name: string; pipeline: GPUComputePipeline }, bound: BoundGroup, uniformSlots: number, grid: Grid): void {
+  dispatch(kernel: Compiled, bound: BoundGroup, uniformSlots: number, grid: Grid): void {
+    if (this.held !== undefined || kernel.pipeline === undefined) {
+      this.holdDispatch(kernel, bound, uniformSlots, grid);
+      return;
+    }
     const pass = this.timestamps ? this.timedPass(kernel.name) : (this.pass ?? this.openPass());
     if (kernel.pipeline !== this.pipeline) {
       pass.setPipeline((this.pipeline = kernel.pipeline));
@@ -79,23 +99,70 @@ export class Recorder {
     if (this.timestamps) this.endPass();
   }
 
+  private holdDispatch(kernel: Compiled, bound: BoundGroup, uniformSlots: number, grid: Grid): void {
+    const from = this.usedSlots * slotWords;
+    const values = this.words.slice(from, from + uniformSlots * slotWords);
+    if (!this.held) {
+      this.flush(); // what was recorded before need not wait
+      this.held = [];
+    }
+    this.use(bound);
+    if (grid.length === undefined) grid.indirect.lastBatch = this.batch;
+    this.later(() => {
+      this.words.set(values, this.uniformRoom(uniformSlots));
+      this.dispatch(kernel, bound, uniformSlots, grid);
+    });
+  }
+
+  /** Does `work` in its turn: at once, or behind what is held. @param bytes of memory that `work` keeps */
+  later(work: () => void, bytes = 0): void {
+    if (!this.held) {
+      work();
+      return;
+    }
+    this.held.push(work);
+    this.heldBytes += bytes;
+    if (this.held.length > mostHeld || this.heldBytes > mostHeldBytes) this.compileNow();
+  }
+
+  /** Records what was held; all pipelines are ready. */
+  release(): void {
+    const { held } = this;
+    if (!held) return;
+    this.held = undefined;
+    this.heldBytes = 0;
+    for (const work of held) work();
+    this.flush();
+  }
+
   private use(bound: BoundGroup): void {
     bound.batch = this.batch;
     for (const storage of bound.storages) storage.lastBatch = this.batch;
   }
 
   copy(from: Storage, fromByte: number, to: Storage | GPUBuffer, toByte: number, bytes: number): void {
+    from.lastBatch = this.batch;
+    if ('references' in to) to.lastBatch = this.batch;
+    if (this.held) {
+      this.later(() => this.copy(from, fromByte, to, toByte, bytes));
+      return;
+    }
     this.endPass();
     const target = 'references' in to ? to.buffer : to;
     this.openEncoder().copyBufferToBuffer(from.buffer, fromByte, target, toByte, bytes);
-    from.lastBatch = this.batch;
-    if ('references' in to) to.lastBatch = this.batch;
     this.dispatches++;
   }
 
   /** Writes from the host, after everything that was recorded before. */
   write(storage: Storage, byteOffset: number, bytes: Uint8Array): void {
-    if (storage.lastBatch === this.batch) this.flush();
+    if (storage.lastBatch === this.batch) {
+      if (this.held) {
+        const copied = bytes.slice();
+        this.later(() => this.write(storage, byteOffset, copied), bytes.byteLength);
+        return;
+      }
+      this.flush();
+    }
     const even = bytes.byteLength & ~3;
     if (even > 0) this.gpu.queue.writeBuffer(storage.buffer, byteOffset, bytes.buffer as ArrayBuffer, bytes.byteOffset, even);
     if (even < bytes.byteLength) {
@@ -142,10 +209,26 @@ export class Recorder {
 
   /** Writes a timestamp at the end of everything recorded so far, without a pass of its own for each dispatch as timing has. */
   timestamp(querySet: GPUQuerySet, index: number): void {
+    if (this.held) {
+      this.later(() => this.timestamp(querySet, index));
+      return;
+    }
     this.endPass();
     this.openEncoder()
       .beginComputePass({ timestampWrites: { querySet, endOfPassWriteIndex: index } })
       .end();
+  }
+
+  /** Frees a buffer behind the work that uses it. */
+  destroyBuffer({ buffer, bytes }: Storage): void {
+    if (!this.held) {
+      buffer.destroy();
+      return;
+    }
+    this.later(() => {
+      this.flush();
+      buffer.destroy();
+    }, bytes);
   }
 
   destroy(): void {

@@ -81,9 +81,8 @@ function createPipeline(device: Device, trace: KernelTrace, key: string, wgsl: s
       layout: gpu.createPipelineLayout({ bindGroupLayouts: [layout.layout] }),
       compute: { module, entryPoint: 'main' },
     };
-    const started = performance.now();
-    const made: Pipeline = { name, key, wgsl, tier, trace, pipeline: gpu.createComputePipeline(descriptor), layout };
-    made.compileMs = performance.now() - started;
+    const made: Pipeline = { name, key, wgsl, tier, trace, pipeline: undefined, layout, compileMs: undefined };
+    device.compiling.add(made, descriptor);
     device.pipelines.set(key, made);
     return made;
   });
