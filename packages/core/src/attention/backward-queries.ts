@@ -88,7 +88,7 @@ export function gradientOfQ(
     device,
     { ...bound.spec, ...tile, shuffles, vectorOut },
     { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, dq },
-    { ...bound.uniforms, ...dOutStrides(dOut, bound.item), tiles },
+    { tiles, ...bound.uniforms, ...dOutStrides(dOut, bound.item) },
     [tiles, sizes.heads, sizes.batch],
   );
   return dq;
@@ -138,7 +138,7 @@ export function capturedGradients(
       ),
     },
     { q, k, v, dOut, stats, arena: bound.arena, extras: bound.extras, sums },
-    { ...bound.uniforms, ...dOutStrides(dOut, bound.item), tiles, firstAt: first.map((f) => f.at) },
+    { tiles, firstAt: first.map((f) => f.at), ...bound.uniforms, ...dOutStrides(dOut, bound.item) },
     [tiles, sizes.heads, sizes.batch],
   );
   const gradients: (Tensor | null)[] = call.arrays.map(() => null);

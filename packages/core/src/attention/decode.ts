@@ -116,9 +116,9 @@ export function runDecode(call: AttentionCall, tensors: CallTensors, plan: Decod
     const bound = bindCall(call, tensors, { width: halves ? 8 : 4, tiles: { query: queries, key: splitKeys }, transposed: false });
     runDecodeKernel(
       device,
-      { ...bound.spec, ...tile, halves },
+      { halves, ...bound.spec, ...tile },
       { q, k, v, extras: bound.extras, parts },
-      { ...bound.uniforms, tiles, splits, splitKeys },
+      { tiles, splits, splitKeys, ...bound.uniforms },
       [kvHeads, tiles * splits, batch],
     );
   }

@@ -108,7 +108,7 @@ function runTiles(call: AttentionCall, tensors: CallTensors, plan: AttentionPlan
       vectorOut: tile.width === 4 && valueDim % 4 === 0,
     },
     { q: tensors.q, k: tensors.k, v: tensors.v, arena: bound.arena, extras: bound.extras, out: parts, lse: partLse },
-    { ...bound.uniforms, tiles, splits, outRows },
+    { tiles, splits, outRows, ...bound.uniforms },
     [tiles * splits, plan.packed ? kvHeads : heads, batch],
   );
   if (split) runMergeParts(device, { parts, partLse, out, lse }, splits);

@@ -88,7 +88,7 @@ export function makeMaskBits(
       list: { storage: listed, dtype: 'u32', offset: 0, extent: list.length, label: 'partial tiles' },
       bits: { storage: made, dtype: 'u32', offset: 0, extent, label: 'mask bits' },
     },
-    uniforms: { ...uniforms, tiles: bits.tiles },
+    uniforms: { tiles: bits.tiles, ...uniforms },
     grid: [bits.tiles],
   });
   device.recorder.copy(made, 0, operand.storage, 4 * bits.bitsAt, 4 * extent);
