@@ -78,7 +78,7 @@ export function runMatrix({ sweep, tiles, q, k, v, out, initial, transposed = fa
       turnForm: turns?.form ?? 'concat',
     },
     tensors: { q, k, v, decay: sweep.decay, theta: turns?.theta, lengths: sweep.lengths, ranges: sweep.ranges, initial, state, out },
-    uniforms: { ...values, turnOffset: turns?.offset ?? 0 },
+    uniforms: { turnOffset: turns?.offset ?? 0, ...values },
     grid: [values.workgroups],
   });
 }

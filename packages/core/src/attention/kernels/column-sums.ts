@@ -38,7 +38,7 @@ export function runColumnSums(
   uniforms: UniformsOf<ScoreUniforms>,
   grid: readonly [number, number, number],
 ): void {
-  kernel.run(device, { spec, tensors, uniforms: { ...uniforms, firstTile: 0 }, grid });
+  kernel.run(device, { spec, tensors, uniforms: { firstTile: 0, ...uniforms }, grid });
 }
 
 function columnSumsText(spec: DkvSpec): string {
