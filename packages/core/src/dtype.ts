@@ -1,5 +1,5 @@
 /** Element types of tensors. f16 is a storage type everywhere; arithmetic on it needs shader-f16. */
-export const dtypes = ['f32', 'f16', 'i32', 'u32', 'u8'] as const;
+const dtypes = ['f32', 'f16', 'i32', 'u32', 'u8'] as const;
 export type DType = (typeof dtypes)[number];
 export type FloatDType = 'f32' | 'f16';
 

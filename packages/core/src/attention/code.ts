@@ -45,7 +45,7 @@ function remember(what: string, table: Slots, render: () => string): string {
 }
 
 /** Names in the slot table are `score <name>` and `mask <name>`, since the two may use one name for different things. */
-export function wgslNames(
+function wgslNames(
   { captures, uniforms }: Slots,
   owner: 'score' | 'mask',
   variables: Readonly<Record<string, string>> = {},

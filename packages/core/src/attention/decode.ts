@@ -33,7 +33,7 @@ export type DecodePlan = DecodeTile & {
 };
 
 /** Rows (queries x heads of a group) up to which this is decode. */
-export const decodeRows = 16;
+const decodeRows = 16;
 /** Rows whose queries and sums fit the registers of a lane beside the keys in flight. */
 const mostRows = 8;
 /** Workgroups that fill a large GPU several times over. */

@@ -1,6 +1,6 @@
 import type { Capabilities } from '../device/capabilities.js';
 import { ownedRows, type RowTile } from './kernels/row-lanes.js';
-import { outputItems, tileBytes, type TileSpec } from './kernels/tile.js';
+import { tileBytes, type TileSpec } from './kernels/tile.js';
 import { type ForwardFragmentPlan, type FragmentPlan, planBackwardFragments, planForwardFragments } from './plan-fragments.js';
 import { planRows } from './plan-rows.js';
 
@@ -70,7 +70,7 @@ export function sweepSizes({ fragments, inRegisters, tile }: SweepPlan): { rows:
 /** Rows of a tile at most where windows are short. */
 const narrowRows = 128;
 /** Rows up to which queries and heads of a group share a tile (decode). */
-export const packedRows = 16;
+const packedRows = 16;
 /** Workgroups that fill a large GPU several times over. */
 const wantedWorkgroups = 512;
 const tokensASplit = 256;
@@ -179,7 +179,7 @@ interface TileNeed {
 }
 
 /** The tile for a number of rows and dimensions; few rows get flat tiles. */
-export function planTile(capabilities: Capabilities, need: TileNeed): TilePlan {
+function planTile(capabilities: Capabilities, need: TileNeed): TilePlan {
   const { maxComputeWorkgroupStorageSize: memory } = capabilities.limits;
   const dims = { contract: need.contract, accumulate: need.accumulate };
   for (const base of need.software ? softwareBases(need, capabilities) : bases(need)) {
@@ -234,9 +234,4 @@ function fit(base: Base, dims: { contract: number; accumulate: number }, memory:
     }
   }
   return undefined;
-}
-
-/** Named accumulator items of a lane, for tests of register use. */
-export function accumulatorsALane(tile: TileSpec, dim: number): number {
-  return (tile.rows / tile.lanesY) * outputItems(tile, dim);
 }

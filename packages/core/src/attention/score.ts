@@ -42,7 +42,7 @@ export function scoreMod(body: (score: Expr<'f32'>, at: ScorePosition) => Expr<'
 }
 
 /** @throws HeedError INVALID_ARGUMENT when a name of the expression has no value */
-export function checkValues(who: string, fn: ExprFunction<'f32' | 'bool'>, values: CapturedValues): void {
+function checkValues(who: string, fn: ExprFunction<'f32' | 'bool'>, values: CapturedValues): void {
   for (const { name } of fn.captures)
     if (!values.captures?.[name]) throw new HeedError('INVALID_ARGUMENT', `${who}: capture "${name}" has no tensor; give it in captures`);
   for (const { name } of fn.uniforms)

@@ -37,7 +37,7 @@ export interface SafetensorsHeader {
 }
 
 /** The format's own bound on the header; it also bounds what a hostile length can make us allocate. */
-export const maxHeaderBytes = 100_000_000;
+const maxHeaderBytes = 100_000_000;
 const maxRank = 32;
 
 /** Throws INVALID_FILE in the house form. */

@@ -231,7 +231,7 @@ export function expanded(x: Tensor, shape: Shape): Tensor {
 const copies: Map<string, FusedKernel> = new Map();
 
 /** A contiguous copy of x stretched to a shape, in vectors of 4. */
-export function copyExpanded(x: Tensor, shape: Shape): Tensor {
+function copyExpanded(x: Tensor, shape: Shape): Tensor {
   const type = isFloat(x.dtype) ? 'f32' : x.dtype === 'i32' ? 'i32' : 'u32';
   let copy = copies.get(type);
   if (!copy) {

@@ -68,7 +68,7 @@ export function checkScaling(scaling: RopeScaling | undefined): void {
 }
 
 /** Turns a position as 64-bit fixed point, high and low word: whole turns fall off by themselves when multiplied. */
-export function turnWords(radians: Float64Array): Uint32Array {
+function turnWords(radians: Float64Array): Uint32Array {
   const words = new Uint32Array(2 * radians.length);
   radians.forEach((r, i) => {
     const turns = r / (2 * Math.PI);

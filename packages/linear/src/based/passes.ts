@@ -11,7 +11,7 @@ import type { BasedOptions, BasedStates } from './options.js';
 import { taylorMap } from './taylor-map.js';
 
 /** The forward pass on fragments, for f16. */
-export const taylorKernels: FeatureKernels = /* @__PURE__ */ featureKernels('based', ['scale'], taylorMap);
+const taylorKernels: FeatureKernels = /* @__PURE__ */ featureKernels('based', ['scale'], taylorMap);
 
 /** What the passes share. */
 export interface BasedProblem {

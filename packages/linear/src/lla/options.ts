@@ -124,7 +124,7 @@ export function resolve(who: string, q: Tensor, k: Tensor, v: Tensor | undefined
 }
 
 /** @throws HeedError unless lambda is positive, or f32 of this shape */
-export function checkLambda(who: string, lambda: number | Tensor, shape: readonly number[]): void {
+function checkLambda(who: string, lambda: number | Tensor, shape: readonly number[]): void {
   if (lambda === undefined || lambda === null)
     throw new HeedError(
       'INVALID_ARGUMENT',

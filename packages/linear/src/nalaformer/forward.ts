@@ -43,12 +43,12 @@ export function nalaformer(q: Tensor, k: Tensor, v: Tensor, options: NalaformerO
 }
 
 /** The kernels on fragments, for f16: features are made as tiles are loaded, and are never in a buffer. */
-export const signSplit: FeatureKernels = /* @__PURE__ */ featureKernels(
+const signSplit: FeatureKernels = /* @__PURE__ */ featureKernels(
   'nalaformer',
   normAwareSettings,
   /* @__PURE__ */ normAwareMap('relu'),
 );
-export const cosines: FeatureKernels = /* @__PURE__ */ featureKernels(
+const cosines: FeatureKernels = /* @__PURE__ */ featureKernels(
   'nalaformer-cosine',
   normAwareSettings,
   /* @__PURE__ */ normAwareMap('cos'),
@@ -111,7 +111,7 @@ function lazily(): (numerator: Tensor, denominator: Tensor, counts: Tensor, eps:
 }
 
 /** The causal form, by the scan that the package shares: sums of [v, 1], or with positions those of v and of 1 apart. */
-export function causalForm(
+function causalForm(
   queries: Features,
   keys: Features,
   v: Tensor,

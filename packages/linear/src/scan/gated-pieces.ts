@@ -20,7 +20,7 @@ export interface GatedMatrixSpec extends MatrixSpec {
 }
 
 /** Most that a channel may decay within a step, in bits: operands relative to the middle then stay in the range of f16. */
-export const mostBits = 24;
+const mostBits = 24;
 
 /** What lanes do around the products of a gated step: gates, factors, operands in and out, the state. */
 export class GatedPieces extends MatrixPieces {

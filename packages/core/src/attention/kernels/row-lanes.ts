@@ -25,7 +25,7 @@ export function ownedRows({ lanes, share, rowsALane }: RowTile): number {
 }
 
 /** Vectors that a lane holds of a row. */
-export function sliceItems(dim: number, share: number): number {
+function sliceItems(dim: number, share: number): number {
   return Math.ceil(dim / 4 / share);
 }
 

@@ -32,7 +32,7 @@ export function tileBytes(tile: TileSpec, dims: TileDims): number {
   return 4 * tile.width * (stagedItems(tile, dims) + weightItems(tile));
 }
 
-export function lanesOf(tile: TileSpec): number {
+function lanesOf(tile: TileSpec): number {
   return tile.lanesX * tile.lanesY;
 }
 

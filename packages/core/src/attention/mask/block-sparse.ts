@@ -24,7 +24,7 @@ export interface BlockGrid {
 }
 
 /** Words a row of a grid takes. */
-export function wordsPerRow(grid: Pick<BlockGrid, 'keyEnds'>): number {
+function wordsPerRow(grid: Pick<BlockGrid, 'keyEnds'>): number {
   return Math.ceil(grid.keyEnds.length / 32);
 }
 

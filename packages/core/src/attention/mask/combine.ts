@@ -63,7 +63,7 @@ export function negation(mask: Mask, build: Build): Mask {
 }
 
 /** The fields of two masks whose names no longer clash. */
-export function together(
+function together(
   first: Mask,
   other: Pick<Mask, 'uniforms' | 'captures' | 'perHead' | 'perBatch'>,
 ): Omit<MaskDefinition, 'predicate'> {

@@ -25,8 +25,8 @@ import type { AttentionLengths, Mask, Run, TileSizes } from './types.js';
 // Everything between the listed tiles is empty. Rows without runs are legal.
 
 /** Words before the first row table. */
-export const RUNS_HEADER_WORDS = 12;
-export const FULL_BIT = 0x80000000;
+const RUNS_HEADER_WORDS = 12;
+const FULL_BIT = 0x80000000;
 
 export interface TileRunsShape extends AttentionLengths {
   /** Query heads and batch entries of the call; used where the mask differs between them. */

@@ -6,7 +6,7 @@ import { empty } from '../../tensor/create.js';
 import type { Tensor } from '../../tensor/tensor.js';
 
 /** Longest transform of one workgroup: two f32 pairs an element in 16 KiB of workgroup memory. */
-export const oneWorkgroupLength = 1024;
+const oneWorkgroupLength = 1024;
 /** Longest transform: two passes of at most 1024. */
 export const longestTransform: number = oneWorkgroupLength * oneWorkgroupLength;
 

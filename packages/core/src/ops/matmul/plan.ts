@@ -73,7 +73,7 @@ export const fragmentTiles: Readonly<Record<'medium' | 'deep' | 'tall' | 'large'
 };
 
 /** Rows (or columns) up to which a product is a bandwidth-bound pass over the other operand. */
-export const vectorRows = 8;
+const vectorRows = 8;
 /** Multiprocessors of the GPU that plans are made for. */
 const multiprocessors = 132;
 /** What a workgroup that has a multiprocessor to itself takes longer than one of two takes of it. */

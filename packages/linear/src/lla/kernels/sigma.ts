@@ -193,7 +193,7 @@ interface FactorSpec {
 const slabBytes = 64 * 2 ** 20;
 
 /** Queries and keys a workgroup of the matrices takes; pure. */
-export function sigmaTile(dim: number): { groups: number; others: number } {
+function sigmaTile(dim: number): { groups: number; others: number } {
   const groups = Math.min(16, Math.ceil(64 / blocksOf(dim)));
   return { groups, others: dim >= 16 ? 32 : 16 };
 }

@@ -212,7 +212,7 @@ export interface SolveSettings {
 }
 
 /** The tile of the solver for rows of `layout`. */
-export function solveTile(layout: RowLayout, device: Pick<Device, 'limits' | 'isSoftware'>): PairTile {
+function solveTile(layout: RowLayout, device: Pick<Device, 'limits' | 'isSoftware'>): PairTile {
   const memory = { perRow: 2 * layout.stride, perOther: layout.stride, planes: 1, perLane: 1 };
   return tileFor('the solver', memory, { columns: layout.vectors, dots: 2 }, device);
 }

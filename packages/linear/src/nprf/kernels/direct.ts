@@ -223,6 +223,6 @@ export function directProduct({ a, b, w, c }: ProductOperands, shape: ProductSha
 }
 
 /** Parts that the passing rows are cut into, so that a few rows fill a device, too; 256 passing rows or more each. Pure. */
-export function splitsFor(workgroups: number, others: number): number {
+function splitsFor(workgroups: number, others: number): number {
   return Math.max(1, Math.min(Math.ceil(512 / workgroups), Math.floor(others / 256)));
 }
