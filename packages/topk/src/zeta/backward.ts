@@ -1,7 +1,7 @@
 import { scope, sortPairs, type Tensor, zeros } from '@heed/core';
 import { asContiguous, empty } from '@heed/core/~internal';
 import { packRows, runningSums } from './forward.js';
-import { differentiateKeys, differentiateTheta, meanTileSums, pairsOf, startsOf, sumGamma } from './kernels/backward-keys.js';
+import { differentiateKeys, differentiateTheta, gammaSums, meanTileSums, pairsOf, startsOf, sumGamma } from './kernels/backward-keys.js';
 import { differentiateQueries, workLength } from './kernels/backward-queries.js';
 import { scanSums, sumTile } from './kernels/sums.js';
 import { columnsOf, valueRows } from './kernels/values.js';
@@ -42,7 +42,7 @@ export function backwardZeta(
   const dTheta = empty(device, theta.shape);
   const { tensor: values, spec: valueSpec } = valueRows(v);
   const cotangent = asContiguous(dOut, 4);
-  const rowSums = empty(device, [batch * heads]);
+  const rowSums = gammaSums(device, batch * heads);
   const tiles = Math.ceil(tokens / sumTile);
   const columns = columnsOf(v.dim(3)) + 1;
   const spec = { ...valueSpec, keyDim, topK, localWindow, mean };

@@ -5,6 +5,7 @@ import { packTokens } from './kernels/codes.js';
 import { extendRuns, type Runs } from './kernels/runs.js';
 import { extendSums, sumTile } from './kernels/sums.js';
 import { columnsOf, valueRows } from './kernels/values.js';
+import { meansOf } from './kernels/means.js';
 import { findWindows, windowTile } from './kernels/window.js';
 import type { ZetaSettings } from './options.js';
 import { planZeta, slabsOf, type ZetaPlan } from './plan.js';
@@ -79,10 +80,13 @@ export function runZeta(
         keys: tokens,
         runs: plan.runs,
       });
-      const sums = historyMean ? runningSums(packedK, values, firstRow) : undefined;
-      const place = { rows, firstRow, heads, capacity: tokens, queries: tokens, firstQuery: 0, tokens, causal };
+      const place = { rows, firstRow, heads, capacity: tokens, queries: tokens, firstQuery: 0 };
+      const own = { q: packedQ, k: packedK, v: values, theta };
       const entries = Math.ceil(tokens / sumTile) + 1;
-      attend({ q: packedQ, k: packedK, v: values, windows, theta, sums, out, indices, ...place, entries }, attendSizes(settings, plan));
+      const means = historyMean
+        ? meansOf({ ...own, sums: runningSums(packedK, values, firstRow) }, { ...place, entries, tokens, causal })
+        : undefined;
+      attend({ ...own, windows, means, out, indices, ...place }, attendSizes(settings, plan));
     });
   }
   return { out, indices };

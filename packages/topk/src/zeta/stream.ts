@@ -18,6 +18,7 @@ import { attend } from './kernels/attend.js';
 import { packTokens } from './kernels/codes.js';
 import { extendRuns, type Runs } from './kernels/runs.js';
 import { extendSums, sumTile } from './kernels/sums.js';
+import { meansOf } from './kernels/means.js';
 import { columnsOf } from './kernels/values.js';
 import { findWindows, windowTile } from './kernels/window.js';
 import { checkArguments, resolveOptions, type ZetaOptions, type ZetaSettings } from './options.js';
@@ -218,8 +219,10 @@ export class ZetaState implements State {
       keys: end,
       runs: plan.runs,
     });
-    const place = { rows, firstRow: 0, heads, capacity, queries, firstQuery: seen, tokens: end, entries, causal: true };
-    attend({ q: packedQ, k: keys, v: values, windows, theta, sums, out, indices, ...place }, attendSizes(settings, plan));
+    const place = { rows, firstRow: 0, heads, capacity, queries, firstQuery: seen };
+    const own = { q: packedQ, k: keys, v: values, theta };
+    const means = sums ? meansOf({ ...own, sums }, { ...place, entries, tokens: end, causal: true }) : undefined;
+    attend({ ...own, windows, means, out, indices, ...place }, attendSizes(settings, plan));
     this.seen = end;
     return made;
   }

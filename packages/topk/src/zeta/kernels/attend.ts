@@ -1,20 +1,9 @@
 import type { Tensor } from '@heed/core';
-import { defineKernel, read, write, type WgslModule } from '@heed/core/~internal';
-import { sumTile } from './sums.js';
+import { defineKernel, read, write } from '@heed/core/~internal';
+import { cauchyModule } from './cauchy.js';
+import { isHalf, meanModule, meanWord } from './means.js';
 import { columnsOf, storeValue, valueModule, valueRows, valueStrides } from './values.js';
 import { windowTile } from './window.js';
-
-/** gamma^2 of a head; the distance of two points in one fixed order of operations, so that every form selects the same tokens. */
-export const cauchyModule: WgslModule = {
-  name: 'zeta-cauchy',
-  text: `
-  fn gammaOf(theta: f32) -> f32 { return 1.0 / (1.0 + exp(-clamp(theta, -30.0, 30.0))); }
-  fn gammaSquared(theta: f32) -> f32 { let g = gammaOf(theta); return max(g * g, 1e-6); }
-  fn squaredDistance(a: vec4f, b: vec4f) -> f32 {
-    let d = a - b;
-    return fma(d.w, d.w, fma(d.z, d.z, fma(d.y, d.y, d.x * d.x)));
-  }`,
-};
 
 /** Sizes that an attention kernel is made for. */
 export type AttendSpec = {
@@ -25,6 +14,8 @@ export type AttendSpec = {
   localWindow: number;
   curves: number;
   mean: boolean;
+  /** Whether values, and so their means, are f16. */
+  half: boolean;
   /** Whether the kept tokens are written. */
   store: boolean;
   /** Queries a workgroup, and its lanes. */
@@ -47,7 +38,7 @@ const attendWindows = defineKernel({
     v: read<AttendSpec>('float', { width: ({ vector }) => (vector ? 4 : 1) }),
     windows: read<AttendSpec>('u32'),
     theta: read<AttendSpec>('f32'),
-    sums: read<AttendSpec>('f32', { width: 4, when: ({ mean }) => mean }),
+    means: read<AttendSpec>('u32', { raw: meanWord, when: ({ mean }) => mean }),
     out: write<AttendSpec>('float', { width: ({ vector }) => (vector ? 4 : 1) }),
     indices: write<AttendSpec>('i32', { when: ({ store }) => store }),
   },
@@ -58,15 +49,12 @@ const attendWindows = defineKernel({
     capacity: 'u32',
     queries: 'u32',
     firstQuery: 'u32',
-    entries: 'u32',
-    tokens: 'u32',
-    causal: 'u32',
     // known, yet run-time values: software drivers unroll what they can count
     window: 'u32',
     quads: 'u32',
     ...valueStrides,
   },
-  modules: (spec: AttendSpec) => [cauchyModule, valueModule('v', spec)],
+  modules: (spec: AttendSpec) => [cauchyModule, valueModule('v', spec), ...(spec.mean ? [meanModule(spec.half)] : [])],
   wgsl: (spec: AttendSpec) => attendText(spec),
 });
 
@@ -88,7 +76,6 @@ function attendText(spec: AttendSpec): string {
     // candidates of a query, and whether two are equally far
     var<workgroup> counts: array<u32, 16>;
     var<workgroup> tied: array<u32, 16>;
-    var<workgroup> means: array<f32, 16>;
     @compute @workgroup_size(${lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let tiles = (uniforms.queries + ${tile - 1}u) / ${tile}u;
@@ -168,19 +155,6 @@ function attendText(spec: AttendSpec): string {
       }`
           : ''
       }
-      ${
-        mean
-          ? `if (lane < ${tile}u && first + lane < uniforms.queries) {
-        let t = uniforms.firstQuery + first + lane;
-        let all = uniforms.causal == 0u;
-        let tile = select(t / ${sumTile}u, uniforms.entries - 1u, all);
-        var sum = load_sums((r * uniforms.entries + tile) * ${columns + 1}u);
-        for (var j = tile * ${sumTile}u; j <= t && !all; j++) { sum += load_k(keys + j); }
-        let count = f32(select(t + 1u, uniforms.tokens, all));
-        means[lane] = 1.0 / (squaredDistance(load_q(r * uniforms.queries + first + lane), sum / count) + gamma2);
-      }`
-          : ''
-      }
       workgroupBarrier();
       let values = (row / uniforms.heads) * uniforms.batchStride + (row % uniforms.heads) * uniforms.headStride;
       for (var item = lane; item < ${columns * tile}u; item += ${lanes}u) {
@@ -194,12 +168,10 @@ function attendText(spec: AttendSpec): string {
         ${sumChosen(spec)}
         ${
           mean
-            ? `let all = uniforms.causal == 0u;
-        let tile = select(t / ${sumTile}u, uniforms.entries - 1u, all);
-        var mean = load_sums((r * uniforms.entries + tile) * ${columns + 1}u + 1u + c);
-        for (var j = tile * ${sumTile}u; j <= t && !all; j++) { mean += value_v(values + j * uniforms.tokenStride, c); }
-        sum += mean * (means[slot] / f32(select(t + 1u, uniforms.tokens, all)));
-        total += means[slot];`
+            ? `let mean = base_means() + (r * uniforms.queries + query) * ${columns + 1}u;
+        let weight = bitcast<f32>(means[mean].x);
+        sum += weight * unpackMean(means[mean + 1u + c]);
+        total += weight;`
             : ''
         }
         var value = vec4f(0.0);
@@ -282,7 +254,7 @@ export interface AttendCall {
   v: Tensor;
   windows: Tensor;
   theta: Tensor;
-  sums: Tensor | undefined;
+  means: Tensor | undefined;
   out: Tensor;
   indices: Tensor | undefined;
   rows: number;
@@ -291,34 +263,17 @@ export interface AttendCall {
   capacity: number;
   queries: number;
   firstQuery: number;
-  /** Entries a row of sums. */
-  entries: number;
-  tokens: number;
-  causal: boolean;
 }
 
 /** Attends over window lists; `sizes` come from the plan. */
-export function attend(call: AttendCall, sizes: Omit<AttendSpec, 'valueDim' | 'vector' | 'mean' | 'store'>): void {
-  const { q, k, windows, theta, sums, out, indices, causal, ...place } = call;
-  const { tensor, spec, strides } = valueRows(call.v);
-  const full = { ...sizes, ...spec, mean: sums !== undefined, store: indices !== undefined } as AttendSpec;
+export function attend(call: AttendCall, sizes: Omit<AttendSpec, 'valueDim' | 'vector' | 'mean' | 'half' | 'store'>): void {
+  const { q, k, v, windows, theta, means, out, indices, ...place } = call;
+  const { tensor, spec, strides } = valueRows(v);
+  const full = { ...sizes, ...spec, mean: means !== undefined, half: isHalf(tensor), store: indices !== undefined } as AttendSpec;
   attendWindows.run(q.device, {
     spec: full,
-    tensors: { q, k, v: tensor, windows, theta, sums, out, indices },
-    uniforms: {
-      rows: place.rows,
-      firstRow: place.firstRow,
-      heads: place.heads,
-      capacity: place.capacity,
-      queries: place.queries,
-      firstQuery: place.firstQuery,
-      entries: place.entries,
-      tokens: place.tokens,
-      causal: causal ? 1 : 0,
-      window: full.window,
-      quads: Math.ceil(full.window / 4),
-      ...strides,
-    },
+    tensors: { q, k, v: tensor, windows, theta, means, out, indices },
+    uniforms: { ...place, window: full.window, quads: Math.ceil(full.window / 4), ...strides },
     grid: [place.rows * Math.ceil(place.queries / full.tile)],
   });
 }

@@ -1,5 +1,5 @@
-import type { Tensor } from '@heed/core';
-import { defineKernel, range, read, write } from '@heed/core/~internal';
+import type { Device, Tensor } from '@heed/core';
+import { defineKernel, empty, range, read, write } from '@heed/core/~internal';
 import { workLength } from './backward-queries.js';
 import { sumTile } from './sums.js';
 import { columnsOf, storeValue, valueModule } from './values.js';
@@ -224,7 +224,12 @@ const keyGradients = defineKernel({
   },
 });
 
-// The sum of all dD of each row, one workgroup a row, in a fixed order.
+/** Parts of a row that workgroups of their own sum up. */
+const gammaParts = 64;
+
+// The sums of all dD over 64 parts of each row, in a fixed order.
+// tile    one part a workgroup of 256
+// bytes   reads 4 a query
 const gammaRows = defineKernel({
   name: 'zeta-backward-gamma-rows',
   bindings: { work: read('f32'), rowSums: write('f32') },
@@ -233,16 +238,20 @@ const gammaRows = defineKernel({
     var<workgroup> partial: array<f32, 256>;
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let r = workgroupIndex(group, groups);
-      if (r >= uniforms.rows) { return; }
+      let g = workgroupIndex(group, groups);
+      if (g >= uniforms.rows * ${gammaParts}u) { return; }
+      let r = g / ${gammaParts}u;
+      let length = (uniforms.tokens + ${gammaParts - 1}u) / ${gammaParts}u;
+      let begin = (g % ${gammaParts}u) * length;
+      let end = min(begin + length, uniforms.tokens);
       var sum = 0.0;
-      for (var t = lane; t < uniforms.tokens; t += 256u) { sum += load_work((r * uniforms.tokens + t) * uniforms.length + uniforms.place); }
+      for (var t = begin + lane; t < end; t += 256u) { sum += load_work((r * uniforms.tokens + t) * uniforms.length + uniforms.place); }
       partial[lane] = sum;
       for (var step = 128u; step > 0u; step >>= 1u) {
         workgroupBarrier();
         if (lane < step) { partial[lane] += partial[lane + step]; }
       }
-      if (lane == 0u) { store_rowSums(uniforms.firstRow + r, partial[0]); }
+      if (lane == 0u) { store_rowSums(uniforms.firstRow * ${gammaParts}u + g, partial[0]); }
     }`,
 });
 
@@ -250,14 +259,16 @@ const gammaRows = defineKernel({
 const thetaGradient = defineKernel({
   name: 'zeta-backward-theta',
   bindings: { theta: read('f32'), rowSums: read('f32'), dTheta: write('f32') },
-  uniforms: { batch: 'u32', heads: 'u32' },
+  uniforms: { batch: 'u32', heads: 'u32', parts: 'u32' },
   wgsl: () => `
     @compute @workgroup_size(64)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let h = workgroupIndex(group, groups) * 64u + lane;
       if (h >= uniforms.heads) { return; }
       var sum = 0.0;
-      for (var b = 0u; b < uniforms.batch; b++) { sum += load_rowSums(b * uniforms.heads + h); }
+      for (var b = 0u; b < uniforms.batch; b++) {
+        for (var part = 0u; part < uniforms.parts; part++) { sum += load_rowSums((b * uniforms.heads + h) * uniforms.parts + part); }
+      }
       let g = 1.0 / (1.0 + exp(-clamp(load_theta(h), -30.0, 30.0)));
       store_dTheta(h, select(0.0, sum * 2.0 * g * g * (1.0 - g), g * g > 1e-6));
     }`,
@@ -343,10 +354,20 @@ export function differentiateKeys(call: KeyCall, spec: KeySpec): void {
   });
 }
 
-/** Adds up the dD of the rows of a slab into rowSums f32 [batch heads]. */
+/** Room for the sums of all dD, f32 [batch heads, parts]. */
+export function gammaSums(device: Device, rows: number): Tensor {
+  return empty(device, [rows, gammaParts]);
+}
+
+/** Adds up the dD of the rows of a slab into rowSums f32 [batch heads, parts]. */
 export function sumGamma(work: Tensor, rowSums: Tensor, at: { rows: number; firstRow: number; tokens: number }, slots: number): void {
   const length = work.dim(2);
-  gammaRows.run(work.device, { spec: {}, tensors: { work, rowSums }, uniforms: { ...at, length, place: 2 * slots + 9 }, grid: [at.rows] });
+  gammaRows.run(work.device, {
+    spec: {},
+    tensors: { work, rowSums },
+    uniforms: { ...at, length, place: 2 * slots + 9 },
+    grid: [at.rows * gammaParts],
+  });
 }
 
 /** dtheta f32 [heads]. */
@@ -355,7 +376,7 @@ export function differentiateTheta(theta: Tensor, rowSums: Tensor, dTheta: Tenso
   thetaGradient.run(theta.device, {
     spec: {},
     tensors: { theta, rowSums, dTheta },
-    uniforms: { batch: rowSums.size / heads, heads },
+    uniforms: { batch: rowSums.dim(0) / heads, heads, parts: rowSums.dim(1) },
     grid: [Math.ceil(heads / 64)],
   });
 }

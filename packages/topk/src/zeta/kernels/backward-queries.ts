@@ -1,6 +1,6 @@
 import type { Tensor } from '@heed/core';
 import { defineKernel, range, read, readWrite, write } from '@heed/core/~internal';
-import { cauchyModule } from './attend.js';
+import { cauchyModule } from './cauchy.js';
 import { sumTile } from './sums.js';
 import { columnsOf, valueModule, valueRows, valueStrides } from './values.js';
 
