@@ -45,11 +45,7 @@ function remember(what: string, table: Slots, render: () => string): string {
 }
 
 /** Names in the slot table are `score <name>` and `mask <name>`, since the two may use one name for different things. */
-function wgslNames(
-  { captures, uniforms }: Slots,
-  owner: 'score' | 'mask',
-  variables: Readonly<Record<string, string>> = {},
-): WgslNames {
+function wgslNames({ captures, uniforms }: Slots, owner: 'score' | 'mask', variables: Readonly<Record<string, string>> = {}): WgslNames {
   const component = (field: string, index: number): string => `uniforms.${field}${index >> 3}[${(index & 7) >> 2}][${index & 3}]`;
   return {
     variable: (name) => variables[name] ?? name,

@@ -43,16 +43,8 @@ export function nalaformer(q: Tensor, k: Tensor, v: Tensor, options: NalaformerO
 }
 
 /** The kernels on fragments, for f16: features are made as tiles are loaded, and are never in a buffer. */
-const signSplit: FeatureKernels = /* @__PURE__ */ featureKernels(
-  'nalaformer',
-  normAwareSettings,
-  /* @__PURE__ */ normAwareMap('relu'),
-);
-const cosines: FeatureKernels = /* @__PURE__ */ featureKernels(
-  'nalaformer-cosine',
-  normAwareSettings,
-  /* @__PURE__ */ normAwareMap('cos'),
-);
+const signSplit: FeatureKernels = /* @__PURE__ */ featureKernels('nalaformer', normAwareSettings, /* @__PURE__ */ normAwareMap('relu'));
+const cosines: FeatureKernels = /* @__PURE__ */ featureKernels('nalaformer-cosine', normAwareSettings, /* @__PURE__ */ normAwareMap('cos'));
 
 /** The same from features in memory: any dtype, positions, gradients. */
 function composed(q: Tensor, k: Tensor, v: Tensor, options: NalaformerOptions): Tensor {

@@ -63,10 +63,7 @@ export function negation(mask: Mask, build: Build): Mask {
 }
 
 /** The fields of two masks whose names no longer clash. */
-function together(
-  first: Mask,
-  other: Pick<Mask, 'uniforms' | 'captures' | 'perHead' | 'perBatch'>,
-): Omit<MaskDefinition, 'predicate'> {
+function together(first: Mask, other: Pick<Mask, 'uniforms' | 'captures' | 'perHead' | 'perBatch'>): Omit<MaskDefinition, 'predicate'> {
   return {
     uniforms: { ...first.uniforms, ...other.uniforms },
     captures: { ...first.captures, ...other.captures },
