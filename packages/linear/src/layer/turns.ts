@@ -1,14 +1,15 @@
 // Positions as turns by trained angles: `concat` gives [x cos, x sin] a channel (TransNormerLLM's LRPE), `rotate` turns neighbouring
 // pairs of channels (TransNormer's).
-// tile    one lane an angle of a token and head, or four of them (two pairs); gradients of angles: one lane an angle and strip of 64 tokens, then a sum over strips
-// bytes   reads x once, writes it once (twice with `concat`); angle gradients read x and dy once more
+// tile    one lane an angle of a token and head, or four of them (two pairs)
+// bytes   reads x once, writes it once (twice with `concat`)
 // limits  positions below 2^31; an angle is a fraction of a turn in 32 bits and a rest in f32, so that large positions keep their digits
 // source  Qin et al. 2023 (arXiv 2307.14995), section 3.1; Qin et al. 2022 (arXiv 2210.10340), code; polynomials: Cephes
-import { cast, HeedError, reshape, sum, type Tensor } from '@heed/core';
+import { HeedError, type Tensor } from '@heed/core';
 import { apply, asContiguous, defineKernel, empty, read, write } from '@heed/core/~internal';
 import { type TurnForm, turnText } from '../scan/turn-text.js';
 import type { Turning, TurnKernels } from '../scan/turning.js';
 import { rowWidth } from '../scan/views.js';
+import { turnGradients } from './turn-gradients.js';
 
 interface TurnSpec {
   [name: string]: string | number;
@@ -29,10 +30,6 @@ const uniforms = {
   xBatch: 'u32',
   xToken: 'u32',
   xHead: 'u32',
-  dyBatch: 'u32',
-  dyToken: 'u32',
-  dyHead: 'u32',
-  strips: 'u32',
 } as const;
 
 const kernel = defineKernel({
@@ -108,44 +105,6 @@ function twoPairs(direction: TurnSpec['direction']): string {
       store_out(row * uniforms.headDim + angle, x * vec4f(one.cosine, one.cosine, two.cosine, two.cosine) + x.yxwz * sines);`;
 }
 
-const strip = 64;
-
-const angleGradients = defineKernel({
-  name: 'linear-turn-angles',
-  bindings: { x: read<TurnSpec>('float'), dy: read<TurnSpec>('float'), theta: read<TurnSpec>('f32'), out: write<TurnSpec>('f32') },
-  uniforms,
-  wgsl: (s: TurnSpec) => `
-    ${turnText('turnOne')}
-    @compute @workgroup_size(256)
-    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let i = workgroupIndex(group, groups) * 256u + lane;
-      if (i >= uniforms.items) { return; }
-      let angle = i % uniforms.angles;
-      let head = (i / uniforms.angles) % uniforms.heads;
-      let part = i / uniforms.angles / uniforms.heads;
-      let batch = part / uniforms.strips;
-      let start = (part % uniforms.strips) * ${strip}u;
-      let end = min(start + ${strip}u, uniforms.tokens);
-      let theta = load_theta(head * uniforms.thetaHead + angle);
-      var sum = 0.0;
-      for (var token = start; token < end; token++) {
-        let position = token + uniforms.offset;
-        let way = turnOne(theta, position);
-        let from_x = batch * uniforms.xBatch + token * uniforms.xToken + head * uniforms.xHead;
-        let from_dy = batch * uniforms.dyBatch + token * uniforms.dyToken + head * uniforms.dyHead;
-        ${
-          s.form === 'concat'
-            ? `let term = load_x(from_x + angle) * (load_dy(from_dy + uniforms.headDim + angle) * way.cosine - load_dy(from_dy + angle) * way.sine);`
-            : `let a = load_x(from_x + 2u * angle);
-        let b = load_x(from_x + 2u * angle + 1u);
-        let term = load_dy(from_dy + 2u * angle + 1u) * (a * way.cosine - b * way.sine) - load_dy(from_dy + 2u * angle) * (b * way.cosine + a * way.sine);`
-        }
-        sum += f32(position) * term;
-      }
-      store_out(i, sum);
-    }`,
-});
-
 /**
  * Relative positions of TransNormerLLM (LRPE, section 3.1): y_t = [x_t cos(theta t), x_t sin(theta t)], so that products of two rows
  * depend on the distance of their positions alone. Angles are computed in f32 with the digits that large positions need.
@@ -178,8 +137,11 @@ export function turningOf(form: TurnForm, theta: Tensor, offset: number): Turnin
 
 const kernels: TurnKernels = {
   copy: (x, { theta, form, offset }) => turn(x, theta, form, 'forward', offset),
-  back: (dy, { theta, form, offset }, out) => void turn(dy, theta, form, 'backward', offset, out),
-  angles: (x, dy, { theta, form, offset }) => gradientOfAngles(x, dy, theta, form, offset),
+  back(x, dy, turning, { dx, angles }) {
+    if (angles) return turnGradients(x, dy, turning, dx);
+    if (dx) turn(dy, turning.theta, turning.form, 'backward', turning.offset, dx);
+    return undefined;
+  },
 };
 
 function turned(who: string, x: Tensor, theta: Tensor, form: TurnForm, offset: number): Tensor {
@@ -191,8 +153,9 @@ function turned(who: string, x: Tensor, theta: Tensor, form: TurnForm, offset: n
     saves: () => [x, theta],
     backward: ([dy], { saved: [z, angles], needs }) => {
       if (!dy || !z || !angles) return [null, null];
-      const dx = needs[0] ? cast(turn(dy, angles, form, 'backward', offset), z.dtype) : null;
-      return [dx, needs[1] ? gradientOfAngles(z, dy, angles, form, offset) : null];
+      const dx = needs[0] ? empty(z.device, z.shape, z.dtype) : undefined;
+      const dTheta = kernels.back(z, dy, { theta: angles, form, offset }, { dx, angles: needs[1] ?? false });
+      return [dx ?? null, dTheta ?? null];
     },
   });
 }
@@ -225,33 +188,17 @@ function turn(x: Tensor, thetas: Tensor, form: TurnForm, direction: TurnSpec['di
   kernel.run(x.device, {
     spec: { form, direction, width: vector },
     tensors: { x, theta, out },
-    uniforms: { ...sizes(x, undefined, { headDim, angles, form, offset }, vector), items, strips: 0 },
+    uniforms: { ...sizes(x, { headDim, angles, form, offset }, vector), items },
     grid: [Math.ceil(items / 256)],
   });
   return out;
 }
 
-function gradientOfAngles(x: Tensor, dy: Tensor, theta: Tensor, form: TurnForm, offset: number): Tensor {
-  const [batch, tokens, heads, headDim] = x.shape as [number, number, number, number];
-  const angles = theta.dim(-1);
-  const strips = Math.ceil(tokens / strip);
-  const parts = empty(x.device, [batch * strips, heads, angles]);
-  if (parts.size > 0)
-    angleGradients.run(x.device, {
-      spec: { form, direction: 'backward', width: 1 },
-      tensors: { x, dy, theta: asContiguous(theta), out: parts },
-      uniforms: { ...sizes(x, dy, { headDim, angles, form, offset }), items: parts.size, strips },
-      grid: [Math.ceil(parts.size / 256)],
-    });
-  return reshape(sum(parts, form === 'concat' ? [0] : [0, 1]), theta.shape);
-}
-
 function sizes(
   x: Tensor,
-  dy: Tensor | undefined,
   given: { headDim: number; angles: number; form: TurnForm; offset: number },
-  width = 1,
-): { [K in Exclude<keyof typeof uniforms, 'items' | 'strips'>]: number } {
+  width: number,
+): { [K in Exclude<keyof typeof uniforms, 'items'>]: number } {
   const { headDim, angles, form, offset } = given;
   return {
     tokens: x.dim(1),
@@ -263,8 +210,5 @@ function sizes(
     xBatch: (x.strides[0] ?? 0) / width,
     xToken: (x.strides[1] ?? 0) / width,
     xHead: (x.strides[2] ?? 0) / width,
-    dyBatch: dy?.strides[0] ?? 0,
-    dyToken: dy?.strides[1] ?? 0,
-    dyHead: dy?.strides[2] ?? 0,
   };
 }

@@ -113,11 +113,8 @@ export function lightning2Backward(
         for (const name of ['q', 'k'] as const) {
           const [dy, dx] = [turned[name], part(grads[name])];
           if (!dy) continue;
-          if (dx) from.kernels.back(dy, from, dx);
-          if (needs.theta) {
-            const angles = from.kernels.angles(pieceOf(saved[name], piece), dy, from);
-            grads.theta = grads.theta ? add(grads.theta, angles) : angles;
-          }
+          const angles = from.kernels.back(pieceOf(saved[name], piece), dy, from, { dx, angles: needs.theta ?? false });
+          if (angles) grads.theta = grads.theta ? add(grads.theta, angles) : angles;
           dy.dispose();
         }
       }

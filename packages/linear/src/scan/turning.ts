@@ -20,10 +20,8 @@ export interface Turning {
 export interface TurnKernels {
   /** x turned, from position `offset` on. */
   copy(x: Tensor, turning: Omit<Turning, 'kernels'>): Tensor;
-  /** The gradient of x, from that of turned x, written to `out`. */
-  back(dy: Tensor, turning: Omit<Turning, 'kernels'>, out: Tensor): void;
-  /** The gradient of theta that x and the gradient of turned x give. */
-  angles(x: Tensor, dy: Tensor, turning: Omit<Turning, 'kernels'>): Tensor;
+  /** From dy, the gradient of turned x: that of x, written to `dx`, and that of theta, where they are wanted. */
+  back(x: Tensor, dy: Tensor, turning: Omit<Turning, 'kernels'>, wanted: { dx: Tensor | undefined; angles: boolean }): Tensor | undefined;
 }
 
 /** The turns of a scan's operands `before` tokens further on, as they are loaded. */
