@@ -44,19 +44,19 @@ const bindings = {
 function wideText(text: ReductionText, width: number): string {
   const wide = (scalar: string): string => (width === 1 ? scalar : `vec4<${scalar}>`);
   const [a, b] = text.parts;
+  const element = (c: string): string => `State(x.a.${c}${b ? `, x.b.${c}` : ''})`;
   return `
 struct Wide { a: ${wide(a)}${b ? `, b: ${wide(b)}` : ''} }
 fn combineWide(x: Wide, y: Wide) -> Wide { ${text.combine('Wide')} }
 fn identityWide() -> Wide { return Wide(${text.identity.map((value, i) => `${wide(text.parts[i] as string)}(${value})`).join(', ')}); }
 fn mapWide(v: ${wide(a)}, at: ${wide('u32')}) -> Wide { let one = ${wide('f32')}(1.0); return Wide(${text.map}); }
 fn identity() -> State { return State(${text.identity.join(', ')}); }
-${width === 1 ? `fn narrow(x: Wide) -> State { return State(x.a${b ? ', x.b' : ''}); }` : ''}
-${
-  width === 4
-    ? `fn narrow(x: Wide) -> State {
-  return combine(combine(${['x', 'y'].map((c) => `State(x.a.${c}${b ? `, x.b.${c}` : ''})`).join(', ')}), combine(${['z', 'w'].map((c) => `State(x.a.${c}${b ? `, x.b.${c}` : ''})`).join(', ')}));
-}`
-    : ''
+fn narrow(x: Wide) -> State {
+  ${
+    width === 1
+      ? `return State(x.a${b ? ', x.b' : ''});`
+      : `return combine(combine(${['x', 'y'].map(element).join(', ')}), combine(${['z', 'w'].map(element).join(', ')}));`
+  }
 }`;
 }
 

@@ -42,7 +42,6 @@ const kernel = defineKernel({
     out: write<RopeSpec>('float', { width: (spec) => spec.width }),
   },
   uniforms: {
-    batch: 'u32',
     tokens: 'u32',
     heads: 'u32',
     headDim: 'u32',
@@ -178,7 +177,6 @@ export function rope(x: Tensor, options: RopeOptions = {}): Tensor {
       spec: { width, interleaved, positions: at === undefined ? 'none' : at.rank === 1 ? 'token' : 'batch' },
       tensors: { x: from, table, positions: at && asContiguous(at), out },
       uniforms: {
-        batch,
         tokens,
         heads,
         headDim,

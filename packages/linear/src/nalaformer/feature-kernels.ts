@@ -63,8 +63,10 @@ const shared = (s: FeatureSpec): string => `
       return total;
     }
     // exponent of a row of norm n
-    fn exponent(n: f32) -> f32 { return ${s.of === 'q' ? 'uniforms.lambda * (uniforms.tau + tanh(min(n, 20.0)))' : 'uniforms.keyPower'}; }
-    // the two features of a coordinate
+    fn exponent(n: f32) -> f32 { return ${s.of === 'q' ? 'uniforms.lambda * (uniforms.tau + tanh(min(n, 20.0)))' : 'uniforms.keyPower'}; }`;
+
+/** The two features of a coordinate. */
+const featuresText = (s: FeatureSpec): string => `
     fn features(x: f32, n: f32, p: f32) -> vec2f {
       let w = power(abs(x)${s.of === 'q' ? ' / n' : ''}, p);
       ${
@@ -102,6 +104,7 @@ const forwardKernel = defineKernel({
   uniforms,
   wgsl: (s: FeatureSpec) => `
     ${shared(s)}
+    ${featuresText(s)}
     @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       ${start(s)}

@@ -137,7 +137,6 @@ class GatedStatesText extends MatrixPieces {
           )}
           going = workgroupUniformLoad(&goOn).x > 0u && behind > first;
         }
-        let finalScale = uniforms.stateScale;
         ${this.storeFinal()}
         if (position.x == 0u) { ${storeTotals} }
         ${s.ones ? this.storeKeySum() : ''}`,

@@ -69,7 +69,7 @@ const permuteWords = defineKernel({
 const copyPages = defineKernel({
   name: 'kv-select-pages',
   bindings: { moves: read('u32'), before: read('u32'), pool: readWrite('u32') },
-  uniforms: { maxBatch: 'u32', kept: 'u32', tableAt: 'u32', pages: 'u32', used: 'u32', pageWords: 'u32', items: 'u32' },
+  uniforms: { maxBatch: 'u32', tableAt: 'u32', pages: 'u32', used: 'u32', pageWords: 'u32', items: 'u32' },
   wgsl: () => `
     @compute @workgroup_size(64)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -118,7 +118,7 @@ export function selectEntries(
       copyPages.run(device, {
         spec: {},
         tensors: { moves, before, pool },
-        uniforms: { maxBatch, kept, tableAt, pages: view.pages, used, pageWords, items },
+        uniforms: { maxBatch, tableAt, pages: view.pages, used, pageWords, items },
         grid: [Math.ceil(items / 64)],
       });
     }
