@@ -7,7 +7,8 @@ import { read, write } from '../src/kernel/bindings.js';
 
 /** Holds pipelines back until `finish` is called. */
 function slowCompiler(device: Device): { asked: () => number; finish: () => void } {
-  const { gpu } = device;
+  const { gpu, compiling } = device;
+  compiling.shortText = 0;
   const waiting: (() => void)[] = [];
   let asked = 0;
   const create = gpu.createComputePipelineAsync.bind(gpu);
@@ -99,6 +100,17 @@ test('pipelines are asked for at once, not one after the other', async () => {
   compiler.finish();
   expect(Array.from(await values)).toEqual([6, 12, 18, 24]);
   for (const { compileMs } of device.pipelines.values()) expect(compileMs).toBeGreaterThan(0);
+  [x, out].forEach((t) => t.dispose());
+});
+
+test('short texts compile at once, and nothing waits for them', async () => {
+  await using device = await openDevice();
+  const compiler = slowCompiler(device);
+  device.compiling.shortText = 4096;
+  const x = tensor(device, [1, 2, 3, 4]);
+  const out = add(x, x);
+  expect(compiler.asked()).toBe(0);
+  expect(Array.from(await out.read())).toEqual([2, 4, 6, 8]);
   [x, out].forEach((t) => t.dispose());
 });
 

@@ -9,6 +9,8 @@ interface Waiting {
 
 /** Pipelines that are not ready: they compile beside each other and beside what is recorded. */
 export class Compiling {
+  /** Texts shorter than this compile at once, in some milliseconds: not worth it that anything waits for them. */
+  shortText = 4096;
   private readonly waiting: Map<Pipeline, Waiting> = new Map();
 
   constructor(
@@ -21,14 +23,23 @@ export class Compiling {
   add(pipeline: Pipeline, descriptor: GPUComputePipelineDescriptor): void {
     const started = performance.now();
     const ready = (made: GPUComputePipeline): void => {
-      if (!this.waiting.delete(pipeline)) return;
       pipeline.pipeline = made;
       pipeline.compileMs = performance.now() - started;
-      if (this.waiting.size === 0) this.whenReady();
+      if (this.waiting.delete(pipeline) && this.waiting.size === 0) this.whenReady();
     };
-    const now = (): void => ready(this.guarded(`compiling kernel ${pipeline.name}`, () => this.gpu.createComputePipeline(descriptor)));
+    const create = (): GPUComputePipeline =>
+      this.guarded(`compiling kernel ${pipeline.name}`, () => this.gpu.createComputePipeline(descriptor));
+    if (pipeline.wgsl.length < this.shortText) {
+      ready(create());
+      return;
+    }
+    const now = (): void => {
+      if (this.waiting.has(pipeline)) ready(create());
+    };
     // what is refused is made again, for an error that surfaces as all others do
-    const done = this.gpu.createComputePipelineAsync(descriptor).then(ready, now);
+    const done = this.gpu.createComputePipelineAsync(descriptor).then((made) => {
+      if (this.waiting.has(pipeline)) ready(made);
+    }, now);
     this.waiting.set(pipeline, { done, now });
   }
 

@@ -90,8 +90,8 @@ export class BufferPool {
 
   allocate(bytes: number, wanted: BufferLabel): Storage {
     if (bytes !== this.asked) this.ask(bytes, wanted);
-    const { shelf } = this;
-    return shelf.free.length > 0 ? this.handOut(takeLowest(shelf.free)) : this.make(shelf.bytes, wanted);
+    const { free } = this.shelf;
+    return free.length > 0 ? this.handOut(takeLowest(free)) : this.make(this.shelf.bytes, wanted);
   }
 
   private ask(bytes: number, wanted: BufferLabel): void {
@@ -217,18 +217,19 @@ function addById(heap: Storage[], storage: Storage): void {
 
 /** Takes the buffer with the lowest id out of a heap that is not empty. */
 function takeLowest(heap: Storage[]): Storage {
-  const last = heap.pop() as Storage;
-  if (heap.length === 0) return last;
   const lowest = heap[0] as Storage;
+  const rest = heap.length - 1;
+  const last = heap[rest] as Storage;
   let at = 0;
-  for (let below = 1; below < heap.length; below = 2 * at + 1) {
-    const right = heap[below + 1];
-    if (right && right.id < (heap[below] as Storage).id) below++;
+  for (let below = 1; below < rest; below = 2 * at + 1) {
+    const right = heap[below + 1] as Storage;
+    if (below + 1 < rest && right.id < (heap[below] as Storage).id) below++;
     const next = heap[below] as Storage;
     if (next.id >= last.id) break;
     heap[at] = next;
     at = below;
   }
   heap[at] = last;
+  heap.pop();
   return lowest;
 }

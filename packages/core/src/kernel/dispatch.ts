@@ -28,7 +28,7 @@ interface Cache {
   recent: Made[];
 }
 
-const mostRecent = 6;
+const mostRecent = 16;
 let kernels = 0;
 
 /** What a kernel does about outputs whose dtype has no store on the device. */

@@ -1,3 +1,4 @@
+import { currentTape, type Tape } from '../autodiff/tape.js';
 import type { Device } from '../device/device.js';
 import { type DType, dtypeBytes } from '../dtype.js';
 import { checkShape } from '../tensor/create.js';
@@ -29,36 +30,73 @@ export interface PointwiseCall {
 
 const mostCalls = 8;
 
-/** The call of `op` that takes these operands, if one is remembered. One function on purpose, as `KernelRunner.runListed`. */
-export function recallPointwise(op: object, operands: readonly PointwiseOperand[], asked?: DType): PointwiseCall | undefined {
-  let first = operands[0];
-  for (let i = 1; typeof first === 'number' && i < operands.length; i++) first = operands[i];
-  if (typeof first !== 'object') return undefined;
-  const { device } = first;
-  const calls = device?.remembered.get(op) as PointwiseCall[] | undefined;
-  if (calls === undefined) return undefined;
-  next: for (let c = 0; c < calls.length; c++) {
-    const call = calls[c] as PointwiseCall;
-    const { shapes, dtypes } = call;
-    if (shapes.length !== operands.length || call.asked !== asked) continue;
-    for (let i = 0; i < shapes.length; i++) {
-      const operand = operands[i] as PointwiseOperand;
-      const shape = shapes[i];
-      if (typeof operand === 'number') {
-        if (shape !== undefined) continue next;
-        continue;
+/** What a call does while a tape records. */
+export type Recorded = (call: PointwiseCall, operands: readonly PointwiseOperand[], tape: Tape) => Tensor;
+
+/**
+ * Runs the call of `op` that takes these operands, `planned` or a remembered one; undefined where there is none. One long function on
+ * purpose, as `KernelRunner.runListed`.
+ */
+export function callPointwise(
+  op: object,
+  operands: readonly PointwiseOperand[],
+  asked: DType | undefined,
+  record: Recorded,
+  planned?: PointwiseCall,
+): Tensor | undefined {
+  const count = operands.length;
+  let call = planned;
+  if (call === undefined) {
+    let first = operands[0];
+    for (let i = 1; typeof first === 'number' && i < count; i++) first = operands[i];
+    if (typeof first !== 'object') return undefined;
+    const { device } = first;
+    const calls = device?.remembered.get(op) as PointwiseCall[] | undefined;
+    if (calls === undefined) return undefined;
+    next: for (let c = 0; c < calls.length; c++) {
+      const other = calls[c] as PointwiseCall;
+      const { shapes, dtypes } = other;
+      if (shapes.length !== count || other.asked !== asked) continue;
+      for (let i = 0; i < count; i++) {
+        const operand = operands[i] as PointwiseOperand;
+        const shape = shapes[i];
+        if (typeof operand === 'number') {
+          if (shape !== undefined) continue next;
+          continue;
+        }
+        if (shape === undefined || operand.dtype !== dtypes[i] || operand.device !== device) continue next;
+        if (!operand.contiguous || (operand.offset & 3) !== 0) return undefined;
+        if (operand.shape !== shape && !sameShape(operand.shape, shape)) continue next;
       }
-      if (shape === undefined || operand.dtype !== dtypes[i] || operand.device !== device) continue next;
-      if (!operand.contiguous || (operand.offset & 3) !== 0) return undefined;
-      if (operand.shape !== shape && !sameShape(operand.shape, shape)) continue next;
+      if (c > 0) {
+        calls[c] = calls[0] as PointwiseCall;
+        calls[0] = other;
+      }
+      call = other;
+      break;
     }
-    if (c > 0) {
-      calls[c] = calls[0] as PointwiseCall;
-      calls[0] = call;
-    }
-    return call;
+    if (call === undefined) return undefined;
   }
-  return undefined;
+  const tape = currentTape();
+  if (tape !== null) return record(call, operands, tape);
+  // nothing to record and nothing made but the output: no scope
+  const { device, launch } = call;
+  const out = new Tensor(device, device.allocate(call.bytes, call.label), call.dtype, call.shape, undefined, 0);
+  try {
+    const tensors = new Array<Tensor | undefined>(count + 1);
+    let { values } = launch;
+    for (let i = 0; i < count; i++) {
+      const operand = operands[i] as PointwiseOperand;
+      if (typeof operand !== 'number') tensors[i] = operand;
+      else values = withNumber(values, launch.values, i, operand);
+    }
+    tensors[count] = out;
+    launch.kernel.runListed(device, launch.spec, tensors, values, launch.grid);
+  } catch (error) {
+    out.dispose();
+    throw error;
+  }
+  return out;
 }
 
 /** Plans a call, and remembers it where operands of these shapes and dtypes are always read alike. */
@@ -92,25 +130,4 @@ export function planCall(
     if (calls.length > mostCalls) calls.pop();
   }
   return call;
-}
-
-export function evaluateCall(call: PointwiseCall, operands: readonly PointwiseOperand[]): Tensor {
-  const { device, launch } = call;
-  const out = new Tensor(device, device.allocate(call.bytes, call.label), call.dtype, call.shape, undefined, 0);
-  try {
-    const count = operands.length;
-    const tensors = new Array<Tensor | undefined>(count + 1);
-    let { values } = launch;
-    for (let i = 0; i < count; i++) {
-      const operand = operands[i] as PointwiseOperand;
-      if (typeof operand !== 'number') tensors[i] = operand;
-      else values = withNumber(values, launch.values, i, operand);
-    }
-    tensors[count] = out;
-    launch.kernel.runListed(device, launch.spec, tensors, values, launch.grid);
-  } catch (error) {
-    out.dispose();
-    throw error;
-  }
-  return out;
 }

@@ -1,4 +1,4 @@
-import { apply, type Backward, currentTape, sameDevices, type Tape, withoutTape } from '../autodiff/tape.js';
+import { apply, type Backward, sameDevices, type Tape, withoutTape } from '../autodiff/tape.js';
 import { type DType, type FloatDType, isFloat } from '../dtype.js';
 import { HeedError } from '../errors.js';
 import {
@@ -18,7 +18,7 @@ import { empty } from '../tensor/create.js';
 import { type Shape, Tensor } from '../tensor/tensor.js';
 import { broadcastShapes, planPointwise } from './broadcast.js';
 import { sameShape } from './check.js';
-import { evaluateCall, planCall, type PointwiseCall, recallPointwise } from './pointwise-calls.js';
+import { callPointwise, planCall, type PointwiseCall } from './pointwise-calls.js';
 import { fusedKernel, type FusedKernel } from './pointwise-kernel.js';
 import { sumTo } from './reduce-kernels.js';
 
@@ -54,8 +54,8 @@ export function pointwise<T extends ExprType = 'f32'>(
   const op = {};
   let compiled: Compiled | undefined;
   return (...operands) => {
-    const call = recallPointwise(op, operands, options.dtype);
-    if (call) return perform(call, operands);
+    const out = callPointwise(op, operands, options.dtype, record);
+    if (out) return out;
     if (!compiled) {
       const made = typeof f === 'function' ? expr(f) : f;
       checkFunction(who, made);
@@ -75,8 +75,8 @@ export function polymorphic(
   const made = new Map<NumericType, Compiled>();
   const op = {};
   return (...operands) => {
-    const call = recallPointwise(op, operands);
-    if (call) return perform(call, operands);
+    const out = callPointwise(op, operands, undefined, record);
+    if (out) return out;
     const first = checkAlike(name, operands, allowed);
     const type = types[first.dtype];
     let compiled = made.get(type);
@@ -231,8 +231,8 @@ function checkOperands({ name, f }: Compiled, operands: readonly PointwiseOperan
 
 /** Runs a compiled function, on the tape where its result is float. `dtype` overrides the dtype of the output. */
 export function runPointwise(compiled: Compiled, operands: readonly PointwiseOperand[], dtype?: DType): Tensor {
-  const call = recallPointwise(compiled, operands, dtype);
-  return call ? perform(call, operands) : compute(compiled, compiled, checkOperands(compiled, operands), operands, dtype);
+  const out = callPointwise(compiled, operands, dtype, record);
+  return out ?? compute(compiled, compiled, checkOperands(compiled, operands), operands, dtype);
 }
 
 /** As `runPointwise` of operands that were checked. */
@@ -240,19 +240,14 @@ function compute(op: object, compiled: Compiled, first: Tensor, operands: readon
   const { type } = compiled.f.body;
   const shape = outputShape(compiled.name, first, operands);
   const outDType = dtype ?? (type === 'f32' ? floatOf(operands) : type === 'bool' ? 'u8' : (type as DType));
-  return perform(planCall(op, compiled, first.device, operands, shape, outDType, dtype), operands);
-}
-
-function perform(call: PointwiseCall, operands: readonly PointwiseOperand[]): Tensor {
-  const tape = currentTape();
-  // nothing to record and nothing made but the output: no scope
-  return tape === null ? evaluateCall(call, operands) : record(call, operands, tape);
+  const call = planCall(op, compiled, first.device, operands, shape, outDType, dtype);
+  return callPointwise(op, operands, dtype, record, call) as Tensor;
 }
 
 function record(call: PointwiseCall, operands: readonly PointwiseOperand[], tape: Tape): Tensor {
   const { compiled } = call;
   const { name, f } = compiled;
-  const forward = (): Tensor => evaluateCall(call, operands);
+  const forward = (): Tensor => callPointwise(compiled, operands, undefined, record, call) as Tensor;
   const inputs = operands.filter((operand) => typeof operand !== 'number');
   const tracked = operands.map((operand) => typeof operand !== 'number' && isFloat(operand.dtype) && tape.isTracked(operand));
   if (f.body.type !== 'f32' || !tracked.includes(true)) return withoutTape(forward);
