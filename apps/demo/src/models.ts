@@ -57,12 +57,10 @@ async function measure(device: Device, name: string, task: ReadingTask, progress
 
 /** Compiles every kernel of the reading before the clock starts. */
 async function warmUp(device: Device, loaded: LoadedModel, piece: number, progress: StageProgress): Promise<void> {
-  progress('compiling', 0, 2);
+  progress('compiling', 0, 1);
   const reader = readerOf(device, loaded, piece + 1);
   const blank = new Uint8Array(piece).fill(32);
-  await reader.read(blank, blank);
-  progress('compiling', 1, 2);
-  await reader.next(32);
+  await Promise.all([reader.read(blank, blank), reader.next(32)]); // asked for together, they compile together
   disposeState(reader.state);
 }
 

@@ -12,6 +12,17 @@ export interface LoadedModel {
   params: LanguageModelParams;
 }
 
+/** Draws zeros, for weights that a file is read over: millions of normal numbers take longer than the file. */
+class Blank extends RandomStream {
+  override normal(count: number): Float32Array<ArrayBuffer> {
+    return new Float32Array(count);
+  }
+
+  override stream(): this {
+    return this;
+  }
+}
+
 /**
  * Loads a weights file: its notes carry the configuration that it was trained with.
  * @param precision of the products; default that of the training
@@ -23,7 +34,7 @@ export async function loadModel(device: Device, path: string, precision?: 'f32' 
   await header.close();
   const config = parseConfig(text, path);
   const model = buildModel(config, precision);
-  const params = model.init(device, new RandomStream(0));
+  const params = model.init(device, new Blank(0));
   const source = await fileSource(path);
   try {
     await loadParameters(source, params as Params);

@@ -29,21 +29,30 @@ export function mulHigh(a: number, b: number): number {
  * @returns four random words
  */
 export function philox4x32(counter: Uint32x4, key: PhiloxKey): Uint32x4 {
-  let [c0, c1, c2, c3] = counter;
+  const words = new Uint32Array(4);
+  philoxInto(words, counter[0], counter[1], counter[2], counter[3], key);
+  return [words[0] as number, words[1] as number, words[2] as number, words[3] as number];
+}
+
+/** As `philox4x32`, into `out`: for draws of millions of numbers, without an array a block. */
+export function philoxInto(out: Uint32Array, c0: number, c1: number, c2: number, c3: number, key: PhiloxKey): void {
   let [k0, k1] = key;
   for (let round = 0; round < ROUNDS; round++) {
     const high0 = mulHigh(MULTIPLIER_0, c0);
     const low0 = Math.imul(MULTIPLIER_0, c0);
     const high1 = mulHigh(MULTIPLIER_1, c2);
     const low1 = Math.imul(MULTIPLIER_1, c2);
-    c0 = (high1 ^ c1 ^ k0) >>> 0;
-    c1 = low1 >>> 0;
-    c2 = (high0 ^ c3 ^ k1) >>> 0;
-    c3 = low0 >>> 0;
-    k0 = (k0 + KEY_STEP_0) >>> 0;
-    k1 = (k1 + KEY_STEP_1) >>> 0;
+    c0 = high1 ^ c1 ^ k0;
+    c1 = low1;
+    c2 = high0 ^ c3 ^ k1;
+    c3 = low0;
+    k0 = (k0 + KEY_STEP_0) | 0;
+    k1 = (k1 + KEY_STEP_1) | 0;
   }
-  return [c0, c1, c2, c3];
+  out[0] = c0;
+  out[1] = c1;
+  out[2] = c2;
+  out[3] = c3;
 }
 
 /** A word as a uniform number in [0, 1): its 24 high bits, exact in f32 and equal to the WGSL form. */
@@ -55,10 +64,11 @@ export function uniformOf(word: number): number {
  * Two words as two independent standard normal numbers (Box-Muller; the radius takes a uniform in (0, 1]).
  * Computed in float64 and rounded to f32; the WGSL form differs by the device's log, sqrt, sin and cos.
  */
-export function normalPairOf(first: number, second: number): readonly [number, number] {
+export function normalPairInto(out: Float32Array, at: number, first: number, second: number): void {
   const radius = Math.sqrt(-2 * Math.log(((first >>> 8) + 1) * 2 ** -24));
   const angle = 2 * Math.PI * uniformOf(second);
-  return [Math.fround(radius * Math.cos(angle)), Math.fround(radius * Math.sin(angle))];
+  out[at] = radius * Math.cos(angle);
+  if (at + 1 < out.length) out[at + 1] = radius * Math.sin(angle);
 }
 
 /**

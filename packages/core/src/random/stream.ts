@@ -1,5 +1,5 @@
 import { HeedError } from '../errors.js';
-import { mulHigh, normalPairOf, philox4x32, uniformOf } from './philox.js';
+import { mulHigh, normalPairInto, philox4x32, philoxInto, uniformOf } from './philox.js';
 import type { PhiloxKey, Uint32x4 } from './philox.js';
 
 /** Where one draw lies in the space of random numbers: element i of it is word i % 4 of counter (i / 4 low, i / 4 high, step, op). */
@@ -33,6 +33,10 @@ export function randomKey(seed: number, id: number): PhiloxKey {
 /** The four words that hold elements 4 x block .. 4 x block + 3 of a draw. */
 export function drawWords(draw: RandomDraw, block: number): Uint32x4 {
   return philox4x32([block >>> 0, Math.floor(block / 2 ** 32), draw.step, draw.op], draw.key);
+}
+
+function drawWordsInto(out: Uint32Array, draw: RandomDraw, block: number): void {
+  philoxInto(out, block >>> 0, Math.floor(block / 2 ** 32), draw.step, draw.op, draw.key);
 }
 
 /**
@@ -98,11 +102,11 @@ export class RandomStream {
   normal(count: number): Float32Array<ArrayBuffer> {
     const out = new Float32Array(expectCount('normal', count));
     const draw = this.take();
-    for (let block = 0; block * 4 < count; block++) {
-      const words = drawWords(draw, block);
-      // A typed array ignores what is written past its end.
-      [out[4 * block], out[4 * block + 1]] = normalPairOf(words[0], words[1]);
-      [out[4 * block + 2], out[4 * block + 3]] = normalPairOf(words[2], words[3]);
+    const words = new Uint32Array(4);
+    for (let at = 0; at < count; at += 4) {
+      drawWordsInto(words, draw, at / 4);
+      normalPairInto(out, at, words[0] as number, words[1] as number);
+      if (at + 2 < count) normalPairInto(out, at + 2, words[2] as number, words[3] as number);
     }
     return out;
   }
@@ -130,8 +134,9 @@ export class RandomStream {
 
   #words(count: number, use: (word: number, index: number) => void): void {
     const draw = this.take();
+    const words = new Uint32Array(4);
     for (let block = 0; block * 4 < count; block++) {
-      const words = drawWords(draw, block);
+      drawWordsInto(words, draw, block);
       for (let lane = 0; lane < 4 && block * 4 + lane < count; lane++) use(words[lane] as number, block * 4 + lane);
     }
   }
