@@ -75,7 +75,7 @@ const transposeTiles = defineKernel({
         }
       }`;
     return `
-    var<workgroup> tile: array<${type}, 1056>;
+    var<workgroup> tile: array<${type}, ${32 * 33}>;
     @compute @workgroup_size(32, 8)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_id) lane: vec3u) {
       let tileColumns = (uniforms.columns + 31u) / 32u;

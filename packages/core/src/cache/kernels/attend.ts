@@ -10,14 +10,11 @@ import { unroll } from '../../kernel/modules.js';
 import type { KvCodec } from '../../seams/kv-codec.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { extraRowFloats, type KvGroup } from '../group.js';
-import { queryUniforms, queryValues } from './queries.js';
+import { hiddenQuery, positionFunction, queryTokens, queryUniforms, queryValues, seenRows } from './queries.js';
 import { forCodecs, loaderText, placeFunctions } from './rows.js';
 
 /** A loop bound that compilers cannot count with: software drivers unroll what they can, and then compile for minutes. */
 const bound = (n: number): string => `(${n}u * uniforms.one)`;
-
-/** Position of rows that are no tokens. */
-export const hiddenQuery: number = -1073741824;
 
 /** Keys of a tile: one a lane. */
 export const tileKeys = 64;
@@ -74,15 +71,6 @@ function sharesOf(rows: number, valueDim: number): Shares {
   return { valueQuads, lanesAQuad, rowsALane: Math.ceil(rows / lanesAQuad), slices: Math.max(1, Math.floor(lanesAQuad / rows)) };
 }
 
-/** The token that a row holds. */
-export const positionFunction: string = `
-    fn positionOf(row: u32, seen: u32) -> i32 {
-      if (uniforms.recent == 0u || row < uniforms.sinks) { return i32(row); }
-      let newest = seen - uniforms.sinks - 1u;
-      let back = (newest % uniforms.recent + uniforms.recent - (row - uniforms.sinks)) % uniforms.recent;
-      return i32(uniforms.sinks + newest - back);
-    }`;
-
 /** The kernel's text for two codecs. */
 export function attendText(keys: KvCodec, values: KvCodec, { headDim, valueDim, rows, extra, softcap, chosen }: AttendSpec): string {
   const keyQuads = Math.ceil(headDim / 4);
@@ -115,13 +103,7 @@ export function attendText(keys: KvCodec, values: KvCodec, { headDim, valueDim, 
       let tile = index / uniforms.splits % uniforms.tiles;
       let i = index / uniforms.splits / uniforms.tiles % uniforms.groupHeads;
       let b = index / uniforms.splits / uniforms.tiles / uniforms.groupHeads;
-      let head = headAt(i);
-      let seen = seenOf(b);
-      let length = lengthOf(b, head);
-      // queries are the newest tokens: of a padded entry only the first valid ones are tokens
-      let valid = select(uniforms.queries, min(uniforms.queries, freshOf(b)), uniforms.padded == 1u);
-      let first = i32(seen) - i32(valid);
-      let rowCount = uniforms.queries * uniforms.group;
+      ${queryTokens}
       let firstRow = tile * ${rows}u;
       if (lane < ${rows}u) {
         let token = (firstRow + lane) / uniforms.group;
@@ -139,15 +121,7 @@ export function attendText(keys: KvCodec, values: KvCodec, { headDim, valueDim, 
         }
         queries[n] = x * uniforms.scale;
       }
-      // rows that this tile can see: the extra ones, leading sinks, and [low, high)
-      let lastToken = min((firstRow + ${rows - 1}u) / uniforms.group, uniforms.queries - 1u);
-      let wrapped = uniforms.recent != 0u && seen > uniforms.sinks + uniforms.recent;
-      var low = u32(max(first + i32(firstRow / uniforms.group) - uniforms.left, 0));
-      var high = u32(clamp(first + i32(min(lastToken, max(valid, 1u) - 1u)) + 1 + uniforms.right, 0, i32(length)));
-      if (wrapped) { low = 0u; high = length; }
-      low = min(max(low, min(uniforms.sinkTokens, high)), high);
-      let lead = min(uniforms.sinkTokens, low);
-      let count = uniforms.extraRows + ${chosen ? 'uniforms.chosenPages * uniforms.pageTokens' : 'lead + high - low'};
+      ${seenRows(rows, chosen)}
       let begin = split * uniforms.splitKeys;
       let end = min(begin + uniforms.splitKeys, count);
       // what this lane sums: a quad of rows mine, mine + ${lanesAQuad}, ..
@@ -196,7 +170,7 @@ export function attendText(keys: KvCodec, values: KvCodec, { headDim, valueDim, 
           (r) => `let at = positions[${r}];
           let sees = usable && at != ${hiddenQuery} && position <= at + uniforms.right
             && (position < 0 || position >= at - uniforms.left || u32(position) < uniforms.sinkTokens);
-          let score = (${softcap ? `uniforms.softcap * tanh(s${r} / uniforms.softcap)` : `s${r}`} + bias) * 1.4426950408889634;
+          let score = (${softcap ? `uniforms.softcap * tanh(s${r} / uniforms.softcap)` : `s${r}`} + bias) * ${Math.LOG2E};
           weights[${r * tileKeys}u + lane] = select(NEG, score, sees);`,
         )}
         workgroupBarrier();
@@ -318,10 +292,10 @@ export function attendGroup(device: Device, own: KvGroup, q: Tensor, parts: Tens
     },
     tensors: { q, keys: view.keys, values: view.values, index: view.index, counts: view.counts, extra: bound, chosen: values.pages, parts },
     uniforms: {
-      ...queryValues(own, q, values, { tiles: values.tiles, bound: bound !== undefined, width: 1 }),
       total,
       keyQuads: Math.ceil(view.headDim / 4),
       one: 1,
+      ...queryValues(own, q, values, { tiles: values.tiles, bound: bound !== undefined, width: 1 }),
     },
     grid: [total],
   });

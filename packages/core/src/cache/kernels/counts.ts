@@ -1,6 +1,7 @@
 // Counts of a cache on the device: tokens seen, tokens of the last append, stored rows a head.
 // tile    1 head of a batch entry a lane, 64 lanes
-// bytes   a few words
+// bytes   reads 8 a head (where entries differ and 4 more) and 8 an entry, writes 4 a head and 8 an entry
+// limits  counts never fall below 0, stored rows never grow beyond what a head retains
 import { read, readWrite } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import type { Device } from '../../device/device.js';
@@ -44,7 +45,7 @@ export function addTokens(
   bump.run(device, {
     spec: { ragged: lengths !== undefined },
     tensors: { counts, retained, lengths },
-    uniforms: { ...sizes, tokens, offset },
+    uniforms: { tokens, offset, ...sizes },
     grid: [Math.ceil((sizes.batch * sizes.kvHeads) / 64)],
   });
 }

@@ -13,8 +13,8 @@ import type { KvCodec } from '../../seams/kv-codec.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { f16Codec } from '../codec.js';
 import { extraRowFloats, type KvGroup } from '../group.js';
-import { type AttendValues, hiddenQuery, positionFunction } from './attend.js';
-import { queryUniforms, queryValues } from './queries.js';
+import type { AttendValues } from './attend.js';
+import { hiddenQuery, positionFunction, queryTokens, queryUniforms, queryValues, seenRows } from './queries.js';
 import { forCodecs, loaderText, placeFunctions } from './rows.js';
 
 type DecodeSpec = DecodeTile & {
@@ -45,14 +45,14 @@ const bindingsFor = (keys: KvCodec, values: KvCodec) => ({
 function side(name: 'key' | 'value', codec: KvCodec, spec: DecodeSpec): { fetch(u: number): string; open(u: number, half: 0 | 1): string } {
   const dim = name === 'key' ? spec.headDim : spec.valueDim;
   const pool = `${name}s`;
-  const row = `place${'$'} * uniforms.${name}Row`;
+  const row = (u: number): string => `place${u} * uniforms.${name}Row`;
   const lane = dim / 8 === spec.lanesAKey ? 'c' : `min(c, ${dim / 8 - 1}u)`;
   const extraQuad = 1 + (name === 'key' ? 0 : Math.ceil(spec.headDim / 4));
   const extraRow = extraRowFloats(spec.headDim, spec.valueDim) / 4;
   const plain = codec === f16Codec;
   return {
     fetch: (u) => {
-      const at = row.replace('$', String(u));
+      const at = row(u);
       if (plain && !spec.extra) return `let ${name}${u} = ${pool}[base_${pool}() + ${at} / 2u + ${lane}];`;
       const stored = (half: number): string =>
         plain ? halvesOf(`${pool}[base_${pool}() + ${at} / 2u + ${lane}]`, half as 0 | 1) : `${name}Quad(${at}, 2u * ${lane} + ${half}u)`;
@@ -79,7 +79,6 @@ function decodeKernelText(keyCodec: KvCodec, valueCodec: KvCodec, spec: DecodeSp
         let ownN = step + min(c, ${keysAStep - 1}u) * ${streams}u + stream;
         var ownPlace = 0u;
         var ownBias = 0.0;
-        // not there: beyond what any query sees
         var ownPosition = ${absent};
         if (ownN < end) {
           ${
@@ -142,13 +141,7 @@ function decodeKernelText(keyCodec: KvCodec, valueCodec: KvCodec, spec: DecodeSp
       let firstRow = workgroup.x / uniforms.splits * ${rows}u;
       let i = workgroup.y;
       let b = workgroup.z;
-      let head = headAt(i);
-      let seen = seenOf(b);
-      let length = lengthOf(b, head);
-      // queries are the newest tokens: of a padded entry only the first valid ones are tokens
-      let valid = select(uniforms.queries, min(uniforms.queries, freshOf(b)), uniforms.padded == 1u);
-      let first = i32(seen) - i32(valid);
-      let rowCount = uniforms.queries * uniforms.group;
+      ${queryTokens}
       ${decodeLane(spec)}
       let token = (firstRow + ownRow) / uniforms.group;
       let position = select(${hiddenQuery}, first + i32(token), firstRow + ownRow < rowCount && token < valid);
@@ -163,22 +156,15 @@ function decodeKernelText(keyCodec: KvCodec, valueCodec: KvCodec, spec: DecodeSp
       }`,
         )
         .join('')}
-      // rows that this tile can see: the extra ones, leading sinks, and [low, high)
-      let lastToken = min((firstRow + ${rows - 1}u) / uniforms.group, uniforms.queries - 1u);
-      let wrapped = uniforms.recent != 0u && seen > uniforms.sinks + uniforms.recent;
-      var low = u32(max(first + i32(firstRow / uniforms.group) - uniforms.left, 0));
-      var high = u32(clamp(first + i32(min(lastToken, max(valid, 1u) - 1u)) + 1 + uniforms.right, 0, i32(length)));
-      if (wrapped) { low = 0u; high = length; }
-      low = min(max(low, min(uniforms.sinkTokens, high)), high);
-      let lead = min(uniforms.sinkTokens, low);
-      let count = uniforms.extraRows + ${chosen ? 'uniforms.chosenPages * uniforms.pageTokens' : 'lead + high - low'};
+      ${seenRows(rows, chosen)}
       let begin = min(split * uniforms.splitKeys, count);
       let end = min(begin + uniforms.splitKeys, count);
       ${walk}
     }`;
 }
 
-const absent = 2147483647;
+/** Position of a key that is not there: beyond what any query sees. */
+const absent = 2 ** 31 - 1;
 
 /** A value of the lane that found key `u` of this stream. */
 function passed(value: string, u: number): string {

@@ -6,6 +6,7 @@
 import { sum, type Tensor } from '@heed/core';
 import { defineKernel, empty, range, read, unroll, write } from '@heed/core/~internal';
 import { type Positions, spanOf } from '../positions.js';
+import { channelVector } from './text.js';
 
 const offsets = 64;
 const rows = 32;
@@ -47,14 +48,6 @@ const kernel = defineKernel({
     chunkVectors: 'u32',
   },
   wgsl: (s: DiagonalSpec) => {
-    const load = (name: string, items: number, count: string): string =>
-      items === 4
-        ? `fn vector_${name}(base: u32, at: u32) -> vec4f { if (at < ${count}) { return load_${name}((base + at) / 4u); } return vec4f(); }`
-        : `fn vector_${name}(base: u32, at: u32) -> vec4f {
-      var value = vec4f();
-      ${['x', 'y', 'z', 'w'].map((x, c) => `if (at + ${c}u < ${count}) { value.${x} = load_${name}(base + at + ${c}u); }`).join(' ')}
-      return value;
-    }`;
     const pair = (text: (i: number, j: number) => string): string => unroll(4, (i) => unroll(4, (j) => text(i, j)));
     // adds the products of one pair of operands over all their channels
     const products = (left: string, right: string, count: string, to: string): string => `
@@ -81,10 +74,10 @@ const kernel = defineKernel({
           workgroupBarrier();
         }`;
     return `
-    ${load('a', s.featureItems, 'uniforms.features')}
-    ${load('b', s.featureItems, 'uniforms.features')}
-    ${load('g', s.widthItems, 'uniforms.width')}
-    ${load('w', s.widthItems, 'uniforms.width')}
+    ${channelVector('a', s.featureItems, 'uniforms.features')}
+    ${channelVector('b', s.featureItems, 'uniforms.features')}
+    ${channelVector('g', s.widthItems, 'uniforms.width')}
+    ${channelVector('w', s.widthItems, 'uniforms.width')}
     // the token at a position, or -1
     fn tokenAt(position: i32, tokens: u32) -> i32 {
       if (position < 0) { return -1; }

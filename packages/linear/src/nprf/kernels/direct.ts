@@ -9,6 +9,7 @@ import { defineKernel, empty, read, unroll, write } from '@heed/core/~internal';
 import { type PairTile, planPairs, rowLayout } from '../../pairs/plan.js';
 import * as pairs from '../../pairs/text.js';
 import type { Positions } from '../positions.js';
+import { channelVector } from './text.js';
 
 const chunkFeatures = 32;
 
@@ -51,17 +52,6 @@ const kernel = defineKernel({
     const chunk = rowLayout(chunkFeatures);
     const values = rowLayout(4 * s.columns);
     const each = (text: (n: number) => string): string => unroll(4, text);
-    const load = (name: string, items: number, count: string): string =>
-      items === 4
-        ? `fn vector_${name}(base: u32, at: u32) -> vec4f { if (at < ${count}) { return load_${name}((base + at) / 4u); } return vec4f(); }`
-        : `fn vector_${name}(base: u32, at: u32) -> vec4f {
-      var value = vec4f();
-      if (at < ${count}) { value.x = load_${name}(base + at); }
-      if (at + 1u < ${count}) { value.y = load_${name}(base + at + 1u); }
-      if (at + 2u < ${count}) { value.z = load_${name}(base + at + 2u); }
-      if (at + 3u < ${count}) { value.w = load_${name}(base + at + 3u); }
-      return value;
-    }`;
     const stageChunk = (name: string, tile: number, first: string, end: string, rowsOf: string): string => `
           for (var e = lane; e < ${tile * chunk.vectors}u; e += ${s.lanes}u) {
             let at = e / ${chunk.vectors}u;
@@ -71,9 +61,9 @@ const kernel = defineKernel({
             tile_${name}[at * ${chunk.stride}u + vec] = value;
           }`;
     return `
-    ${load('a', s.featureItems, 'uniforms.features')}
-    ${load('b', s.featureItems, 'uniforms.features')}
-    ${load('w', s.widthItems, 'uniforms.width')}
+    ${channelVector('a', s.featureItems, 'uniforms.features')}
+    ${channelVector('b', s.featureItems, 'uniforms.features')}
+    ${channelVector('w', s.widthItems, 'uniforms.width')}
     ${pairs.totalText}
     // where a token stands: images are laid out with lines so far apart that offsets of pairs stay apart
     fn place(token: u32) -> i32 { return i32((token / uniforms.line) * uniforms.stride + token % uniforms.line); }
