@@ -70,7 +70,7 @@ const partial = defineKernel({
       let end = min(first + uniforms.span, uniforms.keys);
       for (var e = lane; e < ${keyRow.vectors}u; e += ${s.lanes}u) { query[e] = vector_q(row * ${s.dim}u, e); }
       ${unroll(each, (b) => `let place${b} = load_places(min(lane + ${b * s.lanes}u, ${blocks - 1}u)); ${unroll(4, (r) => `var a${b}${r} = vec4f();`)}`)}
-      var top = -1e30;
+      var top = NEG;
       for (var at0 = first; at0 < end; at0 += ${tokens}u) {
         let count = min(${tokens}u, end - at0);
         workgroupBarrier();
@@ -90,7 +90,7 @@ const partial = defineKernel({
         if (lane < ${tokens}u) {
           var sum = vec4f();
           for (var vec = 0u; vec < uniforms.vectors; vec++) { sum = fma(query[vec], tile[lane * ${stride}u + vec], sum); }
-          weights[lane] = select(-1e30, total(sum) * uniforms.scale2, lane < count);
+          weights[lane] = select(NEG, total(sum) * uniforms.scale2, lane < count);
         }
         workgroupBarrier();
         var next = top;
@@ -133,7 +133,7 @@ const merge = defineKernel({
       let i = workgroupIndex(group, groups) * 64u + lane;
       if (i >= uniforms.rows * uniforms.items) { return; }
       let row = i / uniforms.items;
-      var top = -1e30;
+      var top = NEG;
       for (var span = 0u; span < uniforms.spans; span++) { top = max(top, load_maxima(row * uniforms.spans + span)); }
       var sum = vec4f();
       for (var span = 0u; span < uniforms.spans; span++) {

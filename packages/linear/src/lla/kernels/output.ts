@@ -69,7 +69,7 @@ const kernel = defineKernel({
         var stat = vec4f();
         if (token < uniforms.queries) {
           let at = (batch * uniforms.queries + token) * uniforms.heads + head;
-          stat = vec4f(max(load_lse(at), -1e30) * ${log2e}, f32(visible(token)), 0.0, 0.0);
+          stat = vec4f(max(load_lse(at), NEG) * ${log2e}, f32(visible(token)), 0.0, 0.0);
         }
         rowStats[e] = stat;
       }
@@ -107,7 +107,7 @@ const kernel = defineKernel({
           put_out(gBase(batch, token, head), c, select(vec4f(0.0), a${n} / own, seen));
           if (c == 0u) {
             let at = (batch * uniforms.queries + token) * uniforms.heads + head;
-            store_stats(2u * at, max(load_lse(at), -1e30) * ${log2e});
+            store_stats(2u * at, max(load_lse(at), NEG) * ${log2e});
             store_stats(2u * at + 1u, own);
           }
         } }`,

@@ -142,7 +142,7 @@ const maxima = defineKernel({
       let token = (row / uniforms.heads) % uniforms.queries;
       let batch = row / (uniforms.heads * uniforms.queries);
       let end = u32(clamp(i32(token) + 1 + uniforms.shift, 0, i32(uniforms.keys)));
-      var most = -1e30;
+      var most = NEG;
       for (var key = lane; key < end; key += 64u) {
         var score = 0.0;
         let at = batch * uniforms.kBatch + (key * uniforms.heads + head) * uniforms.dim;

@@ -65,7 +65,7 @@ const sigma = defineKernel({
         var stat = vec4f();
         if (token < uniforms.queries) {
           let at = (batch * uniforms.queries + token) * uniforms.heads + head;
-          stat = vec4f(max(load_lse(at), -1e30) * ${log2e}, f32(visible(token)), 0.0, 0.0);
+          stat = vec4f(max(load_lse(at), NEG) * ${log2e}, f32(visible(token)), 0.0, 0.0);
         }
         rowStats[e] = stat;
       }

@@ -71,7 +71,7 @@ function solveText(s: SolveSpec): string {
         var stat = vec4f(0.0, 0.0, 1.0, 0.0);
         if (token < uniforms.queries) {
           let at = (batch * uniforms.queries + token) * uniforms.heads + head;
-          stat = vec4f(max(load_lse(at), -1e30) * ${log2e}, f32(visible(token)), ${s.tokenLambda === 1 ? 'load_ridge(at)' : 'uniforms.lambda'}, 0.0);
+          stat = vec4f(max(load_lse(at), NEG) * ${log2e}, f32(visible(token)), ${s.tokenLambda === 1 ? 'load_ridge(at)' : 'uniforms.lambda'}, 0.0);
         }
         stats[e] = stat;
       }
