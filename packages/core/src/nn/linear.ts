@@ -54,5 +54,5 @@ export function linear(
   x: Tensor,
   options: { activation?: Activation; addTo?: Tensor; precision?: 'f32' | 'f16'; outDType?: FloatDType } = {},
 ): Tensor {
-  return matmul(x, params.weight, { ...options, bias: params['bias'] });
+  return matmul(x, params.weight, { bias: params['bias'], ...options });
 }

@@ -128,7 +128,7 @@ export function copyInto(target: Tensor, source: Tensor | number): void {
   const grid = [Math.ceil(plan.items / 256)];
   if (!plan.vector && (target.dtype === 'u8' || (target.dtype === 'f16' && !device.capabilities.f16))) {
     const { out, first } = words(target);
-    copyParts.run(device, { spec: { to: target.dtype }, tensors: { x: source, out }, uniforms: { ...shared, first }, grid });
+    copyParts.run(device, { spec: { to: target.dtype }, tensors: { x: source, out }, uniforms: { first, ...shared }, grid });
     return;
   }
   copyItems.run(device, { spec: { vector: plan.vector, splat: plan.splat }, tensors: { x: source, out: target }, uniforms: shared, grid });

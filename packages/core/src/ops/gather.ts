@@ -125,7 +125,7 @@ export function takeAlongAxis(x: Tensor, index: Tensor, axis = -1): Tensor {
       takeAlong.run(device, {
         spec: {},
         tensors: { x: asContiguous(x, 1), index: asContiguous(index, 1), out },
-        uniforms: { ...uniforms, size: out.size },
+        uniforms: { size: out.size, ...uniforms },
         grid: [Math.ceil(out.size / 256)],
       });
       return out;
@@ -139,7 +139,7 @@ export function takeAlongAxis(x: Tensor, index: Tensor, axis = -1): Tensor {
             takeAlongBackward.run(device, {
               spec: {},
               tensors: { g: asContiguous(g, 1), index: asContiguous(where, 1), out },
-              uniforms: { ...uniforms, size: out.size },
+              uniforms: { size: out.size, ...uniforms },
               grid: [Math.ceil(out.size / 256)],
             });
             return [out, null];

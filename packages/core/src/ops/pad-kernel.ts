@@ -105,7 +105,7 @@ export function runPad(x: Tensor, out: Tensor, widths: readonly (readonly [befor
   padded.run(x.device, {
     spec: { width },
     tensors: { x, out },
-    uniforms: { ...plan, rank: plan.shape.length, items, value },
+    uniforms: { rank: plan.shape.length, items, value, ...plan },
     grid: [Math.ceil(items / 256)],
   });
 }

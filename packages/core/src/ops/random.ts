@@ -68,7 +68,7 @@ function draw(
   numbers.run(device, {
     spec: { distribution },
     tensors: { out },
-    uniforms: { ...drawValues(random.take()), items, scale, shift },
+    uniforms: { items, scale, shift, ...drawValues(random.take()) },
     grid: [Math.ceil(items / 256)],
   });
   return out;
@@ -135,7 +135,7 @@ export function dropout(x: Tensor, options: { rate: number; random: RandomStream
     dropped.run(x.device, {
       spec: {},
       tensors: { x: asContiguous(source), out },
-      uniforms: { ...drawValues(where), items, rate },
+      uniforms: { items, rate, ...drawValues(where) },
       grid: [Math.ceil(items / 256)],
     });
     return out;

@@ -114,7 +114,6 @@ export function appendRows(device: Device, view: KvGroupView, k: Tensor, v: Tens
     spec: { keys: keyCodec.name, values: valueCodec.name, headDim, valueDim, ragged: lengths !== undefined },
     tensors: { k, v, keys: view.keys, values: view.values, index: view.index, counts: view.counts, lengths },
     uniforms: {
-      ...layoutOf(view),
       items,
       tokens,
       offset,
@@ -125,6 +124,7 @@ export function appendRows(device: Device, view: KvGroupView, k: Tensor, v: Tens
       vBatch: v.strides[0] ?? 0,
       vToken: v.strides[1] ?? 0,
       vHead: v.strides[2] ?? 0,
+      ...layoutOf(view),
     },
     grid: [Math.ceil(items / 64)],
   });

@@ -81,7 +81,7 @@ export function gatherRows(device: Device, view: KvGroupView, k: Tensor, v: Tens
   kernelFor(keyCodec, valueCodec).run(device, {
     spec: { keys: keyCodec.name, values: valueCodec.name, headDim, valueDim },
     tensors: { keys: view.keys, values: view.values, index: view.index, counts: view.counts, k, v },
-    uniforms: { ...layoutOf(view), items, tokens, first },
+    uniforms: { items, tokens, first, ...layoutOf(view) },
     grid: [Math.ceil(items / 64)],
   });
 }

@@ -81,7 +81,7 @@ export function runDepthwise(
   depthwise.run(x.device, {
     spec: { width, transposed, bias: bias !== undefined },
     tensors: { x, weight, bias, out },
-    uniforms: { ...readingValues(reading), xBatch, xRow, xColumn, channels, weights, multiplier, items },
+    uniforms: { xBatch, xRow, xColumn, channels, weights, multiplier, items, ...readingValues(reading) },
     grid: [Math.ceil(items / 256)],
   });
   return out;
@@ -146,7 +146,6 @@ export function depthwiseWeightGradient(x: Tensor, dOut: Tensor, reading: Readin
     spec: { width },
     tensors: { x, dOut, out: sums },
     uniforms: {
-      ...readingValues(reading),
       xBatch,
       xRow,
       xColumn,
@@ -155,6 +154,7 @@ export function depthwiseWeightGradient(x: Tensor, dOut: Tensor, reading: Readin
       positions,
       segment: Math.ceil(positions / segments),
       items,
+      ...readingValues(reading),
     },
     grid: [Math.ceil(items / 256)],
   });

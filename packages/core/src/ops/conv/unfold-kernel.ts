@@ -65,7 +65,7 @@ export function unfold(x: Tensor, reading: ReadingPair, groups: number, [first, 
   kernel.run(x.device, {
     spec: { width },
     tensors: { x, patches },
-    uniforms: { ...readingValues(reading), xBatch, xRow, xColumn, size, firstRow: first, rows, items },
+    uniforms: { xBatch, xRow, xColumn, size, firstRow: first, rows, items, ...readingValues(reading) },
     grid: [Math.ceil(items / 256)],
   });
   return patches;
