@@ -18,7 +18,7 @@ export interface HeldTileOptions {
   first: string;
   rows: number;
   lanes: number;
-  /** Turns by position on the way into workgroup memory; `dim` is then the width of the turned row. */
+  /** Turns by position once it is in registers; `dim` is then the width of the turned row. */
   turns?: TileTurns | undefined;
 }
 
@@ -88,16 +88,23 @@ export class HeldTile {
   peak(name: string, registers: 'held' | 'next' = 'held'): string {
     return `let ${name} = ${range(this.items)
       .map((i) => `peakOfEight(${registers}_${this.o.name}${i})`)
-      .reduce((a, b) => `max(${a}, ${b})`)}${this.o.turns?.growth ?? ''};`;
+      .reduce((a, b) => `max(${a}, ${b})`)};`;
+  }
+
+  /** Turns what is held, once, by the factors of `turns`. */
+  turn(registers: 'held' | 'next' = 'held'): string {
+    const { name, turns } = this.o;
+    if (!turns) return '';
+    return range(this.items)
+      .map((i) => `${registers}_${name}${i} = ${turns.turned(`${registers}_${name}${i}`, i)};`)
+      .join(' ');
   }
 
   /** Into workgroup memory; `factor`, an f32 expression of the row `r`, scales it. */
   put(factor?: string, registers: 'held' | 'next' = 'held'): string {
-    const { name, tile, stride, turns } = this.o;
-    const value = (i: number): string => {
-      if (turns) return turns.turned(`${registers}_${name}${i}`, i, factor ?? '1.0');
-      return factor === undefined ? `${registers}_${name}${i}` : `scaledEight(${registers}_${name}${i}, ${factor})`;
-    };
+    const { name, tile, stride } = this.o;
+    const value = (i: number): string =>
+      factor === undefined ? `${registers}_${name}${i}` : `scaledEight(${registers}_${name}${i}, ${factor})`;
     return this.each((i) => `${tile}[r * ${stride}u + d / 8u] = ${value(i)};`);
   }
 

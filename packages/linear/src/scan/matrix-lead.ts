@@ -27,9 +27,9 @@ export function leadIn(o: {
   keys: HeldTile;
   values: HeldTile;
   chunk: number;
-  head: string;
+  head: (registers: 'held' | 'next') => string;
   keyFactor: string;
-  turn: string;
+  onward: string;
   update: () => string;
 }): string {
   const { keys, values, chunk } = o;
@@ -39,13 +39,13 @@ export function leadIn(o: {
             ${keys.fetch(`${registers}At`, `${registers}Count`, registers)} ${values.fetch(`${registers}At`, `${registers}Count`, registers)}`;
   const one = (registers: 'held' | 'next'): string => `
           {
-            ${o.head}
+            ${o.head(registers)}
             ${keys.put(o.keyFactor, registers)}
             ${values.put(undefined, registers)}
             ${joinLead({ k: (name) => keys.peak(name, registers), v: (name) => values.peak(name, registers) })}
             workgroupBarrier();
             ${fetch(`at + ${2 * chunk}u`, registers)}
-            ${o.turn}
+            ${o.onward}
             ${leadRange}
             ${o.update()}
             at += held;

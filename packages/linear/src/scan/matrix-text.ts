@@ -133,7 +133,7 @@ class MatrixText extends MatrixPieces {
         ${ranges ? this.lead() : tiles.map((tile) => tile.fetch()).join('\n')}
         ${s.outputs ? 'var done = 0u;' : ''}
         while (at < end) {
-          ${this.chunkHead()}
+          ${this.chunkHead('held', tiles)}
           ${s.outputs ? this.outputChunk() : this.stateChunk()}
         }
         ${s.outputs ? this.wayOut() : ''}
@@ -149,13 +149,14 @@ class MatrixText extends MatrixPieces {
           let nextAt = at + held;
           let nextCount = min(${this.s.chunk}u, end - nextAt);
           ${fetches('nextAt', 'nextCount').join('\n')}
-          ${this.turns?.firstRow('nextAt') ?? ''}`;
+          ${this.turns?.onward('nextAt') ?? ''}`;
   }
 
-  private chunkHead(): string {
+  private chunkHead(registers: 'held' | 'next', tiles: readonly HeldTile[]): string {
     return `
           let held = count;
-          ${this.turns?.chunk() ?? ''}
+          ${this.turns?.factors() ?? ''}
+          ${tiles.map((tile) => tile.turn(registers)).join(' ')}
           let whole = exp2(rate * f32(held));`;
   }
 
@@ -166,9 +167,9 @@ class MatrixText extends MatrixPieces {
       keys,
       values,
       chunk: this.s.chunk,
-      head: this.chunkHead(),
+      head: (registers) => this.chunkHead(registers, [keys, values]),
       keyFactor: this.keyFactor(),
-      turn: turns?.firstRow('at + held') ?? '',
+      onward: turns?.onward('at + held') ?? '',
       update: () => this.updateState(),
     });
     return `${text} ${this.queries.fetch()}`;

@@ -1,9 +1,13 @@
-// Turns of a tile of tokens on their way from registers into workgroup memory. An angle at row r of a chunk is that of the chunk's first row,
-// which a lane an angle computes in integers from its position and leaves in workgroup memory, plus that of r, which each lane
-// holds as a complex number: their product turns a row.
-// registers  16 floats an item of eight halves (8 for pairs), and 8 factors
+// Turns of a tile of tokens in the registers that hold it. The angle at row r of a chunk is that of the chunk's first row, which a lane an angle
+// steps from chunk to chunk and leaves in workgroup memory, plus that of r, which each lane holds as a complex number: their
+// product turns a row. Every 64 chunks the angles of the first row are computed anew, in integers, from its position.
+// registers  16 floats an item of eight halves (8 for pairs), 6 more
 // memory     8 bytes an angle
+// error      a step adds 1e-7, so 6e-6 at most beside the 5e-4 of f16
 import { type TurnForm, turnText } from './turn-text.js';
+
+/** Chunks after which angles are computed anew. */
+const anew = 64;
 
 /** A tile whose rows are turned; see `HeldTile`. */
 export interface TileTurnsOptions {
@@ -17,9 +21,9 @@ export interface TileTurnsOptions {
   first: string;
 }
 
-/** Whether the items of a lane lie in one column of eights, evenly apart, so that they share their angles. */
-export function liesEvenly({ width, lanes }: Pick<TileTurnsOptions, 'width' | 'lanes'>): boolean {
-  return lanes % (width / 8) === 0;
+/** Whether the items of a lane lie in one column of eights, evenly apart, so that they share their angles, and every angle has a lane. */
+export function turnsTile(tile: Omit<TileTurnsOptions, 'first' | 'rows'>): boolean {
+  return tile.lanes % (tile.width / 8) === 0 && anglesOf(tile) <= tile.lanes;
 }
 
 /** Angles of a head. */
@@ -48,11 +52,6 @@ export class TileTurns {
   /** The channel that an element of the turned row is made of. */
   source(element: string): string {
     return this.o.form === 'concat' ? `${element} % ${this.o.headDim}u` : element;
-  }
-
-  /** Most that a turn makes of a largest magnitude. */
-  get growth(): string {
-    return this.o.form === 'concat' ? '' : ' * 1.4142136';
   }
 
   /** What the text below calls. */
@@ -100,24 +99,37 @@ export class TileTurns {
         let angle = min(element, ${headDim - 8}u) / 2u;`
         }
         ${this.halves.map(four).join('\n')}
-        ${this.firstRow('at')}
+        let firstTheta = load_theta(thetas + min(lane, ${anglesOf(this.o) - 1}u));
+        let onward = turnOne(firstTheta, ${rows}u);
+        let onwardSine = ${reversed('onward.sine')};
+        var chunksTurned = 0u;
+        var firstWay = turnOne(firstTheta, ${this.position('at')});
+        if (lane < ${anglesOf(this.o)}u) { firstRow[lane] = vec2f(firstWay.cosine, firstWay.sine); }
         workgroupBarrier();`;
   }
 
-  /** The angles of the first row of the chunk that begins at `at`; a barrier lies before its `chunk`, and one behind that of the chunk before. */
-  firstRow(at: string): string {
-    const { lanes } = this.o;
-    const count = anglesOf(this.o);
-    const store = (angle: string): string => `
-          let way = turnOne(load_theta(thetas + ${angle}), tokenAt(${at}, length) + uniforms.turnOffset);
-          firstRow[${angle}] = vec2f(way.cosine, way.sine);`;
-    return count <= lanes
-      ? `if (lane < ${count}u) { ${store('lane')} }`
-      : `for (var a = lane; a < ${count}u; a += ${lanes}u) { ${store('a')} }`;
+  private position(at: string): string {
+    return `tokenAt(${at}, length) + uniforms.turnOffset`;
+  }
+
+  /**
+   * The angles of the first row of the chunk behind this one, which begins at `next`. Barriers lie between this and both `turn`s.
+   */
+  onward(next: string): string {
+    return `
+          if (lane < ${anglesOf(this.o)}u) {
+            chunksTurned += 1u;
+            firstWay = OneTurn(
+              firstWay.cosine * onward.cosine - firstWay.sine * onwardSine,
+              firstWay.sine * onward.cosine + firstWay.cosine * onwardSine,
+            );
+            if (chunksTurned % ${anew}u == 0u) { firstWay = turnOne(firstTheta, ${this.position(next)}); }
+            firstRow[lane] = vec2f(firstWay.cosine, firstWay.sine);
+          }`;
   }
 
   /** At the head of a chunk: the factors of its items. */
-  chunk(): string {
+  factors(): string {
     const items = Array.from({ length: this.items }, (_, i) => i);
     const way = (i: number): string =>
       this.o.form === 'concat'
@@ -134,24 +146,25 @@ export class TileTurns {
           ${items.map(way).join('\n')}`;
   }
 
-  /** `held`, eight halves of item i, turned and times `factor`. */
-  turned(held: string, i: number, factor: string): string {
-    return `${this.o.form === 'concat' ? 'concatEight' : 'rotatedEight'}(${held}, way${i}a, way${i}b, ${factor})`;
+  /** `held`, eight halves of item i, turned. */
+  turned(held: string, i: number): string {
+    return `${this.o.form === 'concat' ? 'concatEight' : 'rotatedEight'}(${held}, way${i}a, way${i}b)`;
   }
 }
 
 const turnedEights: Record<TurnForm, string> = {
   concat: `
-      fn concatEight(x: vec4u, lower: vec4f, upper: vec4f, factor: f32) -> vec4u {
-        return vec4u(fourOf(vec4f(bitcast<vec4<f16>>(x.xy)) * (lower * factor)), fourOf(vec4f(bitcast<vec4<f16>>(x.zw)) * (upper * factor)));
+      fn concatEight(x: vec4u, lower: vec4f, upper: vec4f) -> vec4u {
+        return vec4u(fourOf(vec4f(bitcast<vec4<f16>>(x.xy)) * lower), fourOf(vec4f(bitcast<vec4<f16>>(x.zw)) * upper));
       }`,
   rotate: `
-      fn rotatedFour(x: vec4f, cosine: vec2f, sine: vec2f) -> vec4f {
-        return x * cosine.xxyy + x.yxwz * vec4f(-sine.x, sine.x, -sine.y, sine.y);
+      fn rotatedFour(x: vec4f, cosine: vec2f, sine: vec2f) -> vec2u {
+        return fourOf(x * cosine.xxyy + x.yxwz * vec4f(-sine.x, sine.x, -sine.y, sine.y));
       }
-      fn rotatedEight(x: vec4u, cosine: vec4f, sine: vec4f, factor: f32) -> vec4u {
-        let lower = rotatedFour(vec4f(bitcast<vec4<f16>>(x.xy)), cosine.xy, sine.xy);
-        let upper = rotatedFour(vec4f(bitcast<vec4<f16>>(x.zw)), cosine.zw, sine.zw);
-        return vec4u(fourOf(lower * factor), fourOf(upper * factor));
+      fn rotatedEight(x: vec4u, cosine: vec4f, sine: vec4f) -> vec4u {
+        return vec4u(
+          rotatedFour(vec4f(bitcast<vec4<f16>>(x.xy)), cosine.xy, sine.xy),
+          rotatedFour(vec4f(bitcast<vec4<f16>>(x.zw)), cosine.zw, sine.zw),
+        );
       }`,
 };

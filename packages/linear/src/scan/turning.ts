@@ -3,7 +3,7 @@ import { asContiguous, fragmentLanes } from '@heed/core/~internal';
 import { matrixLayout } from './matrix-tile.js';
 import type { ScanPlan } from './plan.js';
 import type { ScanTurns } from './sweep.js';
-import { liesEvenly, turnBytes } from './tile-turns.js';
+import { turnBytes, turnsTile } from './tile-turns.js';
 import type { TurnForm } from './turn-text.js';
 
 /** Queries and keys of a scan turned by position: on their way into a kernel on fragments, else as copies that do not outlive the scan. */
@@ -50,7 +50,8 @@ export function turnsOnLoad(
   return (['outputs', 'states'] as const).every((kernel) => {
     const tile = matrix[kernel];
     const { keys, bytes } = matrixLayout(keyDim, tile, kernel === 'outputs');
-    const even = liesEvenly({ width: of === 'keys' ? keys : tile.columns, lanes: tile.rowGroups * tile.columnGroups * fragmentLanes });
-    return even && bytes + turnBytes({ form, headDim }) <= limits.maxComputeWorkgroupStorageSize;
+    const lanes = tile.rowGroups * tile.columnGroups * fragmentLanes;
+    const fits = turnsTile({ form, headDim, width: of === 'keys' ? keys : tile.columns, lanes });
+    return fits && bytes + turnBytes({ form, headDim }) <= limits.maxComputeWorkgroupStorageSize;
   });
 }
