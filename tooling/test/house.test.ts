@@ -121,3 +121,26 @@ test.each(packages)('the entries of @heed/%s exist, and are published as they ar
 test.each(packages)('@heed/%s carries the licence of the workspace', (name) => {
   expect(readFileSync(join(root, 'packages', name, 'LICENSE'), 'utf8')).toBe(readFileSync(join(root, 'LICENSE'), 'utf8'));
 });
+
+/** Places of `defineKernel(` in a source, with the comments between each and the kernel before it, or the file's first line. */
+function kernelsOf(file: string): { file: string; line: number; name: string; comments: string }[] {
+  const lines = readFileSync(join(root, file), 'utf8').split('\n');
+  let from = 0;
+  return lines.flatMap((line, at) => {
+    if (!/(?<!function )\bdefineKernel(<.*>)?\((\{|$)/.test(line)) return [];
+    const before = lines.slice(from, at + 1);
+    from = at + 1;
+    const name = /name: ['`]([^'`]+)/.exec(`${line} ${lines[at + 1]}`)?.[1] ?? 'a kernel';
+    return [{ file, line: at + 1, name, comments: before.filter((text) => /^\s*(\/\/|\*|\/\*\*)/.test(text)).join('\n') }];
+  });
+}
+
+test('each kernel says its tile and its bytes ahead of its definition', () => {
+  const kernels = packages.flatMap((name) => sources(`packages/${name}/src`).flatMap(kernelsOf));
+  expect(kernels.length).toBeGreaterThan(100);
+  const silent = kernels.flatMap(({ file, line, name, comments }) => {
+    const missing = ['tile', 'bytes'].filter((word) => !new RegExp(`^\\s*// ${word} {2,}\\S`, 'm').test(comments));
+    return missing.length === 0 ? [] : [`${file}:${line}: ${name} does not say its ${missing.join(' and its ')}`];
+  });
+  expect(silent, 'a comment before the kernel: `// tile    ...` and `// bytes   ...`, counted from the code').toEqual([]);
+});

@@ -16,6 +16,7 @@ type KeySpec = {
 const place = { rows: 'u32', firstRow: 'u32', heads: 'u32', tokens: 'u32' } as const;
 
 // The kept pairs as (key, query slot), to be sorted by key; unused ones get a key past the last.
+// tile    one pair a lane, 256 lanes
 // bytes   reads 4, writes 8 a pair
 const listPairs = defineKernel({
   name: 'zeta-list-pairs',
@@ -36,6 +37,8 @@ const listPairs = defineKernel({
 });
 
 // Where the pairs of each key begin in sorted order.
+// tile    one key a lane, 256 lanes
+// bytes   reads 4 log2(pairs) dependent words a key, writes 4
 const findStarts = defineKernel({
   name: 'zeta-pair-starts',
   bindings: { keys: read('u32'), starts: write('u32') },
@@ -58,6 +61,8 @@ const findStarts = defineKernel({
 });
 
 // What the mean tokens of a tile of queries give to every key before it: sums over the tile.
+// tile    one vector of four sums of a tile of queries a lane, 256 lanes: first dD, then the columns of dO
+// bytes   reads 16 and dO once a query (and its weight, 4, again for each vector), writes 16 a vector and tile
 const meanTiles = defineKernel({
   name: 'zeta-backward-tiles',
   bindings: {
@@ -157,6 +162,7 @@ const valueGradients = defineKernel({
 
 // dk of each key the same way: -2 dD (q - k) over its pairs. And dq, put into its place.
 // tile    one key a lane, 64 lanes
+// bytes   reads 24 a pair, 16 and 4 keyDim a key, writes 8 keyDim a key
 const keyGradients = defineKernel({
   name: 'zeta-backward-keys',
   bindings: {
@@ -229,7 +235,7 @@ const gammaParts = 64;
 
 // The sums of all dD over 64 parts of each row, in a fixed order.
 // tile    one part a workgroup of 256
-// bytes   reads 4 a query
+// bytes   reads 4 a query, writes 4 a part
 const gammaRows = defineKernel({
   name: 'zeta-backward-gamma-rows',
   bindings: { work: read('f32'), rowSums: write('f32') },
@@ -256,6 +262,8 @@ const gammaRows = defineKernel({
 });
 
 // dtheta = d(gamma^2) 2 gamma gamma (1 - gamma), summed over the batch; 0 where gamma^2 is held at its floor.
+// tile    one head a lane, 64 lanes
+// bytes   reads 4 and 4 a part and batch entry, writes 4 a head
 const thetaGradient = defineKernel({
   name: 'zeta-backward-theta',
   bindings: { theta: read('f32'), rowSums: read('f32'), dTheta: write('f32') },

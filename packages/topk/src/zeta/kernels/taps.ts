@@ -32,6 +32,8 @@ const forwardTaps = defineKernel({
 });
 
 // dx[t] = sum_i w[i] dy[t + i].
+// tile    four channels of one token a lane, 256 lanes
+// bytes   reads taps dy (from the cache but for one), writes 1 element
 const backwardTaps = defineKernel({
   name: 'zeta-taps-backward',
   bindings: { dOut: read<TapSpec>('float', { width }), weight: read<TapSpec>('f32', { width }), dx: write<TapSpec>('float', { width }) },
@@ -55,6 +57,8 @@ const backwardTaps = defineKernel({
 });
 
 // Partial sums of dw[i] = sum_t dy[t] x[t - i] over 64 tokens of one batch entry.
+// tile    four channels of 64 tokens a lane, 64 lanes; sums of all taps in registers
+// bytes   reads dy once and taps x (from the cache but for one), writes 4 taps a channel and segment
 const tapPartials = defineKernel({
   name: 'zeta-taps-partials',
   bindings: { x: read<TapSpec>('float', { width }), dOut: read<TapSpec>('float', { width }), partials: write<TapSpec>('f32', { width }) },
@@ -84,6 +88,9 @@ const tapPartials = defineKernel({
     }`,
 });
 
+// The partial sums in order: no atomics.
+// tile    one weight a lane, 64 lanes
+// bytes   reads 4 a segment, batch entry and weight, writes 4 a weight
 const sumPartials = defineKernel({
   name: 'zeta-taps-sum',
   bindings: { partials: read('f32'), dWeight: write('f32') },
