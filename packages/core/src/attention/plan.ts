@@ -47,9 +47,9 @@ export interface ForwardPlan extends TilePlan {
 }
 
 export interface AttentionPlan {
-  forward: ForwardPlan;
-  dq: SweepPlan;
-  dkv: SweepPlan & {
+  readonly forward: ForwardPlan;
+  readonly dq: SweepPlan;
+  readonly dkv: SweepPlan & {
     /** Parts of the query tiles of a key tile, summed in order by a second dispatch. */
     splits: number;
   };
@@ -97,16 +97,23 @@ export function planAttention(shape: AttentionShape, capabilities: Capabilities,
     fragments: onFragments ? planBackwardFragments(owner, { headDim, valueDim, ...own, listed }, capabilities) : undefined,
     inRegisters: software ? undefined : planRows(owner, { headDim, valueDim, ...own }, capabilities),
   });
+  let dq: AttentionPlan['dq'] | undefined;
+  let dkv: AttentionPlan['dkv'] | undefined;
   return {
     forward: planForward(shape, capabilities, software),
-    dq: {
-      ...planTile(capabilities, { rows: shape.queries, contract: widest, accumulate: headDim, software }),
-      ...backward('queries', queries),
+    // a decode step plans anew at each length, and never goes back
+    get dq() {
+      return (dq ??= {
+        ...planTile(capabilities, { rows: shape.queries, contract: widest, accumulate: headDim, software }),
+        ...backward('queries', queries),
+      });
     },
-    dkv: planDkv(shape, {
-      ...planTile(capabilities, { rows: shape.keys, contract: widest, accumulate: widest, outputs: 2, software }),
-      ...backward('keys', keys),
-    }),
+    get dkv() {
+      return (dkv ??= planDkv(shape, {
+        ...planTile(capabilities, { rows: shape.keys, contract: widest, accumulate: widest, outputs: 2, software }),
+        ...backward('keys', keys),
+      }));
+    },
   };
 }
 
