@@ -26,6 +26,7 @@ import {
   transnormerNormAttentionWithState,
   transnormerStack,
 } from '../src/transnormer/index.js';
+import { reflected } from '../src/transnormer/reflection.js';
 import { referenceLightning } from '../src/lightning/reference.js';
 import { referenceDiagAttention, referencePlaced, referenceSrms } from '../src/transnormer/reference.js';
 import { dispose, draw, type Drawn, read } from './drawn.js';
@@ -230,5 +231,26 @@ describe('transnormer', () => {
       transnormerMixer({ dim: 12, heads: 2, kind: 'norm', causal: false }).start(device, { batch: 1, capacity: 1, dtype: 'f32' }),
     ).toThrow(/what sees later tokens has none/);
     dispose(q, v);
+  });
+
+  test('a reflection turns a row to the other side of the plane, and back', async () => {
+    for (const headDim of [8, 6, 301]) {
+      const { x, values } = await draw(device, 'x', [2, 3, 2, headDim]);
+      const numbers = Float32Array.from({ length: headDim }, (_, i) => ((i % 3) - 1 || 0.5) / Math.sqrt(headDim));
+      const length = Math.hypot(...numbers);
+      const h = tensor(device, numbers.map((n) => n / length), [headDim]); // prettier-ignore
+      const once = reflected(x, h);
+      const twice = reflected(once, h);
+      const expected = f64(x.shape, values.values);
+      for (let row = 0; row < 12; row++) {
+        let dot = 0;
+        for (let c = 0; c < headDim; c++) dot += ((values.values[row * headDim + c] as number) * (numbers[c] as number)) / length;
+        for (let c = 0; c < headDim; c++)
+          expected.values[row * headDim + c] = (values.values[row * headDim + c] as number) - (2 * dot * (numbers[c] as number)) / length;
+      }
+      expectErrorRatio('once', await read(once), expected, 1e-6);
+      expectErrorRatio('twice', await read(twice), values, 1e-6);
+      dispose(x, h, once, twice);
+    }
   });
 });
