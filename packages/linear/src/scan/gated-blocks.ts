@@ -11,7 +11,7 @@ import { blocksBody } from './gated-blocks-text.js';
 import type { BlockTile } from './gated-plan.js';
 import { gateStrides } from './strides.js';
 import { sweepUniforms } from './sweep.js';
-import { initialOf, lengthOf, log2e, segmentOf, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
+import { initialOf, lengthOf, log2e, segmentOf, sweptSegment, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
 
 export interface BlocksSpec extends BlockTile {
   [name: string]: string | number | boolean;
@@ -80,16 +80,7 @@ function blocksText(s: BlocksSpec): string {
     ${blocksBody(s).variables}
     @compute @workgroup_size(${lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let index = workgroupIndex(group, groups);
-      if (index >= uniforms.workgroups) { return; }
-      let place = segmentOf(index);
-      let columns = place.x * ${s.columns}u;
-      let head = place.y;
-      let batch = place.w;
-      let length = lengthOf(batch);
-      let firstToken = place.z * uniforms.segmentTokens;
-      let first = min(firstToken, length);
-      let end = min(first + uniforms.segmentTokens, length);
+      ${sweptSegment(s.columns)}
       // bounds that compilers cannot see: some unroll such loops and take long for it
       let one = min(groups.x, 1u);
       // the lanes of a column lie side by side in a subgroup

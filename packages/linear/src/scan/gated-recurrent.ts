@@ -10,7 +10,7 @@ import type { BlockTile } from './gated-plan.js';
 import type { RecurrentTile } from './plan.js';
 import { gateStrides } from './strides.js';
 import { sweepUniforms, sweepValues } from './sweep.js';
-import { initialOf, lengthOf, lossText, segmentOf, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
+import { initialOf, lengthOf, lossText, segmentOf, sweptSegment, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
 import { rowWidth } from './views.js';
 
 /** What a gate decays: the whole state of a head, its rows (the key dimension) or, with roles swapped, its columns. */
@@ -112,16 +112,7 @@ function gatedText(s: GatedSpec): string {
     ${outputs && slabs > 1 ? `var<workgroup> partial: array<vec4f, ${s.tile * lanes}>;` : ''}
     @compute @workgroup_size(${lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let index = workgroupIndex(group, groups);
-      if (index >= uniforms.workgroups) { return; }
-      let place = segmentOf(index);
-      let columns = place.x * ${s.columns}u;
-      let head = place.y;
-      let batch = place.w;
-      let length = lengthOf(batch);
-      let firstToken = place.z * uniforms.segmentTokens;
-      let first = min(firstToken, length);
-      let end = min(first + uniforms.segmentTokens, length);
+      ${sweptSegment(s.columns)}
       // a bound that compilers cannot see: some unroll the sum over slabs and take seconds for it
       let slabs = min(${slabs}u, ${slabs - 1}u + groups.x);
       let column = lane % ${groups}u;

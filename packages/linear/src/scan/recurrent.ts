@@ -7,7 +7,19 @@ import type { Tensor, Tier } from '@heed/core';
 import { defineKernel, read, readWrite, unroll, write } from '@heed/core/~internal';
 import type { RecurrentTile } from './plan.js';
 import { type Sweep, sweepUniforms, sweepValues } from './sweep.js';
-import { aliveFrom, aliveOf, initialOf, lengthOf, rateOf, segmentOf, tokenOf, vectorLoad, vectorStore, zeroTail } from './text.js';
+import {
+  aliveFrom,
+  aliveOf,
+  initialOf,
+  lengthOf,
+  rateOf,
+  segmentOf,
+  sweptSegment,
+  tokenOf,
+  vectorLoad,
+  vectorStore,
+  zeroTail,
+} from './text.js';
 import { rowWidth } from './views.js';
 
 /** `states`: only the state that each segment adds; `outputs`: the outputs of each segment. */
@@ -87,16 +99,7 @@ function recurrentText(s: RecurrentSpec): string {
     ${outputs && slabs > 1 ? `var<workgroup> partial: array<vec4f, ${s.tile * lanes}>;` : ''}
     @compute @workgroup_size(${lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let index = workgroupIndex(group, groups);
-      if (index >= uniforms.workgroups) { return; }
-      let place = segmentOf(index);
-      let columns = place.x * ${s.columns}u;
-      let head = place.y;
-      let batch = place.w;
-      let length = lengthOf(batch);
-      let firstToken = place.z * uniforms.segmentTokens;
-      let first = min(firstToken, length);
-      let end = min(first + uniforms.segmentTokens, length);
+      ${sweptSegment(s.columns)}
       // a bound that compilers cannot see: some unroll the sum over slabs and take seconds for it
       let slabs = min(${slabs}u, ${slabs - 1}u + groups.x);
       let column = lane % ${groups}u;

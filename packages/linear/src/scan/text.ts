@@ -10,6 +10,19 @@ export const segmentOf = `
       return vec4u(index % uniforms.columnTiles, head % uniforms.heads, segment % uniforms.segments, segment / uniforms.segments);
     }`;
 
+/** Declares what a workgroup with its state in registers sweeps: `place`, `columns`, `head`, `batch`, `length`, `firstToken`, `first`, `end`. */
+export const sweptSegment = (columns: number): string => `
+      let index = workgroupIndex(group, groups);
+      if (index >= uniforms.workgroups) { return; }
+      let place = segmentOf(index);
+      let columns = place.x * ${columns}u;
+      let head = place.y;
+      let batch = place.w;
+      let length = lengthOf(batch);
+      let firstToken = place.z * uniforms.segmentTokens;
+      let first = min(firstToken, length);
+      let end = min(first + uniforms.segmentTokens, length);`;
+
 /** Valid tokens of a batch entry among those at hand. */
 export function lengthOf(bound: boolean): string {
   const valid = 'u32(max(load_lengths(batch) - i32(uniforms.tokensBefore), 0))';

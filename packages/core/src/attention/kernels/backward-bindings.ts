@@ -1,7 +1,8 @@
-// What the backward sweeps bind and are told at run time, the same for tiles, for rows in registers and for fragments.
+// What the backward sweeps bind, are told at run time and call, the same for tiles, for rows in registers and for fragments.
 import { type Binding, type Operand, read } from '../../kernel/bindings.js';
 import type { Tensor } from '../../tensor/tensor.js';
-import { type ScoreSpec, scoreUniforms, type ScoreUniforms, type UniformsOf } from './common.js';
+import { scoreFunctions, type ScoreSpec, scoreUniforms, type ScoreUniforms, type UniformsOf } from './common.js';
+import { rowLoader } from './tile.js';
 
 /** What every sweep over f32 rows reads: 7 of the 8 bindings of the smallest device. */
 export function backwardReads<S extends ScoreSpec>(): Record<keyof BackwardTensors, Binding<S>> {
@@ -51,3 +52,22 @@ export const keySweepUniforms = {
 
 export type BackwardUniforms = UniformsOf<typeof backwardUniforms>;
 export type KeySweepUniforms = UniformsOf<typeof keySweepUniforms>;
+
+/** Statistics of a query row: logsumexp in base 2, 1e30 where it sees nothing or is no row, and delta. */
+export const statFunction: string = `
+    fn statOf(row: u32, valid: bool) -> vec2f {
+      if (!valid) { return vec2f(1e30, 0.0); }
+      return stats[base_stats() + row];
+    }`;
+
+/** Functions of every sweep over f32 rows: rows in items of `width` elements, a score's place, statistics. */
+export function backwardFunctions(spec: ScoreSpec, width: 1 | 4): string {
+  const { headDim, valueDim, vector } = spec;
+  return `
+    ${rowLoader('q', headDim, width, vector)}
+    ${rowLoader('k', headDim, width, vector)}
+    ${rowLoader('v', valueDim, width, vector)}
+    ${rowLoader('dOut', valueDim, width, vector)}
+    ${scoreFunctions(spec)}
+    ${statFunction}`;
+}

@@ -7,13 +7,12 @@ import type { Device } from '../../device/device.js';
 import { atomic, read, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import type { Tensor } from '../../tensor/tensor.js';
-import { backwardReads, type BackwardTensors, backwardUniforms, type BackwardUniforms } from './backward-bindings.js';
-import { scoreFunctions } from './common.js';
-import { type BackwardSpec, scoreGradients, statFunction } from './dq.js';
+import { backwardFunctions, backwardReads, type BackwardTensors, backwardUniforms, type BackwardUniforms } from './backward-bindings.js';
+import { type BackwardSpec, scoreGradients } from './dq.js';
 import { accumulatorWords, fixedPointAdd, fixedPointValue } from './fixed-point.js';
 import { tilePosition } from './forward.js';
 import { keyLoop } from './loops.js';
-import { rowLoader, TileText } from './tile.js';
+import { TileText } from './tile.js';
 
 export type CapturedSpec = BackwardSpec & {
   /** WGSL of `addTerms(g, s, b, h, q, kv)`, which calls `addFixed` for each captured element that the pair read. */
@@ -53,12 +52,7 @@ function capturedText(spec: CapturedSpec): string {
   });
   return `
     ${t.variables()}
-    ${rowLoader('q', headDim, spec.width, spec.vector)}
-    ${rowLoader('k', headDim, spec.width, spec.vector)}
-    ${rowLoader('v', valueDim, spec.width, spec.vector)}
-    ${rowLoader('dOut', valueDim, spec.width, spec.vector)}
-    ${scoreFunctions(spec)}
-    ${statFunction}
+    ${backwardFunctions(spec, spec.width)}
     ${spec.terms}
     @compute @workgroup_size(${t.lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {

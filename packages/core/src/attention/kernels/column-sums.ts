@@ -8,8 +8,8 @@ import { type Operand, read, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import { logitText, scoreFunctions, scoreUniforms, type ScoreUniforms, type UniformsOf } from './common.js';
-import { type DkvSpec, keyPosition } from './dkv.js';
-import { statFunction } from './dq.js';
+import { statFunction } from './backward-bindings.js';
+import { type DkvSpec, keyPosition, queryColumns } from './dkv.js';
 import { queryLoop } from './loops.js';
 import { eachPair, type PairNames } from './pairs.js';
 import { rowLoader, TileText } from './tile.js';
@@ -45,7 +45,6 @@ function columnSumsText(spec: DkvSpec): string {
   const { headDim } = spec;
   const t = new TileText(spec, { contract: headDim, accumulate: 1 }, spec.opaque);
   const rows = t.rowNumbers();
-  const columns = t.columnNumbers();
   const pair = (n: PairNames): string => {
     const place = { b: 'b', h: 'h', q: n.column('place'), kv: n.row('keyAt') };
     return `${n.row('sum')} += select(0.0, exp2(${logitText(spec, n.own('s'), place, n.row('bias'))} - ${n.column('stat')}.x), ${n.hasBit('visible')});`;
@@ -58,14 +57,7 @@ function columnSumsText(spec: DkvSpec): string {
       (n, item) => `items_k(kBase, keyStart + ${n}, keyStop, ${item})`,
       (n, item) => `items_q(qBase, rowStart + ${n}, rowEnd, ${item})`,
     )}
-    ${columns.map((c) => `let place${c} = i32(rowStart + ${t.column(c)}) + queryOffset;`).join(' ')}
-    ${t.columnValues('stat', 'vec2f', (column) => `statOf((b * uniforms.queries + rowStart + ${column}) * uniforms.heads + h, rowStart + ${column} < rowEnd)`)}
-    ${spec.keyBias ? rows.map((i) => `let bias${i} = keyBiasOf(b, h, keyAt${i});`).join(' ') : ''}
-    var visible = ${columns.map((c) => `select(0u, ${t.bitsOfColumn(c)}, stat${c}.x < 1e29)`).join(' | ')};
-    if (masked) {
-      ${t.pairBits('bits', (row, column) => `seen(b, h, i32(rowStart + ${column}) + queryOffset, keyStart + ${row}, keyStop)`)}
-      visible &= bits;
-    }
+    ${queryColumns(spec, t)}
     ${eachPair(t, t.opaque && spec.score !== '', use, pair)}`;
   return `
     ${t.variables()}

@@ -10,6 +10,7 @@ import { write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import {
+  backwardFunctions,
   backwardReads,
   type BackwardTensors,
   backwardUniforms,
@@ -17,11 +18,11 @@ import {
   keySweepUniforms,
   type KeySweepUniforms,
 } from './backward-bindings.js';
-import { logitText, scoreFunctions, type ScoreSpec, slopeText } from './common.js';
-import { type BackwardSpec, statFunction } from './dq.js';
+import { logitText, type ScoreSpec, slopeText } from './common.js';
+import type { BackwardSpec } from './dq.js';
 import { queryLoop } from './loops.js';
 import { eachPair, type PairNames } from './pairs.js';
-import { rowLoader, TileText } from './tile.js';
+import { TileText } from './tile.js';
 
 export type DkvSpec = BackwardSpec & {
   /** Each workgroup takes a part of the query tiles. */
@@ -56,7 +57,6 @@ function dkvText(spec: DkvSpec): string {
   const widest = Math.max(headDim, valueDim);
   const t = new TileText(spec, { contract: widest, accumulate: widest }, spec.opaque);
   const rows = t.rowNumbers();
-  const columns = t.columnNumbers();
   const pair = (n: PairNames): string => {
     const s = n.own('s');
     const place = { b: 'b', h: 'h', q: n.column('place'), kv: n.row('keyAt') };
@@ -87,14 +87,7 @@ function dkvText(spec: DkvSpec): string {
       (n, item) => `items_v(vBase, keyStart + ${n}, keyStop, ${item})`,
       (n, item) => `items_dOut(dOutBase, rowStart + ${n}, rowEnd, ${item})`,
     )}
-    ${columns.map((c) => `let place${c} = i32(rowStart + ${t.column(c)}) + queryOffset;`).join(' ')}
-    ${t.columnValues('stat', 'vec2f', (column) => `statOf((b * uniforms.queries + rowStart + ${column}) * uniforms.heads + h, rowStart + ${column} < rowEnd)`)}
-    ${spec.keyBias ? rows.map((i) => `let bias${i} = keyBiasOf(b, h, keyAt${i});`).join(' ') : ''}
-    var visible = ${columns.map((c) => `select(0u, ${t.bitsOfColumn(c)}, stat${c}.x < 1e29)`).join(' | ')};
-    if (masked) {
-      ${t.pairBits('bits', (row, column) => `seen(b, h, i32(rowStart + ${column}) + queryOffset, keyStart + ${row}, keyStop)`)}
-      visible &= bits;
-    }
+    ${queryColumns(spec, t)}
     ${eachPair(t, t.opaque && spec.score !== '', use, pair)}
     ${t.storeWeights('p')}
     ${t.accumulate('dv', valueDim, (n, item) => `items_dOut(dOutBase, rowStart + ${n}, rowEnd, ${item})`)}
@@ -105,12 +98,7 @@ function dkvText(spec: DkvSpec): string {
   const head = (h: string, i: number, heads: string): string => `((b * uniforms.storedKeys + keyAt${i}) * ${heads} + ${h})`;
   return `
     ${t.variables()}
-    ${rowLoader('q', headDim, spec.width, spec.vector)}
-    ${rowLoader('k', headDim, spec.width, spec.vector)}
-    ${rowLoader('v', valueDim, spec.width, spec.vector)}
-    ${rowLoader('dOut', valueDim, spec.width, spec.vector)}
-    ${scoreFunctions(spec)}
-    ${statFunction}
+    ${backwardFunctions(spec, spec.width)}
     @compute @workgroup_size(${t.lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       ${keyPosition(spec)}
@@ -133,6 +121,27 @@ function dkvText(spec: DkvSpec): string {
       }
       ${t.eachOutput(headDim, (i, j, item) => `if (keyAt${i} < keyLimit) { ${t.storeItem('grads', spec.vectorOut, `${part}${head('kvHead', i, 'uniforms.kvHeads')} * ${headDim}u`, headDim, item, `dk${i}_${j} * uniforms.scale`)} }`)}
       ${t.eachOutput(valueDim, (i, j, item) => `if (keyAt${i} < keyLimit) { ${t.storeItem('grads', spec.vectorOut, `${part}uniforms.dvAt + ${head('kvHead', i, 'uniforms.kvHeads')} * ${valueDim}u`, valueDim, item, `dv${i}_${j}`)} }`)}
+    }`;
+}
+
+/** For a tile of keys (rows) and queries (columns): `place<c>` and `stat<c>` of queries, `bias<i>` of keys, and the bits of `visible` pairs. */
+export function queryColumns(spec: ScoreSpec, t: TileText): string {
+  const columns = t.columnNumbers();
+  return `
+    ${columns.map((c) => `let place${c} = i32(rowStart + ${t.column(c)}) + queryOffset;`).join(' ')}
+    ${t.columnValues('stat', 'vec2f', (column) => `statOf((b * uniforms.queries + rowStart + ${column}) * uniforms.heads + h, rowStart + ${column} < rowEnd)`)}
+    ${
+      spec.keyBias
+        ? t
+            .rowNumbers()
+            .map((i) => `let bias${i} = keyBiasOf(b, h, keyAt${i});`)
+            .join(' ')
+        : ''
+    }
+    var visible = ${columns.map((c) => `select(0u, ${t.bitsOfColumn(c)}, stat${c}.x < 1e29)`).join(' | ')};
+    if (masked) {
+      ${t.pairBits('bits', (row, column) => `seen(b, h, i32(rowStart + ${column}) + queryOffset, keyStart + ${row}, keyStop)`)}
+      visible &= bits;
     }`;
 }
 

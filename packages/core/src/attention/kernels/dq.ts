@@ -7,12 +7,12 @@ import type { Device } from '../../device/device.js';
 import { write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import type { Tensor } from '../../tensor/tensor.js';
-import { backwardReads, type BackwardTensors, backwardUniforms, type BackwardUniforms } from './backward-bindings.js';
-import { logitText, type PairPlace, scoreFunctions, type ScoreSpec, slopeText } from './common.js';
+import { backwardFunctions, backwardReads, type BackwardTensors, backwardUniforms, type BackwardUniforms } from './backward-bindings.js';
+import { logitText, type PairPlace, type ScoreSpec, slopeText } from './common.js';
 import { tilePosition } from './forward.js';
 import { keyLoop } from './loops.js';
 import { eachPair, type PairNames } from './pairs.js';
-import { rowLoader, type TileSpec, TileText } from './tile.js';
+import { type TileSpec, TileText } from './tile.js';
 
 export type BackwardSpec = ScoreSpec &
   TileSpec & {
@@ -52,12 +52,7 @@ function dqText(spec: BackwardSpec): string {
     ${t.accumulate('dq', headDim, (n, item) => `items_k(kBase, keyStart + ${n}, keyStop, ${item})`)}`;
   return `
     ${t.variables()}
-    ${rowLoader('q', headDim, spec.width, spec.vector)}
-    ${rowLoader('k', headDim, spec.width, spec.vector)}
-    ${rowLoader('v', valueDim, spec.width, spec.vector)}
-    ${rowLoader('dOut', valueDim, spec.width, spec.vector)}
-    ${scoreFunctions(spec)}
-    ${statFunction}
+    ${backwardFunctions(spec, spec.width)}
     @compute @workgroup_size(${t.lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       ${tilePosition(spec)}
@@ -78,13 +73,6 @@ function dqText(spec: BackwardSpec): string {
       ${t.eachOutput(headDim, (i, j, item) => `if (rowAt${i} < rowEnd) { ${t.storeItem('dq', spec.vectorOut, `at${i} * ${headDim}u`, headDim, item, `dq${i}_${j} * uniforms.scale`)} }`)}
     }`;
 }
-
-/** Statistics of a query row: logsumexp in base 2, 1e30 where it sees nothing or is no row, and delta. */
-export const statFunction: string = `
-    fn statOf(row: u32, valid: bool) -> vec2f {
-      if (!valid) { return vec2f(1e30, 0.0); }
-      return stats[base_stats() + row];
-    }`;
 
 /**
  * For a tile of queries (rows) and keys (columns): `s<i>_<c>` becomes dS, the gradient of the scaled raw score. Reads `stat<i>`

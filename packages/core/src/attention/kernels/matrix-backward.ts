@@ -19,10 +19,10 @@ import {
   type BackwardUniforms,
   keySweepUniforms,
   type KeySweepUniforms,
+  statFunction,
 } from './backward-bindings.js';
 import { log2e, scoreFunctions } from './common.js';
 import { keyPosition } from './dkv.js';
-import { statFunction } from './dq.js';
 import { tilePosition } from './forward.js';
 import {
   eightLoader,

@@ -10,6 +10,7 @@ import { write } from '../../kernel/bindings.js';
 import { defineKernel, type Kernel } from '../../kernel/define.js';
 import type { Tensor } from '../../tensor/tensor.js';
 import {
+  backwardFunctions,
   backwardReads,
   type BackwardTensors,
   backwardUniforms,
@@ -17,16 +18,14 @@ import {
   keySweepUniforms,
   type KeySweepUniforms,
 } from './backward-bindings.js';
-import { type PairPlace, scoreFunctions, type ScoreSpec, slopeText } from './common.js';
+import { type PairPlace, type ScoreSpec, slopeText } from './common.js';
 import { keyPosition } from './dkv.js';
-import { statFunction } from './dq.js';
 import { tilePosition } from './forward.js';
 import { bound } from './matrix-memory.js';
 import { steps, testsEveryTile } from './matrix-steps.js';
 import { keyWalk, queryWalk } from './matrix-walks.js';
 import { pairBits, pairSeen, rowFactor, rowLogit, seesKeys, storeRow } from './row-forward.js';
 import { ownedRows, RowText, type RowTile } from './row-lanes.js';
-import { rowLoader } from './tile.js';
 
 export type RowBackwardSpec = ScoreSpec &
   RowTile & {
@@ -72,12 +71,7 @@ export function runRowBackward(
 
 const entry = (spec: RowBackwardSpec, arrays: string, main: string): string => `
     ${arrays}
-    ${rowLoader('q', spec.headDim, 4, spec.vector)}
-    ${rowLoader('k', spec.headDim, 4, spec.vector)}
-    ${rowLoader('v', spec.valueDim, 4, spec.vector)}
-    ${rowLoader('dOut', spec.valueDim, 4, spec.vector)}
-    ${scoreFunctions(spec)}
-    ${statFunction}
+    ${backwardFunctions(spec, 4)}
     @diagnostic(off, subgroup_uniformity)
     @compute @workgroup_size(${spec.lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) { ${main} }`;
