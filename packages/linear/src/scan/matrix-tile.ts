@@ -74,10 +74,19 @@ export interface MatrixTiles {
  */
 export function matrixTiles(keyDim: number, valueDim: number, capabilities: Capabilities): MatrixTiles | undefined {
   if (!hasFragments(capabilities)) return undefined;
-  const outputs = findTile(keyDim, valueDim, capabilities, true);
-  const states = findTile(keyDim, valueDim, capabilities, false, outputs?.columns);
-  return outputs && states && { outputs, states };
+  let known = found.get(capabilities);
+  if (!known) found.set(capabilities, (known = new Map()));
+  const key = `${keyDim},${valueDim}`;
+  if (!known.has(key)) {
+    const outputs = findTile(keyDim, valueDim, capabilities, true);
+    const states = findTile(keyDim, valueDim, capabilities, false, outputs?.columns);
+    known.set(key, outputs && states && { outputs, states });
+  }
+  return known.get(key);
 }
+
+/** Tiles by head dimensions, of each device: searched once, asked for by each call. */
+const found: WeakMap<Capabilities, Map<string, MatrixTiles | undefined>> = new WeakMap();
 
 /** Workgroup memory of which two workgroups share a multiprocessor: while one waits at a barrier the other works. */
 export const sharedBytes = 24576;

@@ -61,7 +61,6 @@ export function runMatrix({ sweep, tiles, q, k, v, out, initial, transposed = fa
   const values = sweepValues(sweep, { q, k, v, out }, Math.ceil(valueDim / tile.columns), transposed, true, parts, tile.chunk);
   kernel.run(k.device, {
     spec: {
-      ...tile,
       outputs: out !== undefined,
       keyDim,
       valueDim,
@@ -76,6 +75,7 @@ export function runMatrix({ sweep, tiles, q, k, v, out, initial, transposed = fa
       gain: out !== undefined && sweep.gain === true,
       turned: turns?.of ?? 'none',
       turnForm: turns?.form ?? 'concat',
+      ...tile,
     },
     tensors: { q, k, v, decay: sweep.decay, theta: turns?.theta, lengths: sweep.lengths, ranges: sweep.ranges, initial, state, out },
     uniforms: { turnOffset: turns?.offset ?? 0, ...values },
