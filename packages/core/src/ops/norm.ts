@@ -207,10 +207,10 @@ function normalised(
   const inputs = [x, ...(weight ? [weight] : []), ...(bias ? [bias] : [])];
   const rows = n === 0 ? 0 : x.size / n;
   const spec: NormSpec = {
-    ...rowSpec(n, true, device.capabilities, { software: device.isSoftware }),
     centre,
     weight: weight !== undefined,
     bias: bias !== undefined,
+    ...rowSpec(n, true, device.capabilities, { software: device.isSoftware }),
   };
   const outputs = apply<readonly Tensor[]>({
     name,

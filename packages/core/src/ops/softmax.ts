@@ -111,7 +111,7 @@ function rows(x: Tensor, log: boolean, run: (source: Tensor, out: Tensor, spec: 
   const n = x.dim(-1);
   const out = empty(x.device, x.shape, x.dtype);
   if (x.size === 0) return out;
-  run(asContiguous(x), out, { ...rowSpec(n, true, x.device.capabilities, { software: x.device.isSoftware }), log }, n, x.size / n);
+  run(asContiguous(x), out, { log, ...rowSpec(n, true, x.device.capabilities, { software: x.device.isSoftware }) }, n, x.size / n);
   return out;
 }
 
