@@ -3,9 +3,7 @@ import type { NumericType } from '../kernel/expr/index.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { pointwise, type Pointwise, type PointwiseOperand, polymorphic } from './pointwise.js';
 
-// Arithmetic by element. Operands broadcast; a number is a run-time value. All take f32, f16 (mixed gives f32) and have gradients;
-// those marked so take i32 and u32, too (wrap-around, no gradient; u8 counts as u32). Errors: SHAPE_MISMATCH when shapes do not
-// broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when no operand is a tensor.
+// Arithmetic by element, one fused kernel an operation each way.
 
 type Float = Expr<'f32'>;
 const numeric: readonly NumericType[] = ['f32', 'i32', 'u32'];
@@ -32,92 +30,189 @@ const roundOp = pointwise((x) => x.round(), { name: 'round' });
 const powOp = pointwise((x, y) => x.pow(y), { name: 'pow' });
 const powers: Map<number, Pointwise> = new Map();
 
-/** a + b. Also integers. */
+/**
+ * a + b.
+ * @param a a tensor, or a number: a run-time value
+ * @param b broadcasts with a; both are float, i32 or u32 (u8 counts as u32)
+ * @returns the broadcast shape: f32 (f16 where no tensor is f32), differentiable, or the integers' type, which wraps around
+ * @throws HeedError SHAPE_MISMATCH when shapes do not broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when neither is a tensor
+ */
 export function add(a: PointwiseOperand, b: PointwiseOperand): Tensor {
   return addOp(a, b);
 }
 
-/** a - b. Also integers. */
+/**
+ * a - b.
+ * @param a a tensor, or a number: a run-time value
+ * @param b broadcasts with a; both are float, i32 or u32 (u8 counts as u32)
+ * @returns the broadcast shape: f32 (f16 where no tensor is f32), differentiable, or the integers' type, which wraps around
+ * @throws HeedError SHAPE_MISMATCH when shapes do not broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when neither is a tensor
+ */
 export function sub(a: PointwiseOperand, b: PointwiseOperand): Tensor {
   return subOp(a, b);
 }
 
-/** a b. Also integers. */
+/**
+ * a b.
+ * @param a a tensor, or a number: a run-time value
+ * @param b broadcasts with a; both are float, i32 or u32 (u8 counts as u32)
+ * @returns the broadcast shape: f32 (f16 where no tensor is f32), differentiable, or the integers' type, which wraps around
+ * @throws HeedError SHAPE_MISMATCH when shapes do not broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when neither is a tensor
+ */
 export function mul(a: PointwiseOperand, b: PointwiseOperand): Tensor {
   return mulOp(a, b);
 }
 
-/** a / b. Also integers, which truncate towards zero; division by zero then gives the dividend. */
+/**
+ * a / b. Integers truncate towards zero; division by zero then gives the dividend.
+ * @param a a tensor, or a number: a run-time value
+ * @param b broadcasts with a; both are float, i32 or u32 (u8 counts as u32)
+ * @returns the broadcast shape: f32 (f16 where no tensor is f32), differentiable, or the integers' type, which wraps around
+ * @throws HeedError SHAPE_MISMATCH when shapes do not broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when neither is a tensor
+ */
 export function div(a: PointwiseOperand, b: PointwiseOperand): Tensor {
   return divOp(a, b);
 }
 
-/** The lesser of a and b; on ties the gradient goes to b. Also integers. */
+/**
+ * The lesser of a and b; on ties the gradient goes to b.
+ * @param a a tensor, or a number: a run-time value
+ * @param b broadcasts with a; both are float, i32 or u32 (u8 counts as u32)
+ * @returns the broadcast shape: f32 (f16 where no tensor is f32), differentiable, or the integers' type, which wraps around
+ * @throws HeedError SHAPE_MISMATCH when shapes do not broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when neither is a tensor
+ */
 export function minimum(a: PointwiseOperand, b: PointwiseOperand): Tensor {
   return minimumOp(a, b);
 }
 
-/** The greater of a and b; on ties the gradient goes to b. Also integers. */
+/**
+ * The greater of a and b; on ties the gradient goes to b.
+ * @param a a tensor, or a number: a run-time value
+ * @param b broadcasts with a; both are float, i32 or u32 (u8 counts as u32)
+ * @returns the broadcast shape: f32 (f16 where no tensor is f32), differentiable, or the integers' type, which wraps around
+ * @throws HeedError SHAPE_MISMATCH when shapes do not broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when neither is a tensor
+ */
 export function maximum(a: PointwiseOperand, b: PointwiseOperand): Tensor {
   return maximumOp(a, b);
 }
 
-/** x into [low, high]; the gradient of x is 1 on the borders. Also integers. */
+/**
+ * x into [low, high]; the gradient of x is 1 on the borders.
+ * @param x any shape, float, i32 or u32 (u8 counts as u32)
+ * @param low a number, or a tensor of the type of x that broadcasts with it; so is `high`
+ * @returns the broadcast shape; f16 where all floats are f16, else f32. Floats are differentiable
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH
+ */
 export function clamp(x: Tensor, low: PointwiseOperand, high: PointwiseOperand): Tensor {
   return clampOp(x, low, high);
 }
 
-/** -x. Also i32. */
+/**
+ * -x.
+ * @param x any shape, f32, f16 or i32
+ * @returns the shape and dtype of x; floats are differentiable
+ * @throws HeedError DTYPE_MISMATCH
+ */
 export function neg(x: Tensor): Tensor {
   return negOp(x);
 }
 
-/** |x|, gradient 0 at 0. Also integers. */
+/**
+ * |x|, gradient 0 at 0.
+ * @param x any shape, f32 or f16 (computed in f32), i32, u32, or u8 (counts as u32)
+ * @returns the shape of x and its dtype (u8: u32); floats are differentiable
+ * @throws HeedError DTYPE_MISMATCH
+ */
 export function abs(x: Tensor): Tensor {
   return absOp(x);
 }
 
-/** x^2. Also integers. */
+/**
+ * x^2.
+ * @param x any shape, f32 or f16 (computed in f32), i32, u32, or u8 (counts as u32)
+ * @returns the shape of x and its dtype (u8: u32); floats are differentiable
+ * @throws HeedError DTYPE_MISMATCH
+ */
 export function square(x: Tensor): Tensor {
   return squareOp(x);
 }
 
-/** e^x. */
+/**
+ * e^x.
+ * @param x any shape, f32 or f16 (computed in f32)
+ * @returns the shape and dtype of x; differentiable
+ * @throws HeedError DTYPE_MISMATCH
+ */
 export function exp(x: Tensor): Tensor {
   return expOp(x);
 }
 
-/** Natural logarithm, for x > 0. */
+/**
+ * Natural logarithm, for x > 0.
+ * @param x any shape, f32 or f16 (computed in f32)
+ * @returns the shape and dtype of x; differentiable
+ * @throws HeedError DTYPE_MISMATCH
+ */
 export function log(x: Tensor): Tensor {
   return logOp(x);
 }
 
-/** Square root, for x >= 0. */
+/**
+ * Square root, for x >= 0.
+ * @param x any shape, f32 or f16 (computed in f32)
+ * @returns the shape and dtype of x; differentiable
+ * @throws HeedError DTYPE_MISMATCH
+ */
 export function sqrt(x: Tensor): Tensor {
   return sqrtOp(x);
 }
 
-/** 1 / sqrt(x), for x > 0. */
+/**
+ * 1 / sqrt(x), for x > 0.
+ * @param x any shape, f32 or f16 (computed in f32)
+ * @returns the shape and dtype of x; differentiable
+ * @throws HeedError DTYPE_MISMATCH
+ */
 export function rsqrt(x: Tensor): Tensor {
   return rsqrtOp(x);
 }
 
-/** Sine; the argument is reduced in three parts, absolute error < 1.5e-7 for |x| < 1e5. */
+/**
+ * Sine; the argument is reduced in three parts, absolute error < 1.5e-7 for |x| < 1e5.
+ * @param x any shape, f32 or f16 (computed in f32)
+ * @returns the shape and dtype of x; differentiable
+ * @throws HeedError DTYPE_MISMATCH
+ */
 export function sin(x: Tensor): Tensor {
   return sinOp(x);
 }
 
-/** Cosine; as `sin`. */
+/**
+ * Cosine; the argument is reduced in three parts, absolute error < 1.5e-7 for |x| < 1e5.
+ * @param x any shape, f32 or f16 (computed in f32)
+ * @returns the shape and dtype of x; differentiable
+ * @throws HeedError DTYPE_MISMATCH
+ */
 export function cos(x: Tensor): Tensor {
   return cosOp(x);
 }
 
-/** The greatest integer up to x; gradient 0. */
+/**
+ * The greatest integer up to x.
+ * @param x any shape, f32 or f16 (computed in f32)
+ * @returns the shape and dtype of x; gradients are 0
+ * @throws HeedError DTYPE_MISMATCH
+ */
 export function floor(x: Tensor): Tensor {
   return floorOp(x);
 }
 
-/** To the nearest integer, ties to even; gradient 0. */
+/**
+ * To the nearest integer, ties to even.
+ * @param x any shape, f32 or f16 (computed in f32)
+ * @returns the shape and dtype of x; gradients are 0
+ * @throws HeedError DTYPE_MISMATCH
+ */
 export function round(x: Tensor): Tensor {
   return roundOp(x);
 }
@@ -125,6 +220,10 @@ export function round(x: Tensor): Tensor {
 /**
  * x^y. A number y that is an integer of at most 16 in size takes any x and becomes products (one kernel an exponent);
  * otherwise x <= 0 gives 0 (1 where y is 0).
+ * @param x a tensor, f32 or f16 (computed in f32), or a number
+ * @param y broadcasts with x
+ * @returns the broadcast shape; f16 where all floats are f16, else f32; differentiable
+ * @throws HeedError SHAPE_MISMATCH when shapes do not broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when neither is a tensor
  */
 export function pow(x: PointwiseOperand, y: PointwiseOperand): Tensor {
   if (typeof y !== 'number' || !Number.isInteger(y) || Math.abs(y) > 16) return powOp(x, y);

@@ -15,32 +15,68 @@ const leOp = polymorphic('le', 2, numeric, (a, b) => a!.le(b!));
 const gtOp = polymorphic('gt', 2, numeric, (a, b) => a!.gt(b!));
 const geOp = polymorphic('ge', 2, numeric, (a, b) => a!.ge(b!));
 
-/** 1 where a = b. Floats or integers of one type; broadcasts. */
+/**
+ * 1 where a = b, else 0.
+ * @param a a tensor, or a number: a run-time value
+ * @param b broadcasts with a; both are float, i32 or u32 (u8 counts as u32)
+ * @returns u8 of the broadcast shape; not differentiable
+ * @throws HeedError SHAPE_MISMATCH when shapes do not broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when neither is a tensor
+ */
 export function eq(a: PointwiseOperand, b: PointwiseOperand): Tensor {
   return eqOp(a, b);
 }
 
-/** 1 where a differs from b. */
+/**
+ * 1 where a differs from b, else 0.
+ * @param a a tensor, or a number: a run-time value
+ * @param b broadcasts with a; both are float, i32 or u32 (u8 counts as u32)
+ * @returns u8 of the broadcast shape; not differentiable
+ * @throws HeedError SHAPE_MISMATCH when shapes do not broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when neither is a tensor
+ */
 export function ne(a: PointwiseOperand, b: PointwiseOperand): Tensor {
   return neOp(a, b);
 }
 
-/** 1 where a < b. */
+/**
+ * 1 where a < b, else 0.
+ * @param a a tensor, or a number: a run-time value
+ * @param b broadcasts with a; both are float, i32 or u32 (u8 counts as u32)
+ * @returns u8 of the broadcast shape; not differentiable
+ * @throws HeedError SHAPE_MISMATCH when shapes do not broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when neither is a tensor
+ */
 export function lt(a: PointwiseOperand, b: PointwiseOperand): Tensor {
   return ltOp(a, b);
 }
 
-/** 1 where a <= b. */
+/**
+ * 1 where a <= b, else 0.
+ * @param a a tensor, or a number: a run-time value
+ * @param b broadcasts with a; both are float, i32 or u32 (u8 counts as u32)
+ * @returns u8 of the broadcast shape; not differentiable
+ * @throws HeedError SHAPE_MISMATCH when shapes do not broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when neither is a tensor
+ */
 export function le(a: PointwiseOperand, b: PointwiseOperand): Tensor {
   return leOp(a, b);
 }
 
-/** 1 where a > b. */
+/**
+ * 1 where a > b, else 0.
+ * @param a a tensor, or a number: a run-time value
+ * @param b broadcasts with a; both are float, i32 or u32 (u8 counts as u32)
+ * @returns u8 of the broadcast shape; not differentiable
+ * @throws HeedError SHAPE_MISMATCH when shapes do not broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when neither is a tensor
+ */
 export function gt(a: PointwiseOperand, b: PointwiseOperand): Tensor {
   return gtOp(a, b);
 }
 
-/** 1 where a >= b. */
+/**
+ * 1 where a >= b, else 0.
+ * @param a a tensor, or a number: a run-time value
+ * @param b broadcasts with a; both are float, i32 or u32 (u8 counts as u32)
+ * @returns u8 of the broadcast shape; not differentiable
+ * @throws HeedError SHAPE_MISMATCH when shapes do not broadcast, DTYPE_MISMATCH, INVALID_ARGUMENT when neither is a tensor
+ */
 export function ge(a: PointwiseOperand, b: PointwiseOperand): Tensor {
   return geOp(a, b);
 }
@@ -70,7 +106,9 @@ const exprTypes: Record<DType, NumericType> = { f32: 'f32', f16: 'f32', i32: 'i3
 /**
  * x in another dtype. Float to integer truncates towards zero and saturates (u8 at 255), integers keep their low bits; gradients
  * flow between floats only.
+ * @param x any shape and dtype
  * @returns a copy, or a further handle of x when it has the dtype already
+ * @throws HeedError DISPOSED after dispose
  */
 export function cast(x: Tensor, dtype: DType): Tensor {
   if (x.dtype === dtype) return apply({ name: 'cast', inputs: [x], forward: () => x.alias(), backward: ([g]) => [g ?? null] });
