@@ -19,13 +19,17 @@ interface Made extends Prepared {
   dtypes: readonly (DType | undefined)[];
   /** The buffers that the run at hand binds. */
   storages: Storage[];
+  /** The other one that ran behind it last: steps repeat. */
+  follower: Made | undefined;
 }
 
 interface Cache {
   /** Undefined where a run must pack its outputs. */
   all: Map<string, Made | undefined>;
-  /** The last few that ran, the newest first: comparing fields costs less than making a key. */
+  /** The last few that were looked for, the newest first: comparing fields costs less than making a key. */
   recent: Made[];
+  /** The one that ran last. */
+  last: Made | undefined;
 }
 
 const mostRecent = 16;
@@ -60,8 +64,8 @@ export class KernelRunner<S extends Spec, B extends Bindings<S> = Bindings<S>, U
   // One long function on purpose: it runs for each dispatch, and V8 takes long functions to its optimiser after fewer calls.
   runListed(device: Device, spec: S, operands: Operands, values: UniformValues, wanted: WantedGrid): boolean {
     const { name } = this;
-    const cache = (device.prepared[this.number] ??= { all: new Map(), recent: [] }) as Cache;
-    let made = cache.recent[0];
+    const cache = (device.prepared[this.number] ??= { all: new Map(), recent: [], last: undefined }) as Cache;
+    let made = cache.last;
     if (made === undefined || !fits(made, spec, operands)) {
       made = this.prepare(cache, device, spec, operands);
       if (made === undefined) return (this.packing as Packing<S>).run(this as never, device, spec, operands, values, wanted);
@@ -102,8 +106,18 @@ export class KernelRunner<S extends Spec, B extends Bindings<S> = Bindings<S>, U
   }
 
   /** A specialisation that is not the newest: one of the last few, one from the cache, or compiled. Undefined where outputs are packed. */
-  private prepare({ all, recent }: Cache, device: Device, spec: S, operands: Operands): Made | undefined {
-    for (let i = 1; i < recent.length; i++) {
+  private prepare(cache: Cache, device: Device, spec: S, operands: Operands): Made | undefined {
+    const { last } = cache;
+    let made = last?.follower;
+    if (made !== undefined && fits(made, spec, operands)) return (cache.last = made);
+    made = this.find(cache, device, spec, operands);
+    if (made === undefined) return undefined;
+    if (last) last.follower = made;
+    return (cache.last = made);
+  }
+
+  private find({ all, recent }: Cache, device: Device, spec: S, operands: Operands): Made | undefined {
+    for (let i = 0; i < recent.length; i++) {
       const made = recent[i] as Made;
       if (!fits(made, spec, operands)) continue;
       recent[i] = recent[0] as Made;
@@ -122,7 +136,7 @@ export class KernelRunner<S extends Spec, B extends Bindings<S> = Bindings<S>, U
         return undefined;
       }
       const { pipeline, layout, bindings } = compile(device, this.definition, spec, operands, key);
-      made = { pipeline, layout, bindings, spec, fields: Object.keys(spec).length, dtypes, storages: [] };
+      made = { pipeline, layout, bindings, spec, fields: Object.keys(spec).length, dtypes, storages: [], follower: undefined };
       all.set(key, made);
     }
     recent.unshift(made);

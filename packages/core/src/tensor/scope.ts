@@ -74,12 +74,24 @@ export function scope<T>(work: () => T): T {
         'core: scope was given an asynchronous function; a scope is synchronous, so await outside of it',
       );
     }
-    if (typeof result === 'object') for (const tensor of tensorsIn(result)) if (tensor.owner === inner) tensor.handTo(outer);
+    if (typeof result === 'object' && !handList(result, inner, outer))
+      for (const tensor of tensorsIn(result)) if (tensor.owner === inner) tensor.handTo(outer);
     return result;
   } finally {
     innermost = outer;
     emptyScope(inner);
   }
+}
+
+/** Hands the tensors of a plain list of them to another scope; false where `list` is anything else. */
+function handList(list: unknown, from: Scope, to: Scope | undefined): boolean {
+  if (!Array.isArray(list)) return false;
+  for (const item of list as unknown[]) {
+    if (item === null || item === undefined) continue;
+    if (!isTensor(item)) return false;
+    if (item.owner === from) item.handTo(to);
+  }
+  return true;
 }
 
 function isThenable(value: unknown): value is PromiseLike<unknown> {
