@@ -27,7 +27,14 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
   return scope(() => attentionWithLse(q, k, v, options).out);
 }
 
-/** As `attention`, with the natural logsumexp of each row's scores; differentiable in both results. */
+/**
+ * As `attention`, with the natural logsumexp of each row's scores; differentiable in both results.
+ * @param q [batch, queries, heads, headDim], f32 or f16
+ * @param k [batch, keys, kvHeads, headDim]
+ * @param v [batch, keys, kvHeads, valueDim]
+ * @returns out [batch, queries, heads, valueDim] in the dtype of q, and lse f32 [batch, queries, heads]; minus infinity where a row sees no key
+ * @throws HeedError what `attention` throws
+ */
 export function attentionWithLse(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): AttentionResult {
   return scope(() => {
     return attend(prepareCall('attention', q, k, v, options), q, k, v);

@@ -45,7 +45,10 @@ export function valueAndGrad<P extends Params, A extends readonly unknown[], R e
   return (params, ...args) => differentiate(params, () => loss(params, ...args), options) as never;
 }
 
-/** As `valueAndGrad`, only the gradients. */
+/**
+ * As `valueAndGrad`, but the function that it makes returns the gradients alone.
+ * @throws HeedError SHAPE_MISMATCH when the loss is no scalar, UNSUPPORTED when an op on the way has no gradient
+ */
 export function grad<P extends Params, A extends readonly unknown[]>(
   loss: (params: P, ...args: A) => Tensor,
   options: GradOptions = {},

@@ -21,7 +21,12 @@ export interface LinearOptions {
   std?: number;
 }
 
-/** Normal numbers cut at two standard deviations (drawn again beyond), the usual start of weights; f32. */
+/**
+ * Normal numbers cut at two standard deviations (drawn again beyond), the usual start of weights; f32.
+ * @param random drawn on the host: the same weights on every device
+ * @param std standard deviation before the cut
+ * @returns f32 of `shape`
+ */
 export function truncatedNormal(device: Device, random: RandomStream, shape: readonly number[], std: number): Tensor {
   const size = shape.reduce((product, n) => product * n, 1);
   const values = new Float32Array(size);
@@ -33,7 +38,12 @@ export function truncatedNormal(device: Device, random: RandomStream, shape: rea
   return tensor(device, values, shape);
 }
 
-/** Parameters of `linear`. */
+/**
+ * Parameters of `linear`.
+ * @param options.std standard deviation of the weights, which are cut at two of it. Default 1 / sqrt(inputs)
+ * @param options.bias zeros, default none
+ * @returns weight f32 [inputs, outputs], and bias f32 [outputs]
+ */
 export function initLinear(
   device: Device,
   random: RandomStream,

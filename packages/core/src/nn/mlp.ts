@@ -18,13 +18,25 @@ export interface GatedMlpParams {
 
 let product: ((gate: Tensor, up: Tensor) => Tensor) | undefined;
 
-/** silu(gate) * up, one kernel. */
+/**
+ * silu(gate) * up, one kernel (Shazeer 2020, eq. 6).
+ * @param gate any shape, f32 or f16
+ * @param up broadcasts with gate
+ * @returns the broadcast shape; f16 where both are f16, else f32; differentiable
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH
+ */
 export function swiglu(gate: Tensor, up: Tensor): Tensor {
   product ??= pointwise(expr((g, u) => g.mul(g.sigmoid()).mul(u)));
   return product(gate, up);
 }
 
-/** Parameters of `gatedMlp`; `outStd` is the standard deviation of the way down. */
+/**
+ * Parameters of `gatedMlp`.
+ * @param options.dim width of the model
+ * @param options.hidden width between the products
+ * @param options.outStd standard deviation of the way down. Default 1 / sqrt(hidden)
+ * @returns gateUp f32 [dim, 2 hidden] and down f32 [hidden, dim], without biases
+ */
 export function initGatedMlp(
   device: Device,
   random: RandomStream,
@@ -40,6 +52,9 @@ export function initGatedMlp(
  * SwiGLU feed-forward (Shazeer 2020, eq. 6, without biases), with the residual added.
  * @param x [..., dim]
  * @param options.addTo residual, the shape of x, added by the last product
+ * @param options.precision `f16` rounds operands of products to f16 where the device has tensor cores. Default `f32`
+ * @returns f32 [..., dim]; differentiable
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH
  */
 export function gatedMlp(params: GatedMlpParams, x: Tensor, options: { addTo?: Tensor; precision?: 'f32' | 'f16' } = {}): Tensor {
   const { precision = 'f32' } = options;

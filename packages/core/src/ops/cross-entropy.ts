@@ -149,7 +149,9 @@ const noTarget = 0xffffffff;
  * Cross-entropy of logits against target classes, in nats; softmax and logarithm are fused, only the logsumexp is kept.
  * @param logits [rows, classes], f32 or f16
  * @param targets u32 [rows], every one below classes, or ignoreIndex
+ * @param options see `CrossEntropyOptions`: mean over all rows by default
  * @returns f32 [] (mean over the rows that count, or sum), or f32 [rows]; differentiable in the logits
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH
  */
 export function crossEntropy(logits: Tensor, targets: Tensor, options: CrossEntropyOptions = {}): Tensor {
   const { ignoreIndex: ignored = noTarget, reduction = 'mean' } = options;

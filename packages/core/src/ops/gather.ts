@@ -13,9 +13,10 @@ import { scatterSums } from './scatter.js';
 
 /**
  * Rows of x along axis 0 by index: out[i] = x[index[i]].
- * @param x [rows, ...]
+ * @param x [rows, ...], any dtype
  * @param index u32 of any shape, every one below rows
  * @returns [...index shape, ...row shape]; differentiable in x (gradients of rows that are taken twice are summed in order)
+ * @throws HeedError DTYPE_MISMATCH, SHAPE_MISMATCH when x has no rows to take
  */
 export function indexSelect(x: Tensor, index: Tensor): Tensor {
   return takeRows('indexSelect', x, index);
@@ -26,6 +27,7 @@ export function indexSelect(x: Tensor, index: Tensor): Tensor {
  * @param table [vocabulary, dim], f32 or f16
  * @param tokens u32 of any shape
  * @returns [...tokens shape, dim], the dtype of the table; differentiable in the table
+ * @throws HeedError DTYPE_MISMATCH, SHAPE_MISMATCH when the table has another rank or no rows
  */
 export function embedding(table: Tensor, tokens: Tensor): Tensor {
   expectFloat('embedding', 'table', table);
@@ -102,9 +104,11 @@ const takeAlongBackward = defineKernel({
 
 /**
  * Elements of each line along an axis: out[..., i, ...] = x[..., index[..., i, ...], ...].
+ * @param x any dtype
  * @param index u32, the shape of x but for the axis; every one below the length of the axis
  * @param axis default -1
  * @returns the shape of index, the dtype of x; differentiable in x at a cost of length x indices (for long lines use indexSelect)
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH
  */
 export function takeAlongAxis(x: Tensor, index: Tensor, axis = -1): Tensor {
   const at = axisOf('takeAlongAxis', x, axis);
@@ -170,7 +174,10 @@ const marks = defineKernel({
 /**
  * One at the place of each index, zero elsewhere; an index of `classes` or more gives a row of zeros.
  * @param index u32 of any shape
- * @returns [...index shape, classes], f32 unless dtype says otherwise
+ * @param classes length of the new last axis, 1 or more
+ * @param options.dtype default f32
+ * @returns [...index shape, classes]; no gradient
+ * @throws HeedError DTYPE_MISMATCH, INVALID_ARGUMENT for a number of classes that is no integer of 1 or more
  */
 export function oneHot(index: Tensor, classes: number, options: { dtype?: Tensor['dtype'] } = {}): Tensor {
   expectDType('oneHot', 'index', index, ['u32']);

@@ -10,7 +10,9 @@ import { partViews, withLength } from './slice.js';
 
 /**
  * Tensors one after the other along an axis.
- * @param axis default 0; lengths of the other axes and dtypes are equal
+ * @param tensors one or more of one dtype; shapes are equal but for the axis
+ * @param axis default 0, negative ones from the end
+ * @returns the dtype of the tensors; differentiable
  * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT for an empty list
  */
 export function concat(tensors: readonly Tensor[], axis = 0): Tensor {
@@ -47,7 +49,10 @@ export function concat(tensors: readonly Tensor[], axis = 0): Tensor {
 
 /**
  * Tensors of one shape along a new axis.
- * @param axis place of the new axis, default 0
+ * @param tensors one or more of one shape and dtype
+ * @param axis place of the new axis, default 0, negative ones from the end
+ * @returns one axis more; differentiable
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT for an empty list
  */
 export function stack(tensors: readonly Tensor[], axis = 0): Tensor {
   const [first] = tensors;
@@ -60,8 +65,10 @@ export function stack(tensors: readonly Tensor[], axis = 0): Tensor {
 
 /**
  * x with `value` around it.
+ * @param x any dtype
  * @param widths elements [before, after] an axis, from the first axis; the axes that follow get none
  * @param options.value default 0
+ * @returns a copy, the dtype of x; differentiable
  * @throws HeedError SHAPE_MISMATCH for a negative or fractional width, or more pairs than axes
  */
 export function pad(x: Tensor, widths: readonly (readonly [before: number, after: number])[], options: { value?: number } = {}): Tensor {

@@ -10,7 +10,10 @@ let divergence: ((p: Tensor, q: Tensor) => Tensor) | undefined;
 
 /**
  * Mean squared error of two tensors of one shape.
+ * @param x f32 or f16
+ * @param target the shape of x
  * @returns [], the dtype of the difference; differentiable in both
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH
  */
 export function mse(x: Tensor, target: Tensor): Tensor {
   expectFloat('mse', 'x', x);

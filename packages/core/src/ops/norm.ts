@@ -274,6 +274,7 @@ function normalised(
  * @param weight [n]; default ones
  * @param options.epsilon default 1e-6
  * @returns the shape and dtype of x; differentiable in x and weight
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH
  */
 export function rmsNorm(x: Tensor, weight?: Tensor, options: { epsilon?: number } = {}): Tensor {
   return normalised('rmsNorm', x, weight, undefined, false, options.epsilon ?? 1e-6);
@@ -286,6 +287,7 @@ export function rmsNorm(x: Tensor, weight?: Tensor, options: { epsilon?: number 
  * @param bias [n]; default zeros
  * @param options.epsilon default 1e-5
  * @returns the shape and dtype of x; differentiable in x, weight and bias
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH
  */
 export function layerNorm(x: Tensor, weight?: Tensor, bias?: Tensor, options: { epsilon?: number } = {}): Tensor {
   return normalised('layerNorm', x, weight, bias, true, options.epsilon ?? 1e-5);

@@ -81,18 +81,40 @@ export interface RandomOptions {
   dtype?: FloatDType;
 }
 
-/** Uniform numbers in [low, high); default 0 and 1. Bit-equal to `RandomStream.uniform` on the host for the default bounds. */
+/**
+ * Uniform numbers in [low, high). Bit-equal to `RandomStream.uniform` on the host for the default bounds.
+ * @param options.random where the numbers come from; each call moves it on by one draw
+ * @param options.low default 0
+ * @param options.high default 1
+ * @param options.dtype f32 (default) or f16
+ * @returns a tensor of `shape`; no gradient
+ * @throws HeedError SHAPE_MISMATCH for a shape that is none
+ */
 export function uniform(device: Device, shape: Shape, options: RandomOptions & { low?: number; high?: number }): Tensor {
   const { low = 0, high = 1 } = options;
   return draw(device, shape, 'uniform', options.random, options.dtype ?? 'f32', high - low, low);
 }
 
-/** Normal numbers; default mean 0 and standard deviation 1. */
+/**
+ * Normal numbers (Box, Muller 1958, over Philox).
+ * @param options.random where the numbers come from; each call moves it on by one draw
+ * @param options.mean default 0
+ * @param options.std standard deviation, default 1
+ * @param options.dtype f32 (default) or f16
+ * @returns a tensor of `shape`; no gradient
+ * @throws HeedError SHAPE_MISMATCH for a shape that is none
+ */
 export function normal(device: Device, shape: Shape, options: RandomOptions & { mean?: number; std?: number }): Tensor {
   return draw(device, shape, 'normal', options.random, options.dtype ?? 'f32', options.std ?? 1, options.mean ?? 0);
 }
 
-/** Ones with a probability, else zeros; u8. */
+/**
+ * Ones with a probability, else zeros.
+ * @param options.random where the numbers come from; each call moves it on by one draw
+ * @param options.probability of a one, 0 to 1
+ * @returns u8 of `shape`; no gradient
+ * @throws HeedError INVALID_ARGUMENT for another probability, SHAPE_MISMATCH for a shape that is none
+ */
 export function bernoulli(device: Device, shape: Shape, options: { random: RandomStream; probability: number }): Tensor {
   const { probability } = options;
   if (!(probability >= 0 && probability <= 1))
@@ -121,7 +143,11 @@ const dropped = defineKernel({
 /**
  * Zeroes elements with probability `rate` and scales the rest by 1 / (1 - rate). The gradient draws the same numbers again:
  * no mask is kept, and a checkpointed region drops the same elements when its stream is at the same position.
+ * @param x f32 or f16
+ * @param options.rate share that becomes zero, 0 up to, not including, 1
  * @param options.random required: an op that draws numbers never makes up a seed
+ * @returns the shape and dtype of x; differentiable
+ * @throws HeedError INVALID_ARGUMENT for another rate, DTYPE_MISMATCH
  */
 export function dropout(x: Tensor, options: { rate: number; random: RandomStream }): Tensor {
   const { rate } = options;

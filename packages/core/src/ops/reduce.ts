@@ -54,7 +54,11 @@ function expectSome(who: string, x: Tensor, axes: readonly number[]): void {
 /**
  * Sum over axes, all by default.
  * @param x any dtype; integers wrap around
- * @param options.dtype of the result; default that of x (u8: u32). f32 keeps the sum of many f16 exact
+ * @param axes one axis or several, negative ones from the end. Default: all
+ * @param options.keepDims keeps reduced axes with length 1. Default false
+ * @param options.dtype of a sum of floats; default that of x. f32 keeps the sum of many f16 exact
+ * @returns x without the axes; the dtype of x (u8: u32) or `options.dtype`; differentiable where x is float
+ * @throws HeedError SHAPE_MISMATCH for an axis that is absent or named twice
  */
 export function sum(x: Tensor, axes?: Axes, options: ReduceOptions & { dtype?: 'f32' | 'f16' } = {}): Tensor {
   const chosen = axesOf('sum', x, axes);
@@ -74,7 +78,11 @@ export function sum(x: Tensor, axes?: Axes, options: ReduceOptions & { dtype?: '
 /**
  * Mean over axes, all by default.
  * @param x f32 or f16
- * @throws HeedError SHAPE_MISMATCH when there is nothing to average
+ * @param axes one axis or several, negative ones from the end. Default: all
+ * @param options.keepDims keeps reduced axes with length 1. Default false
+ * @param options.dtype default that of x
+ * @returns x without the axes; differentiable
+ * @throws HeedError SHAPE_MISMATCH for an axis that is absent or named twice, or when there is nothing to average, DTYPE_MISMATCH
  */
 export function mean(x: Tensor, axes?: Axes, options: ReduceOptions & { dtype?: 'f32' | 'f16' } = {}): Tensor {
   expectFloat('mean', 'x', x);
@@ -92,13 +100,24 @@ export function mean(x: Tensor, axes?: Axes, options: ReduceOptions & { dtype?: 
 
 /**
  * Greatest element over axes, all by default; any dtype. The gradient goes to the first of equal ones.
- * @throws HeedError SHAPE_MISMATCH when there are no elements
+ * @param x any dtype
+ * @param axes one axis or several, negative ones from the end. Default: all
+ * @param options.keepDims keeps reduced axes with length 1. Default false
+ * @returns x without the axes, its dtype; differentiable where x is float
+ * @throws HeedError SHAPE_MISMATCH for an axis that is absent or named twice, or when there are no elements
  */
 export function max(x: Tensor, axes?: Axes, options: ReduceOptions = {}): Tensor {
   return extreme('max', x, axes, options);
 }
 
-/** Least element over axes, all by default; as `max`. */
+/**
+ * Least element over axes, all by default; any dtype. The gradient goes to the first of equal ones.
+ * @param x any dtype
+ * @param axes one axis or several, negative ones from the end. Default: all
+ * @param options.keepDims keeps reduced axes with length 1. Default false
+ * @returns x without the axes, its dtype; differentiable where x is float
+ * @throws HeedError SHAPE_MISMATCH for an axis that is absent or named twice, or when there are no elements
+ */
 export function min(x: Tensor, axes?: Axes, options: ReduceOptions = {}): Tensor {
   return extreme('min', x, axes, options);
 }
@@ -152,13 +171,23 @@ function routeToFirst(kind: 'max' | 'min', x: Tensor, axes: readonly number[], g
 /**
  * Index of the greatest element along an axis, the lowest on ties; over all elements in row-major order without an axis.
  * @param x any dtype
- * @returns u32; no gradient flows
+ * @param axis negative ones from the end. Default: none, over all elements
+ * @param options.keepDims keeps reduced axes with length 1. Default false
+ * @returns u32, x without the axis; no gradient flows
+ * @throws HeedError SHAPE_MISMATCH for an absent axis, or when there are no elements
  */
 export function argmax(x: Tensor, axis?: number, options: ReduceOptions = {}): Tensor {
   return argExtreme('argmax', x, axis, options);
 }
 
-/** Index of the least element; as `argmax`. */
+/**
+ * Index of the least element along an axis, the lowest on ties; over all elements in row-major order without an axis.
+ * @param x any dtype
+ * @param axis negative ones from the end. Default: none, over all elements
+ * @param options.keepDims keeps reduced axes with length 1. Default false
+ * @returns u32, x without the axis; no gradient flows
+ * @throws HeedError SHAPE_MISMATCH for an absent axis, or when there are no elements
+ */
 export function argmin(x: Tensor, axis?: number, options: ReduceOptions = {}): Tensor {
   return argExtreme('argmin', x, axis, options);
 }
@@ -179,7 +208,10 @@ const logsumexpGradient = pointwise((x, lse, g) => x.sub(lse).exp().mul(g), { na
 /**
  * log(sum(exp(x))) over axes, all by default, without overflow.
  * @param x f32 or f16
- * @returns f32; -1e30 where there are no elements
+ * @param axes one axis or several, negative ones from the end. Default: all
+ * @param options.keepDims keeps reduced axes with length 1. Default false
+ * @returns f32, x without the axes; -1e30 where there are no elements. Differentiable
+ * @throws HeedError SHAPE_MISMATCH for an axis that is absent or named twice, DTYPE_MISMATCH
  */
 export function logsumexp(x: Tensor, axes?: Axes, options: ReduceOptions = {}): Tensor {
   expectFloat('logsumexp', 'x', x);
@@ -203,7 +235,10 @@ const l2normGradient = pointwise((x, norm, g) => x.mul(g).div(norm.max(1e-30)), 
 /**
  * sqrt(sum(x^2)) over axes, all by default.
  * @param x f32 or f16
- * @returns f32; the gradient at 0 is 0
+ * @param axes one axis or several, negative ones from the end. Default: all
+ * @param options.keepDims keeps reduced axes with length 1. Default false
+ * @returns f32, x without the axes; differentiable, the gradient at 0 is 0
+ * @throws HeedError SHAPE_MISMATCH for an axis that is absent or named twice, DTYPE_MISMATCH
  */
 export function l2norm(x: Tensor, axes?: Axes, options: ReduceOptions = {}): Tensor {
   expectFloat('l2norm', 'x', x);

@@ -66,7 +66,14 @@ export function permute(x: Tensor, order: readonly number[]): Tensor {
   });
 }
 
-/** x with two axes exchanged, the last two by default. */
+/**
+ * x with two axes exchanged, the last two by default.
+ * @param x any dtype
+ * @param a default -2, negative ones from the end
+ * @param b default -1
+ * @returns a view where the last axis stays, else a copy through tiles; differentiable
+ * @throws HeedError SHAPE_MISMATCH for an absent axis
+ */
 export function transpose(x: Tensor, a = -2, b = -1): Tensor {
   const [first, second] = [axisOf('transpose', x, a), axisOf('transpose', x, b)];
   return permute(
@@ -77,7 +84,9 @@ export function transpose(x: Tensor, a = -2, b = -1): Tensor {
 
 /**
  * x without axes of length 1: those named, or all such.
- * @throws HeedError SHAPE_MISMATCH when a named axis is longer
+ * @param axes one axis or several; default all of length 1
+ * @returns a view where strides allow; differentiable
+ * @throws HeedError SHAPE_MISMATCH when a named axis is longer, absent or named twice
  */
 export function squeeze(x: Tensor, axes?: number | readonly number[]): Tensor {
   const chosen = axes === undefined ? x.shape.flatMap((n, axis) => (n === 1 ? [axis] : [])) : axesOf('squeeze', x, axes);
@@ -94,7 +103,12 @@ export function squeeze(x: Tensor, axes?: number | readonly number[]): Tensor {
   );
 }
 
-/** x with a new axis of length 1, which will be axis `axis` of the result (-1: the last). */
+/**
+ * x with a new axis of length 1, which will be axis `axis` of the result (-1: the last).
+ * @param axis from -rank - 1 to rank
+ * @returns a view where strides allow; differentiable
+ * @throws HeedError SHAPE_MISMATCH for another axis
+ */
 export function unsqueeze(x: Tensor, axis: number): Tensor {
   const at = axis < 0 ? axis + x.rank + 1 : axis;
   if (!Number.isInteger(axis) || at < 0 || at > x.rank) {
@@ -125,7 +139,12 @@ export function broadcastTo(x: Tensor, shape: Shape): Tensor {
   });
 }
 
-/** x backwards along axes (all by default); a copy. */
+/**
+ * x backwards along axes (all by default); a copy.
+ * @param axes one axis or several; default all
+ * @returns the shape and dtype of x; differentiable
+ * @throws HeedError SHAPE_MISMATCH for an axis that is absent or named twice
+ */
 export function flip(x: Tensor, axes?: number | readonly number[]): Tensor {
   const chosen = axesOf('flip', x, axes);
   return apply({

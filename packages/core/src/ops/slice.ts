@@ -85,6 +85,8 @@ function cutOut(x: Tensor, cuts: readonly Cut[]): Tensor {
  * x in parts along an axis, as views.
  * @param sizes lengths of the parts, which add up to that of the axis; or a number of equal parts
  * @param axis default -1
+ * @returns the parts in order; differentiable
+ * @throws HeedError SHAPE_MISMATCH for an absent axis, or lengths that do not add up to it
  */
 export function split(x: Tensor, sizes: number | readonly number[], axis = -1): Tensor[] {
   const at = axisOf('split', x, axis);

@@ -151,6 +151,7 @@ function lastAxis(name: string, x: Tensor, log: boolean): Tensor {
  * Softmax over the last axis.
  * @param x logits, [..., n], f32 or f16; statistics are f32
  * @returns probabilities, the shape and dtype of x; rows whose logits are all NEG (-1e30) give zeros. Differentiable
+ * @throws HeedError SHAPE_MISMATCH when x has no axis, DTYPE_MISMATCH
  */
 export function softmax(x: Tensor): Tensor {
   return lastAxis('softmax', x, false);
@@ -159,6 +160,8 @@ export function softmax(x: Tensor): Tensor {
 /**
  * Logarithm of softmax over the last axis: x - logsumexp(x).
  * @param x logits, [..., n], f32 or f16; statistics are f32
+ * @returns the shape and dtype of x; rows whose logits are all NEG (-1e30) give NEG. Differentiable
+ * @throws HeedError SHAPE_MISMATCH when x has no axis, DTYPE_MISMATCH
  */
 export function logSoftmax(x: Tensor): Tensor {
   return lastAxis('logSoftmax', x, true);

@@ -188,7 +188,12 @@ export class Optimizer {
   }
 }
 
-/** AdamW (Loshchilov, Hutter 2019): decoupled weight decay, bias-corrected moments. */
+/**
+ * AdamW (Loshchilov, Hutter 2019): decoupled weight decay, bias-corrected moments.
+ * @param params a tree of contiguous f32 tensors, updated in place by `step`
+ * @param options betas [0.9, 0.95], epsilon 1e-8, weightDecay 0.1 (none on vectors), no clipping
+ * @throws HeedError INVALID_ARGUMENT for a tree without tensors, DTYPE_MISMATCH for a parameter that is no contiguous f32
+ */
 export function adamW(params: Params, options: AdamWOptions = {}): Optimizer {
   return new Optimizer(
     params,
@@ -204,7 +209,12 @@ export function adamW(params: Params, options: AdamWOptions = {}): Optimizer {
   );
 }
 
-/** Stochastic gradient descent with momentum. */
+/**
+ * Stochastic gradient descent with momentum: m = momentum m + g, p -= learning rate times m (or g + momentum m with `nesterov`).
+ * @param params a tree of contiguous f32 tensors, updated in place by `step`
+ * @param options momentum 0, nesterov false, weightDecay 0, no clipping
+ * @throws HeedError INVALID_ARGUMENT for a tree without tensors, DTYPE_MISMATCH for a parameter that is no contiguous f32
+ */
 export function sgd(params: Params, options: SgdOptions = {}): Optimizer {
   return new Optimizer(
     params,
@@ -220,7 +230,12 @@ export function sgd(params: Params, options: SgdOptions = {}): Optimizer {
   );
 }
 
-/** Lion (Chen et al. 2023): the sign of an interpolated momentum. Learning rates are 3 to 10 times smaller than AdamW's. */
+/**
+ * Lion (Chen et al. 2023): the sign of an interpolated momentum. Learning rates are 3 to 10 times smaller than AdamW's.
+ * @param params a tree of contiguous f32 tensors, updated in place by `step`
+ * @param options betas [0.9, 0.99], weightDecay 0.1 (none on vectors), no clipping
+ * @throws HeedError INVALID_ARGUMENT for a tree without tensors, DTYPE_MISMATCH for a parameter that is no contiguous f32
+ */
 export function lion(params: Params, options: LionOptions = {}): Optimizer {
   return new Optimizer(
     params,

@@ -19,7 +19,14 @@ function warmed(step: number, warmup: number, after: (sinceWarmup: number) => nu
   return step < warmup ? (peak * (step + 1)) / warmup : after(step - warmup);
 }
 
-/** Warm-up, then half a cosine from the peak down to `floor` times the peak at `steps` (Loshchilov, Hutter 2017). */
+/**
+ * Warm-up, then half a cosine from the peak down to `floor` times the peak at `steps` (Loshchilov, Hutter 2017).
+ * @param options.peak learning rate at the top, above 0
+ * @param options.warmup steps of linear warm-up from 0. Default 0
+ * @param options.steps of the whole run
+ * @param options.floor share of the peak that is left at the end. Default 0.1
+ * @throws HeedError INVALID_ARGUMENT for a peak or steps that are not above 0
+ */
 export function cosineSchedule({ peak, warmup = 0, steps, floor = 0.1 }: Warm & { steps: number; floor?: number }): Schedule {
   check('cosineSchedule', peak, steps);
   const low = peak * floor;
@@ -27,7 +34,15 @@ export function cosineSchedule({ peak, warmup = 0, steps, floor = 0.1 }: Warm & 
     warmed(step, warmup, (s) => low + ((peak - low) * (1 + Math.cos(Math.PI * Math.min(1, s / Math.max(1, steps - warmup))))) / 2, peak);
 }
 
-/** Warm-up, a plateau at the peak, then linear decay to `floor` times the peak over the last `decay` steps. */
+/**
+ * Warm-up, a plateau at the peak, then linear decay to `floor` times the peak over the last `decay` steps.
+ * @param options.peak learning rate at the top, above 0
+ * @param options.warmup steps of linear warm-up from 0. Default 0
+ * @param options.steps of the whole run
+ * @param options.decay steps of the decay
+ * @param options.floor share of the peak that is left at the end. Default 0
+ * @throws HeedError INVALID_ARGUMENT for a peak or steps that are not above 0
+ */
 export function warmupStableDecaySchedule({
   peak,
   warmup = 0,
@@ -42,19 +57,35 @@ export function warmupStableDecaySchedule({
   };
 }
 
-/** Warm-up, then the peak times sqrt(warmup / step) (Vaswani et al. 2017). */
+/**
+ * Warm-up, then the peak times sqrt(warmup / step) (Vaswani et al. 2017).
+ * @param options.peak learning rate at the top, above 0
+ * @param options.warmup steps of linear warm-up from 0. Default 1
+ * @throws HeedError INVALID_ARGUMENT for a peak that is not above 0
+ */
 export function inverseSqrtSchedule({ peak, warmup = 1 }: Warm): Schedule {
   check('inverseSqrtSchedule', peak, 1);
   return (step) => warmed(step, warmup, () => peak * Math.sqrt(warmup / (step + 1)), peak);
 }
 
-/** Warm-up, then linear decay to 0 at `steps`. */
+/**
+ * Warm-up, then linear decay to 0 at `steps`.
+ * @param options.peak learning rate at the top, above 0
+ * @param options.warmup steps of linear warm-up from 0. Default 0
+ * @param options.steps of the whole run
+ * @throws HeedError INVALID_ARGUMENT for a peak or steps that are not above 0
+ */
 export function linearSchedule({ peak, warmup = 0, steps }: Warm & { steps: number }): Schedule {
   check('linearSchedule', peak, steps);
   return (step) => warmed(step, warmup, (s) => peak * Math.max(0, 1 - s / Math.max(1, steps - warmup)), peak);
 }
 
-/** Warm-up, then the peak. */
+/**
+ * Warm-up, then the peak.
+ * @param options.peak learning rate at the top, above 0
+ * @param options.warmup steps of linear warm-up from 0. Default 0
+ * @throws HeedError INVALID_ARGUMENT for a peak that is not above 0
+ */
 export function constantSchedule({ peak, warmup = 0 }: Warm): Schedule {
   check('constantSchedule', peak, 1);
   return (step) => warmed(step, warmup, () => peak, peak);

@@ -115,7 +115,14 @@ const fillWords = defineKernel({
     }`,
 });
 
-/** A tensor with every element `value`. */
+/**
+ * A tensor with every element `value`.
+ * @param shape lengths of the axes, at most 6
+ * @param options.dtype default f32
+ * @param options.label names the tensor in messages
+ * @returns a contiguous tensor
+ * @throws HeedError SHAPE_MISMATCH for a shape that is none, LIMIT_EXCEEDED where the device has no buffer so large
+ */
 export function full(device: Device, shape: Shape, value: number, options: { dtype?: DType; label?: string } = {}): Tensor {
   const dtype = options.dtype ?? 'f32';
   const out = empty(device, shape, dtype, options.label);
@@ -139,7 +146,14 @@ export function full(device: Device, shape: Shape, value: number, options: { dty
   return out;
 }
 
-/** A tensor of zeros. */
+/**
+ * A tensor of zeros.
+ * @param shape lengths of the axes, at most 6
+ * @param options.dtype default f32
+ * @param options.label names the tensor in messages
+ * @returns a contiguous tensor
+ * @throws HeedError SHAPE_MISMATCH for a shape that is none, LIMIT_EXCEEDED where the device has no buffer so large
+ */
 export function zeros(device: Device, shape: Shape, options: { dtype?: DType; label?: string } = {}): Tensor {
   return full(device, shape, 0, options);
 }

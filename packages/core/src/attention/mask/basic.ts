@@ -8,7 +8,11 @@ const every = ({ from, to }: Region): Coverage => ({ all: [from, to], some: [fro
 /** The answer for arrays that only the device knows: anything may be visible. */
 export const unknownCoverage = ({ from, to }: Region): Coverage => ({ all: [], some: [from, to] });
 
-/** Queries see keys from q - left to q + right; infinite where a side is open. */
+/**
+ * Queries see keys from q - left to q + right; infinite where a side is open.
+ * @param left keys back, `Infinity` where the side is open
+ * @param right keys ahead, `Infinity` where the side is open
+ */
 export function bandPattern(left: number, right: number): MaskPattern {
   const band =
     (before: number, after: number) =>
@@ -38,6 +42,7 @@ export function full(): Mask {
  * Query position q sees keys up to q. When queries and keys differ in number the last query lines up with the last key (bottom-right),
  * since q = row + keys - queries; pass `offset` in the lengths of a call for another alignment.
  * @param options.offset keys seen beyond the own position; default 0
+ * @throws HeedError INVALID_ARGUMENT for an offset that is no whole number
  */
 export function causal(options: { offset?: number } = {}): Mask {
   const { offset } = options;
@@ -63,8 +68,10 @@ function staircase(first: number, rows: number, keys: number): number {
 
 /**
  * Sliding window; `window` counts the keys that a query sees inside a long sequence, its own included.
+ * @param options.window keys, 1 or more
  * @param options.causal the window ends at the query itself; default false: it reaches floor(window / 2) keys back and the rest
  *   ahead, so an even window reaches one further back (as neighborhood attention). Windows are cut at the ends, not shifted.
+ * @throws HeedError INVALID_ARGUMENT for another window
  */
 export function slidingWindow(options: { window: number; causal?: boolean }): Mask {
   const { window, causal: oneSided = false } = options;
@@ -81,7 +88,11 @@ export function slidingWindow(options: { window: number; causal?: boolean }): Ma
   });
 }
 
-/** The first `count` keys are visible to every query: sink tokens, a prefix. */
+/**
+ * The first `count` keys are visible to every query: sink tokens, a prefix.
+ * @param count tokens, a whole number of 0 or more
+ * @throws HeedError INVALID_ARGUMENT for another count
+ */
 export function sinks(count: number): Mask {
   expectCount('sinks', 'count', count, 0);
   return maskFrom({
@@ -92,7 +103,11 @@ export function sinks(count: number): Mask {
   });
 }
 
-/** Queries at positions below `count` see every key: global rows. */
+/**
+ * Queries at positions below `count` see every key: global rows.
+ * @param count tokens, a whole number of 0 or more
+ * @throws HeedError INVALID_ARGUMENT for another count
+ */
 export function leadingQueries(count: number): Mask {
   expectCount('leadingQueries', 'count', count, 0);
   return maskFrom({
@@ -120,7 +135,11 @@ export function axisPattern(axis: 'query' | 'key', of: (batch: number) => readon
   return axis === 'key' ? { keys: members, queries: whole } : { keys: whole, queries: members };
 }
 
-/** Causal, and keys before `prefix` are visible to all: a bidirectional prefix. LongCA-bench mask 10. */
+/**
+ * Causal, and keys before `prefix` are visible to all: a bidirectional prefix. LongCA-bench mask 10.
+ * @param prefix tokens, a whole number of 0 or more
+ * @throws HeedError INVALID_ARGUMENT for another prefix
+ */
 export function prefixLm(prefix: number): Mask {
   return causal().or(sinks(prefix));
 }
@@ -128,6 +147,7 @@ export function prefixLm(prefix: number): Mask {
 /**
  * |q - kv| <= distance, and the first 2 distance rows and columns are global. LongCA-bench mask 8 (its predicate, not its slices).
  * @param distance in tokens, >= 1; the bench draws it from [1, tokens / 3 - 1]
+ * @throws HeedError INVALID_ARGUMENT for another distance
  */
 export function globalSlidingWindow(distance: number): Mask {
   expectCount('globalSlidingWindow', 'distance', distance, 1);
@@ -136,7 +156,11 @@ export function globalSlidingWindow(distance: number): Mask {
     .or(sinks(2 * distance));
 }
 
-/** Keys of later blocks of `block` tokens are hidden, the own block is visible whole: floor(kv / block) <= floor(q / block). */
+/**
+ * Keys of later blocks of `block` tokens are hidden, the own block is visible whole: floor(kv / block) <= floor(q / block).
+ * @param block tokens, 1 or more
+ * @throws HeedError INVALID_ARGUMENT for another block
+ */
 export function blockCausal(block: number): Mask {
   expectCount('blockCausal', 'block', block, 1);
   const edge = uniform('causalBlock', 'i32');

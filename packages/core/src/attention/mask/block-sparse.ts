@@ -162,6 +162,9 @@ export interface RandomBlocks {
 /**
  * Random selection on a uniform grid of blocks. LongCA-bench mask 13.
  * @param options.blockSize edge of a block in tokens (the bench: 64 or 128)
+ * @param options.ratio share of blocks kept, in (0, 1]
+ * @param options.seed Philox seed: the same blocks on every machine
+ * @throws HeedError INVALID_ARGUMENT for another block size, ratio or seed
  */
 export function uniformBlockSparse(options: RandomBlocks & { readonly blockSize: number }): Mask {
   expectCount('uniformBlockSparse', 'blockSize', options.blockSize, 1);
@@ -175,6 +178,9 @@ export function uniformBlockSparse(options: RandomBlocks & { readonly blockSize:
  * Random selection on a grid whose rows and columns have random lengths. LongCA-bench mask 14.
  * @param options.meanBlock mean length of a block in tokens; lengths are uniform in [minBlock, 2 meanBlock - minBlock], the last is cut
  * @param options.minBlock least length; default 128, or meanBlock where that is less
+ * @param options.ratio share of blocks kept, in (0, 1]
+ * @param options.seed Philox seed: the same blocks on every machine
+ * @throws HeedError INVALID_ARGUMENT for other lengths, ratio or seed
  */
 export function variableBlockSparse(options: RandomBlocks & { readonly meanBlock: number; readonly minBlock?: number }): Mask {
   const { meanBlock, minBlock = Math.min(128, meanBlock) } = options;
