@@ -53,7 +53,7 @@ const techniques: readonly Technique[] = [
   },
   {
     name: 'transnormerllm',
-    algorithm: 'one sweep with LRPE, two turned copies a channel: q, k, v read once, out written once',
+    algorithm: 'one sweep with LRPE, which makes 64 channels of 32 on the way: q, k, v read once, out written once',
     headDim: VALUES / 2,
     open: (device, setting) => tensor(device, angles(setting), [setting.heads, VALUES / 2]),
     call: (q, k, v, setting, theta) => transnormerllm(q, k, v, { decay: decays(setting), ...(theta && { theta }) }),
@@ -76,7 +76,7 @@ function scanEntry(technique: Technique, setting: Setting): Entry {
     dtype,
     pass: 'forward',
     work: { algorithm, bytes, flops: 4 * tokens * heads * VALUES * VALUES },
-    memory: { bytes, why: 'q, k, v and out; states of segments, and turned copies, come on top' },
+    memory: { bytes, why: 'q, k, v and out; states of segments come on top' },
     tolerance: TOLERANCE[dtype].forward,
     series: { name: `${name}, d${VALUES}, ${dtype}, forward`, tokens },
     open: (device) => open(device, technique, setting),
