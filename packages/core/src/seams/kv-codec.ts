@@ -30,6 +30,7 @@ export function rowBytes(codec: KvCodec, dim: number): number {
   return codec.rowItems(dim) * itemBytes(codec);
 }
 
+/** Bytes of an item that a codec loads at once. */
 export function itemBytes(codec: KvCodec): number {
   return codec.item === 'u32' ? 4 : codec.item === 'vec2u' ? 8 : 16;
 }

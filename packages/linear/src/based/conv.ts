@@ -53,6 +53,7 @@ export interface BaseConvParams {
  * @param options.past the kernelSize - 1 tokens of u1 before the first, [batch, kernelSize - 1, channels]; default zeros
  * @param options.bias f32 [channels]
  * @returns [batch, tokens, channels]; differentiable
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH
  */
 export function baseConv(u1: Tensor, u2: Tensor, taps: Tensor, options: { past?: Tensor; bias?: Tensor } = {}): Tensor {
   const { past, bias } = options;

@@ -5,6 +5,7 @@ import { concat, full, HeedError, mul, reshape, scope, type Tensor } from '@heed
  * phi(q).phi(k) = 1 + s + s^2 / 2 with s = q.k / sqrt(f). For inspection and for tests: `based` never makes it in memory.
  * @param x [..., f], f32 or f16
  * @returns [..., 1 + f + f^2]; differentiable
+ * @throws HeedError DTYPE_MISMATCH, SHAPE_MISMATCH when x has no axis
  */
 export function taylorFeatures(x: Tensor): Tensor {
   if (x.rank === 0 || (x.dtype !== 'f32' && x.dtype !== 'f16'))

@@ -23,6 +23,7 @@ export function based(q: Tensor, k: Tensor, v: Tensor, options: BasedOptions = {
 /**
  * As `based`, and the sums behind the last token, which are `initialState` of what follows.
  * @returns out; kvState f32 [batch, heads, 1 + f + f^2, valueDim] and kState f32 [batch, heads, 1 + f + f^2] in the official order, constants
+ * @throws HeedError what `based` throws
  */
 export function basedWithState(q: Tensor, k: Tensor, v: Tensor, options: BasedOptions = {}): { out: Tensor } & BasedStates {
   const { out, state } = basedOp('basedWithState', q, k, v, options, true);

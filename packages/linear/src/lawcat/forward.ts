@@ -27,6 +27,7 @@ export function lawcat(q: Tensor, k: Tensor, v: Tensor, options: LawcatOptions):
 /**
  * As `lawcat`, and the state behind the last token, which is `initialState` of what follows.
  * @returns out, and state f32 [batch, heads, keyDim, valueDim + 1], its last column the normaliser; both differentiable
+ * @throws HeedError what `lawcat` throws
  */
 export function lawcatWithState(q: Tensor, k: Tensor, v: Tensor, options: LawcatOptions): { out: Tensor; state: Tensor } {
   checkLawcat('lawcatWithState', q, v, options);

@@ -20,6 +20,7 @@ const pullback = pointwise((x, dy, root, dot, eps) => dy.sub(x.mul(dot).div(root
  * @param x [..., n], f32 or f16; statistics are f32
  * @param eps default 1e-8
  * @returns the shape and dtype of x
+ * @throws HeedError SHAPE_MISMATCH when x has no axis, DTYPE_MISMATCH
  */
 export function srms(x: Tensor, eps = 1e-8): Tensor {
   const dtype = x.dtype as FloatDType;

@@ -39,7 +39,11 @@ export function lightning(q: Tensor, k: Tensor, v: Tensor, options: LightningOpt
   return scope(() => linearScan(q, k, v, forgetting(q, rest), 'lightning'));
 }
 
-/** As `lightning`, and the state behind the last token, f32 [batch, heads, keyDim, valueDim]; both differentiable. */
+/**
+ * As `lightning`, and the state behind the last token, f32 [batch, heads, keyDim, valueDim]; both differentiable.
+ * @returns out as `lightning`, and state, which is `initialState` of what follows
+ * @throws HeedError what `lightning` throws
+ */
 export function lightningWithState(
   q: Tensor,
   k: Tensor,

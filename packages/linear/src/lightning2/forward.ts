@@ -21,6 +21,7 @@ export function lightning2(q: Tensor, k: Tensor, v: Tensor, options: Lightning2O
 /**
  * As `lightning2`, and the state behind the last token, which is `initialState` of what follows.
  * @returns out, and state f32 [batch, heads, keyDim, valueDim]; both differentiable
+ * @throws HeedError what `lightning2` throws
  */
 export function lightning2WithState(q: Tensor, k: Tensor, v: Tensor, options: Lightning2Options): { out: Tensor; state: Tensor } {
   const [out, state] = lightning2Op('lightning2WithState', q, k, v, options, true);

@@ -33,7 +33,11 @@ export function lla(q: Tensor, k: Tensor, v: Tensor, options: LlaOptions): Tenso
   return llaOp('lla', q, k, v, options, false).out;
 }
 
-/** As `lla`, with the solution of each query's system. Only `out` is differentiable. */
+/**
+ * As `lla`, with the solution of each query's system. Only `out` is differentiable.
+ * @returns out as `lla`; see `LlaSolution` for the rest
+ * @throws HeedError what `lla` throws
+ */
 export function llaWithSolution(q: Tensor, k: Tensor, v: Tensor, options: LlaOptions): LlaSolution {
   return llaOp('llaWithSolution', q, k, v, options, true);
 }
@@ -42,6 +46,7 @@ export function llaWithSolution(q: Tensor, k: Tensor, v: Tensor, options: LlaOpt
  * The systems alone: rho of (sum_j w z z^T + lambda omega I) rho = sum_j w z, z = k_j - q. With conjugate gradients the iterate after
  * `maxIterations` steps from zero, truncated where it is. No gradient.
  * @returns rho f32 [batch, queries, heads, headDim]; steps u32 [batch, queries, heads], iterations that each query took (0 for Cholesky)
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT
  */
 export function llaSolve(q: Tensor, k: Tensor, options: LlaSolveOptions): { rho: Tensor; steps: Tensor } {
   const settings = resolve('llaSolve', q, k, undefined, options);

@@ -172,6 +172,7 @@ export function nprf(q: Tensor, k: Tensor, v: Tensor, features: Tensor, rpeBias:
  * @param v [batch, height, width, heads, valueDim]
  * @param rpeBias f32 [heads, 2 height - 1, 2 width - 1]; entry (yj - yi) + height - 1, (xj - xi) + width - 1
  * @returns [batch, height, width, heads, valueDim]
+ * @throws HeedError what `nprf` throws
  */
 export function nprf2d(
   q: Tensor,

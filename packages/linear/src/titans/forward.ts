@@ -45,6 +45,8 @@ export function titans(q: Tensor, k: Tensor, v: Tensor, options: TitansOptions):
 /**
  * As `titans`, and the memory behind the last whole chunk, which is `initialState` of what follows: cut sequences at multiples of
  * chunkSize, or stream them.
+ * @returns out as `titans`, and the state
+ * @throws HeedError what `titans` throws
  */
 export function titansWithState(q: Tensor, k: Tensor, v: Tensor, options: TitansOptions): { out: Tensor; state: TitansMemoryState } {
   checkArguments('titansWithState', q, k, v, options);
@@ -55,6 +57,7 @@ export function titansWithState(q: Tensor, k: Tensor, v: Tensor, options: Titans
  * What a memory gives for queries, without storing anything: f_W(q).
  * @param q [batch, tokens, heads, headDim]
  * @returns the shape of q, f32
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH
  */
 export function titansRetrieve(q: Tensor, state: Pick<TitansMemoryState, 'memory'>, form: Partial<TitansForm> = {}): Tensor {
   return scope(() => permute(recall(state.memory, permute(q, [0, 2, 1, 3]), memoryForm(form)), [0, 2, 1, 3]));

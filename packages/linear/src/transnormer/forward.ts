@@ -65,7 +65,11 @@ export function transnormerNormAttention(q: Tensor, k: Tensor, v: Tensor, option
   });
 }
 
-/** As `transnormerNormAttention` with `causal`, and the state behind the last token, f32 [batch, heads, headDim, valueDim]. */
+/**
+ * As `transnormerNormAttention` with `causal`, and the state behind the last token, f32 [batch, heads, headDim, valueDim].
+ * @returns out as `transnormerNormAttention`, and state, which is `initialState` of what follows
+ * @throws HeedError what `transnormerNormAttention` throws
+ */
 export function transnormerNormAttentionWithState(
   q: Tensor,
   k: Tensor,

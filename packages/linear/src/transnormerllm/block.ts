@@ -50,6 +50,8 @@ export function initSglu(
 /**
  * The channel mixer of TransNormerLLM (eq. 8): ((x W1) * (x W2)) W3, a gated unit without activation.
  * @param x [..., dim]
+ * @returns [..., dim]; differentiable
+ * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH
  */
 export function sglu(params: SgluParams, x: Tensor, options: SgluOptions = {}): Tensor {
   const { activation = 'none', precision = 'f32', addTo } = options;

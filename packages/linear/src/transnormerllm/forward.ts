@@ -38,7 +38,11 @@ export function transnormerllm(q: Tensor, k: Tensor, v: Tensor, options: Transno
   });
 }
 
-/** As `transnormerllm`, and the state behind the last token; both differentiable. */
+/**
+ * As `transnormerllm`, and the state behind the last token; both differentiable.
+ * @returns out as `transnormerllm`, and state f32, which is `initialState` of what follows
+ * @throws HeedError what `transnormerllm` throws
+ */
 export function transnormerllmWithState(
   q: Tensor,
   k: Tensor,
@@ -72,6 +76,8 @@ export function lrpeAngles({ heads, headDim, base = 10000 }: { heads: number; he
  * SRMSNorm: x / sqrt(mean(x^2) + eps) over the last axis, without weights. A row of zeros gives zeros and a finite gradient.
  * @param x [..., n], f32 or f16
  * @param options.eps default 1e-6; at least 1.6e-5 for f16, as the released code has it
+ * @returns the shape and dtype of x; differentiable
+ * @throws HeedError SHAPE_MISMATCH when x has no axis, DTYPE_MISMATCH
  */
 export function srmsNorm(x: Tensor, options: { eps?: number } = {}): Tensor {
   const { eps = 1e-6 } = options;

@@ -28,6 +28,7 @@ export function fna(q: Tensor, k: Tensor, v: Tensor, options: FnaOptions): Tenso
 /**
  * As `fna`, with the logsumexp of each row's scores, for merging with other parts of a softmax.
  * @returns out, and lse, f32 [batch, ...grid, heads], natural logarithm
+ * @throws HeedError what `fna` throws
  */
 export function fnaWithLse(q: Tensor, k: Tensor, v: Tensor, options: FnaOptions): { out: Tensor; lse: Tensor } {
   return scope(() => {

@@ -36,7 +36,11 @@ export interface ZetaWithIndices {
   codesK: Tensor;
 }
 
-/** As `zeta`, with the selection and the codes; only `out` carries a gradient. */
+/**
+ * As `zeta`, with the selection and the codes; only `out` carries a gradient.
+ * @returns out as `zeta`; see `ZetaWithIndices` for the rest
+ * @throws HeedError what `zeta` throws
+ */
 export function zetaWithIndices(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, options: ZetaOptions): ZetaWithIndices {
   return scope(() => {
     const [out, indices] = applyZeta('zetaWithIndices', q, k, v, theta, options, true);

@@ -260,7 +260,11 @@ export function zetaStep(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, state: 
   return out as Tensor;
 }
 
-/** As `zetaStep`, with the tokens found by the search and kept, i32 [batch, n, heads, topK], as `zetaWithIndices` lists them. */
+/**
+ * As `zetaStep`, with the tokens found by the search and kept, i32 [batch, n, heads, topK], as `zetaWithIndices` lists them.
+ * @returns out as `zetaStep`, and the indices
+ * @throws HeedError what `zetaStep` throws
+ */
 export function zetaStepWithIndices(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, state: ZetaState): { out: Tensor; indices: Tensor } {
   checkArguments('zetaStepWithIndices', q, k, v, theta);
   const [out, indices] = apply({

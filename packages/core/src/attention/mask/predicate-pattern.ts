@@ -3,9 +3,12 @@ import type { Bounds, Expr } from '../../kernel/expr/index.js';
 import { appendSpan } from './spans.js';
 import type { CaptureSource, Coverage, MaskPattern, Region } from './types.js';
 
-// The pattern of any predicate: bisect one axis and bound the predicate on each piece by interval arithmetic, down to tiles.
-// Conservative; O(undecided tiles) a row, so a predicate that intervals cannot follow lists every tile as partial.
-
+/**
+ * The pattern of any predicate: bisects one axis and bounds the predicate on each piece by interval arithmetic, down to tiles.
+ * Conservative; O(undecided tiles) a row, so a predicate that intervals cannot follow lists every tile as partial.
+ * @param uniforms values of the predicate's uniforms
+ * @param captures its arrays; what lies on the device is taken for any value
+ */
 export function predicatePattern(
   predicate: Expr<'bool'>,
   uniforms: Readonly<Record<string, number>>,
