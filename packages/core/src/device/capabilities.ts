@@ -33,6 +33,7 @@ export interface Capabilities {
   tier: Tier;
   /** shader-f16: f16 arithmetic in kernels. Without it f16 tensors are stored as packed pairs. */
   f16: boolean;
+  /** Subgroup operations; a subgroup has subgroupMinSize to subgroupMaxSize lanes. */
   subgroups: boolean;
   subgroupMinSize: number;
   subgroupMaxSize: number;
@@ -47,14 +48,19 @@ export interface Capabilities {
 
 /** What `openDevice` chose, for people and for benchmark records. */
 export interface DeviceReport {
+  /** Of the adapter, as far as it tells; so are vendor, architecture and driver. */
   name: string;
   vendor: string;
   architecture: string;
   driver: string;
+  /** Where it comes from: Dawn in Node, the browser, or the caller's own GPUDevice. */
   backend: 'node-dawn' | 'browser' | 'given';
   tier: Tier;
+  /** A software adapter: right, and slow. */
   software: boolean;
+  /** WebGPU features that are on. */
   features: string[];
+  /** Dawn toggles that were asked for. */
   toggles: string[];
 }
 

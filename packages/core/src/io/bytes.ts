@@ -6,11 +6,13 @@ export interface ByteSource {
   readonly size: number;
   /** Exactly the bytes of this range, which lies inside the source. */
   read(offset: number, length: number): Promise<Uint8Array>;
+  /** Lets go of what is behind it, a file for instance. */
   close?(): Promise<void>;
 }
 
 /** Where bytes are written one after the other. */
 export interface ByteSink {
+  /** Resolves when `bytes` may be changed again. */
   write(bytes: Uint8Array): Promise<void>;
   /** Ends the writing; what was written is complete only then. */
   close?(): Promise<void>;

@@ -19,6 +19,7 @@ export class WeightAverage {
     this.tensors = new Map([...this.parameters].map(([name, p]) => [name, copyContiguous(p).keep()]));
   }
 
+  /** average = decay average + (1 - decay) parameter, after a step of the optimiser. */
   update(): void {
     for (const [name, p] of this.parameters) {
       const into = this.tensors.get(name);
@@ -26,6 +27,7 @@ export class WeightAverage {
     }
   }
 
+  /** Frees the averages. */
   dispose(): void {
     for (const t of this.tensors.values()) t.dispose();
   }

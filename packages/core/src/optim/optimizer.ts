@@ -182,6 +182,7 @@ export class Optimizer {
     return all;
   }
 
+  /** Frees moments and control values; parameters stay. */
   dispose(): void {
     for (const t of this.tensors().values()) t.dispose();
     this.partials.dispose();

@@ -17,10 +17,12 @@ export function carrySlot<T>(name: string): CarrySlot<T> {
 export class Carry {
   private readonly values: Map<CarrySlot<unknown>, unknown> = new Map();
 
+  /** The value of a slot; undefined where no layer before has set it. */
   get<T>(slot: CarrySlot<T>): T | undefined {
     return this.values.get(slot) as T | undefined;
   }
 
+  /** Hands a value on to the layers behind. */
   set<T>(slot: CarrySlot<T>, value: T): void {
     this.values.set(slot, value);
   }

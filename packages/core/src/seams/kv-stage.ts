@@ -44,18 +44,23 @@ export interface KvTokensStage extends StageBase {
 /** How one head group lies in memory: what stages read and write by kernels of their own. */
 export interface KvGroupView {
   readonly device: Device;
+  /** Of the group, in messages. */
   readonly name: string;
+  /** KV heads of the group. */
   readonly heads: readonly number[];
   /** Batch entries that there is room for. */
   readonly batch: number;
+  /** KV heads of the whole cache. */
   readonly kvHeads: number;
   readonly headDim: number;
   readonly valueDim: number;
+  /** Rows a page. */
   readonly pageTokens: number;
   /** Pages of a sequence. */
   readonly pages: number;
   /** Rows that stay: sinks and ring, or the capacity. */
   readonly rows: number;
+  /** Leading rows that stay in front of the ring. */
   readonly sinks: number;
   /** Length of the ring; 0 where every row stays. */
   readonly recent: number;
@@ -116,6 +121,7 @@ export interface KvPlacementStage extends StageBase {
 
 /** The state of a placement stage; `bytes().host` is what it holds on the host. */
 export interface KvPlacement extends State {
+  /** Resolves when the rows that q will read are on the device. */
   prepare(q: Tensor): Promise<void>;
 }
 

@@ -23,9 +23,13 @@ export interface MixContext {
 
 /** Bytes of a state or cache by kind; their sum is what its buffers take. */
 export interface Bytes {
+  /** States, keys, values. */
   payload: number;
+  /** Counts, page tables, scales of codes. */
   metadata: number;
+  /** Room that is not filled yet. */
   padding: number;
+  /** In host memory. */
   host: number;
 }
 
@@ -45,14 +49,17 @@ export interface Snapshot {
 export interface State {
   /** Tokens that it has seen. */
   readonly tokens: number;
+  /** What its buffers take. */
   bytes(): Bytes;
+  /** A copy in host memory, of all that was recorded before. */
   snapshot(): Promise<Snapshot>;
-  /** @throws HeedError INVALID_FILE when the manifest is another's */
+  /** Goes back to a snapshot. @throws HeedError INVALID_FILE when the manifest is another's */
   restore(snapshot: Snapshot): void;
   /** Forgets all but the first `tokens`: exact, or throws HeedError UNSUPPORTED. */
   truncate(tokens: number): void;
   /** Keeps the batch entries of `batch`, u32 [n], in that order (beams, finished sequences). */
   select(batch: Tensor): void;
+  /** Frees its buffers; it must not be used any more. */
   dispose(): void;
 }
 

@@ -42,15 +42,20 @@ export interface TitansMixerConfig extends Omit<TitansForm, 'transition' | 'chun
 /** Parameters of a memory: those of `titansLayer`, by name; optional ones only where they are used. */
 export interface TitansMixerParams {
   [name: string]: Params;
+  /** Gains of the norms in front of what is stored and what is asked, [dim]. */
   storeNorm: Tensor;
   retrieveNorm: Tensor;
+  /** [heads headDim, dim] */
   wq: Tensor;
   wk: Tensor;
   wv: Tensor;
+  /** Step of each token, [heads, dim] and [heads]. */
   wRate: Tensor;
   bRate: Tensor;
+  /** Share of the memory that goes, a chunk. */
   wForget: Tensor;
   bForget: Tensor;
+  /** Output projection. */
   wOut: Tensor;
   /** Weights of the memory at the start of every sequence, [heads, inputs, outputs]. */
   memory: Tensor[];
