@@ -7,29 +7,8 @@ import { referenceAttention } from '../src/attention/reference.js';
 import { RandomStream } from '../src/random/stream.js';
 import { attention, openDevice, scope, type Tensor, tensor, zeros } from '../src/index.js';
 import type { AttentionOptions } from '../src/attention/index.js';
-import { expectClose, type F64Array, randomArray, toFloat32 } from '../src/testing/index.js';
+import { expectClose, type F64Array, h100Capabilities as h100, randomArray, toFloat32 } from '../src/testing/index.js';
 
-const h100 = {
-  tier: 'matrix',
-  f16: true,
-  subgroups: true,
-  subgroupMinSize: 32,
-  subgroupMaxSize: 32,
-  subgroupSizeControl: true,
-  matrix: 'hardware',
-  matrixConfigs: [],
-  timestamps: true,
-  limits: {
-    maxBufferSize: 2 ** 31,
-    maxStorageBufferBindingSize: 2 ** 31,
-    maxComputeWorkgroupStorageSize: 49_152,
-    maxComputeInvocationsPerWorkgroup: 1024,
-    maxComputeWorkgroupSizeX: 1024,
-    maxComputeWorkgroupsPerDimension: 65_535,
-    maxStorageBuffersPerShaderStage: 16,
-    minUniformBufferOffsetAlignment: 256,
-  },
-} as const;
 const llama = { batch: 1, queries: 1, keys: 131_072, group: 4, kvHeads: 8, headDim: 128, valueDim: 128 };
 
 test('a plan packs the group of a KV head into one tile and cuts long keys into even parts', () => {

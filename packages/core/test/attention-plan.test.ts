@@ -1,46 +1,15 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { type Capabilities, type Device, openDevice, scope, zeros } from '../src/index.js';
+import { type Device, openDevice, scope, zeros } from '../src/index.js';
 import { attentionColumnSums, attentionWithLse, document, mergeAttention, planAttention, scoreMod } from '../src/attention/index.js';
 import { leadingKeyTiles } from '../src/attention/plan.js';
 import { matrixBackwardBytes } from '../src/attention/kernels/matrix-backward.js';
 import { matrixForwardBytes } from '../src/attention/kernels/matrix-forward.js';
 import { tileBytes } from '../src/attention/kernels/tile.js';
 import { capture as captureOf, vjp, workgroupBytes } from '../src/internal.js';
+import { baselineCapabilities as baseline, h100Capabilities as h100 } from '../src/testing/index.js';
 
 const capture = captureOf('table', 'f32', { differentiable: true });
-const baseline: Capabilities = {
-  tier: 'baseline',
-  f16: false,
-  subgroups: false,
-  subgroupMinSize: 1,
-  subgroupMaxSize: 1,
-  subgroupSizeControl: false,
-  matrix: 'none',
-  matrixConfigs: [],
-  timestamps: false,
-  limits: {
-    maxBufferSize: 2 ** 28,
-    maxStorageBufferBindingSize: 2 ** 27,
-    maxComputeWorkgroupStorageSize: 16384,
-    maxComputeInvocationsPerWorkgroup: 256,
-    maxComputeWorkgroupSizeX: 256,
-    maxComputeWorkgroupsPerDimension: 65535,
-    maxStorageBuffersPerShaderStage: 8,
-    minUniformBufferOffsetAlignment: 256,
-  },
-};
-const h100: Capabilities = {
-  ...baseline,
-  tier: 'matrix',
-  f16: true,
-  subgroups: true,
-  subgroupMinSize: 32,
-  subgroupMaxSize: 32,
-  matrix: 'hardware',
-  matrixConfigs: [{ component: 'f16', result: 'f32', M: 16, N: 8, K: 16 }],
-  limits: { ...baseline.limits, maxComputeWorkgroupStorageSize: 49152, maxComputeInvocationsPerWorkgroup: 1024 },
-};
 const shape = { batch: 1, queries: 4096, keys: 4096, heads: 16, kvHeads: 16, headDim: 64, valueDim: 64 };
 
 test('every head dimension up to 256 has tiles within the guaranteed limits, on hardware and on software devices', () => {

@@ -7,6 +7,7 @@ import { listedPairs } from '../src/attention/listed.js';
 import { planForwardFragments } from '../src/attention/plan-fragments.js';
 import { causalDocument, documentIds, globalSlidingWindow, type Mask, readRow, tileRuns } from '../src/attention/mask/index.js';
 import { openDevice, scope, zeros } from '../src/index.js';
+import { h100Capabilities as h100 } from '../src/testing/index.js';
 
 const tiles = { query: 8, key: 16 };
 
@@ -72,31 +73,6 @@ test.each<[string, Mask, number, boolean]>([
 });
 
 test('the tile is the one that has least to do for its speed', () => {
-  const limits = {
-    maxBufferSize: 2 ** 31,
-    maxStorageBufferBindingSize: 2 ** 31,
-    maxComputeWorkgroupStorageSize: 49_152,
-    maxComputeInvocationsPerWorkgroup: 1024,
-    maxComputeWorkgroupSizeX: 1024,
-    maxComputeWorkgroupsPerDimension: 65_535,
-    maxStorageBuffersPerShaderStage: 16,
-    minUniformBufferOffsetAlignment: 256,
-  };
-  const h100 = {
-    tier: 'matrix',
-    f16: true,
-    subgroups: true,
-    subgroupMinSize: 32,
-    subgroupMaxSize: 32,
-    subgroupSizeControl: true,
-    matrix: 'hardware',
-    matrixConfigs: [
-      { component: 'f16', result: 'f32', M: 16, N: 16, K: 16 },
-      { component: 'f16', result: 'f32', M: 16, N: 8, K: 16 },
-    ],
-    timestamps: true,
-    limits,
-  } as const;
   const need = { headDim: 64, valueDim: 64, rows: 16_384, allRows: 16 * 16_384 };
   const rowsFor = (listed: (t: { query: number; key: number }) => number): number | undefined =>
     planForwardFragments({ ...need, listed }, h100)?.rows;

@@ -1,4 +1,5 @@
 export { elements, f64, f64Like, indexOf, randomArray, toFloat32, type F64Array, type NormalSource } from '../float64.js';
+export { baselineCapabilities, h100Capabilities } from './capabilities.js';
 export {
   compare,
   expectClose,
