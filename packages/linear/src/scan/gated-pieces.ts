@@ -21,6 +21,8 @@ export interface GatedMatrixSpec extends MatrixSpec {
 
 /** Most that a channel may decay within a step, in bits: operands relative to the middle then stay in the range of f16. */
 const mostBits = 24;
+/** That to either side of the middle, and one bit more; a token that decays further by itself is cut there. */
+const mostPower = mostBits / 2 + 1;
 
 /** What lanes do around the products of a gated step: gates, factors, operands in and out, the state. */
 export class GatedPieces extends MatrixPieces {
@@ -162,7 +164,7 @@ export class GatedPieces extends MatrixPieces {
     const { s, channels } = this;
     const [before, whole] = [this.pair('before'), this.pair('whole')];
     const power = (i: string | number): string => {
-      const own = `${channels.at('power', i)} = clamp(sum - reference, vec2f(-13.0), vec2f(13.0));`;
+      const own = `${channels.at('power', i)} = clamp(sum - reference, vec2f(-${mostPower}.0), vec2f(${mostPower}.0));`;
       const add = `sum += ${channels.at('rate', i)};`;
       return s.reverse ? `${own} ${add}` : `${add} ${own}`;
     };

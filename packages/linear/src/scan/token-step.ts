@@ -226,14 +226,13 @@ export interface TokenStep {
  * Records the step of one token.
  * @param state contiguous f32 [batch, heads, keyDim, valueDim]
  * @param out [batch, 1, heads, valueDim]
- * @param given default: that of `tokenStepTile`
  */
-export function runTokenStep(step: TokenStep, state: Tensor, out: Tensor, given?: TokenStepTile): void {
+export function runTokenStep(step: TokenStep, state: Tensor, out: Tensor): void {
   const { q, k, v, gate, lengths, turns } = step;
   const [batch, , heads] = k.shape as [number, number, number];
   const keyDim = keyDimOf(step);
   const valueDim = v.dim(3);
-  const tile = given ?? tokenStepTile(batch * heads, { keyDim, valueDim });
+  const tile = tokenStepTile(batch * heads, { keyDim, valueDim });
   const form: StepGate = gate.rank === 1 ? 'constant' : gate.rank === 3 ? 'head' : 'rows';
   const columnTiles = Math.ceil(valueDim / tile.columns);
   const workgroups = columnTiles * heads * batch;

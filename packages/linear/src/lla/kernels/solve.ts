@@ -207,8 +207,6 @@ export interface SolveSettings {
   atol: number;
   rtol: number;
   jacobi: boolean;
-  /** A tile to take in place of the planned one. */
-  tile?: PairTile | undefined;
 }
 
 /** The tile of the solver for rows of `layout`. */
@@ -229,7 +227,7 @@ export function runSolve(
 ): void {
   const { q, k } = operands;
   const { keyRow } = layoutsOf(place);
-  const tile = settings.tile ?? solveTile(keyRow, q.device);
+  const tile = solveTile(keyRow, q.device);
   const tiles = Math.ceil(place.queries / tile.rows);
   const values = placeValues(place, tiles, k);
   const { lambda, maxIterations, atol, rtol, jacobi } = settings;
