@@ -1,8 +1,9 @@
 import { scope, sortPairs, type Tensor, zeros } from '@heed/core';
 import { asContiguous, empty } from '@heed/core/~internal';
 import { packRows, runningSums } from './forward.js';
-import { differentiateKeys, differentiateTheta, gammaSums, meanTileSums, pairsOf, startsOf, sumGamma } from './kernels/backward-keys.js';
+import { differentiateKeys, meanTileSums, pairsOf, startsOf } from './kernels/backward-keys.js';
 import { differentiateQueries, workLength } from './kernels/backward-queries.js';
+import { differentiateTheta, gammaSums, sumGamma } from './kernels/backward-theta.js';
 import { scanSums, sumTile } from './kernels/sums.js';
 import { columnsOf, valueRows } from './kernels/values.js';
 import type { ZetaSettings } from './options.js';

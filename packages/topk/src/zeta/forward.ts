@@ -5,14 +5,14 @@ import { packTokens } from './kernels/codes.js';
 import { extendRuns, type Runs } from './kernels/runs.js';
 import { extendSums, sumTile } from './kernels/sums.js';
 import { columnsOf, valueRows } from './kernels/values.js';
-import { meansOf } from './kernels/means.js';
+import { isHalf, meansOf } from './kernels/means.js';
 import { findWindows, windowTile } from './kernels/window.js';
 import type { ZetaSettings } from './options.js';
 import { planZeta, slabsOf, type ZetaPlan } from './plan.js';
 
 /** The plan of tensors q [batch, tokens, heads, keyDim] and v [batch, tokens, heads, valueDim]. */
 export function planOf(q: Tensor, v: Tensor, settings: ZetaSettings): ZetaPlan {
-  return planZeta(settings, { rows: q.dim(0) * q.dim(2), tokens: q.dim(1), valueDim: v.dim(3) }, q.device.capabilities);
+  return planZeta(settings, { rows: q.dim(0) * q.dim(2), tokens: q.dim(1), valueDim: v.dim(3), half: isHalf(v) }, q.device.capabilities);
 }
 
 /** Sizes of the attention kernel. */
@@ -65,9 +65,9 @@ export function runZeta(
     scope(() => {
       const packedK = packRows(k, firstRow, rows);
       const packedQ = packRows(q, firstRow, rows);
-      const pairs = empty(device, [curves, rows, plan.levels, tokens, 2], 'u32');
-      const runs: Runs = { pairs, curves, rows, levels: plan.levels, capacity: tokens, block: plan.block };
-      extendRuns(runs, packedK, settings, keyDim, 0, tokens, !causal);
+      const pairs = empty(device, [curves, rows, plan.allLevels, tokens, 2], 'u32');
+      const runs: Runs = { pairs, curves, rows, levels: plan.allLevels, capacity: tokens, block: plan.block };
+      extendRuns(runs, packedK, settings, keyDim, 0, tokens, true);
       const windows = empty(device, [rows, Math.ceil(tokens / windowTile), window, windowTile], 'u32');
       findWindows(runs, packedQ, windows, {
         range: settings,
@@ -79,6 +79,7 @@ export function runZeta(
         firstQuery: 0,
         keys: tokens,
         runs: plan.runs,
+        sweep: true,
       });
       const place = { rows, firstRow, heads, capacity: tokens, queries: tokens, firstQuery: 0 };
       const own = { q: packedQ, k: packedK, v: values, theta };

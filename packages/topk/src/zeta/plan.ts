@@ -1,15 +1,17 @@
 import { type Capabilities, HeedError } from '@heed/core';
 import type { ZetaSettings } from './options.js';
-import { distanceQuads } from './kernels/attend.js';
+import { cellsOf, lanesOf } from './kernels/attend.js';
 import { columnsOf } from './kernels/values.js';
-import { runCounts } from './kernels/window.js';
+import { runCounts, windowTile } from './kernels/window.js';
 
 /** Tokens and tiles of a call; pure, from shapes and capabilities. */
 export interface ZetaPlan {
   /** Tokens that one workgroup sorts; a chunk is a power of two times it. */
   block: number;
-  /** Levels of sorted runs. */
+  /** Levels of whole sorted runs. */
   levels: number;
+  /** The same with the run, perhaps not whole, that holds all tokens. */
+  allLevels: number;
   /** Room for the runs of a query's prefix: a power of two of tokens has one level more than any prefix before it has runs. */
   runs: number;
   /** Rows (batch x head) that go through the kernels at once, so that temporaries stay small whatever the batch. */
@@ -19,7 +21,7 @@ export interface ZetaPlan {
 
 const longestBlock = 1024;
 /** Temporaries of a slab, at most (unless one row alone needs more). */
-const slabBytes = 96 * 2 ** 20;
+const slabBytes = 288 * 2 ** 20;
 
 /** Tokens a block: the chunk, halved until a workgroup can sort it. @throws HeedError INVALID_ARGUMENT when it cannot be halved */
 export function blockOf({ chunk, causal }: Pick<ZetaSettings, 'chunk' | 'causal'>): number {
@@ -50,35 +52,45 @@ export function levelsOf(tokens: number, block: number, causal: boolean): number
 /** The plan of a call. @throws HeedError LIMIT_EXCEEDED when window and topK do not fit into workgroup memory */
 export function planZeta(
   settings: ZetaSettings,
-  shape: { rows: number; tokens: number; valueDim: number },
+  shape: { rows: number; tokens: number; valueDim: number; half: boolean },
   capabilities: Pick<Capabilities, 'limits'>,
 ): ZetaPlan {
   const { window, topK, localWindow, curves, causal } = settings;
-  const { rows, tokens, valueDim } = shape;
+  const { rows, tokens, valueDim, half } = shape;
   const block = blockOf(settings);
   const levels = levelsOf(tokens, block, causal);
+  const allLevels = 1 + Math.ceil(Math.log2(Math.max(1, Math.ceil(tokens / block))));
   const needed = causal ? Math.ceil(Math.log2(Math.floor(Math.max(0, tokens - 1) / block) + 1)) : 1;
-  // 256 bytes for the counts and means beside them
+  // 256 bytes for the counts beside them
   const memory = Math.min(capabilities.limits.maxComputeWorkgroupStorageSize, 32 * 1024) - 256;
-  // 8 queries: smaller workgroups wait less at their barriers (H100: 2.8 ms against 3.5 with 16, 4.6 with eight values a lane)
+  // 8 queries, 128 lanes: on an H200 16 with 256 take as long, 8 with 64 twice, and 8 with 256 a sixth more
   const tileOf = (bytes: number): number => [8, 4, 2, 1].find((tile) => tile * bytes + 16 <= memory) ?? 0;
-  const queryBytes = 16 * distanceQuads(window) + 4 * window + 8 * (topK + 1 + localWindow);
+  const queryBytes = 16 * cellsOf({ window, topK, localWindow }) + 4 * Math.ceil((topK + 1) / 32);
   const forwardTile = tileOf(queryBytes);
   if (forwardTile === 0)
     throw new HeedError(
       'LIMIT_EXCEEDED',
       `zeta: window ${window}, topK ${topK} and localWindow ${localWindow} need ${queryBytes} bytes of workgroup memory a query, this device has ${memory}; use smaller ones`,
     );
-  const lanesOf = (items: number): number => Math.max(32, Math.min(256, 2 ** Math.ceil(Math.log2(items))));
   const bindingBytes = capabilities.limits.maxStorageBufferBindingSize;
-  const largest = (tokens + 32) * Math.max(curves * levels * 8, window * 4, 16 + columnsOf(valueDim));
-  const bytesPerRow = tokens * (curves * levels * 8 + window * 4 + 32 + columnsOf(valueDim));
+  const columns = columnsOf(valueDim) + 1;
+  // of a token: runs, window list, packed query and key, running sums, history mean
+  const tokenBytes = [8 * curves * allLevels, 4 * window, 16, 16, columns, columns * (half ? 8 : 16)];
+  const fitting = (bytes: number, each: number): number => Math.max(1, Math.floor(bytes / Math.max(1, (tokens + windowTile) * each)));
+  const most = Math.min(
+    fitting(
+      slabBytes,
+      tokenBytes.reduce((a, b) => a + b),
+    ),
+    fitting(bindingBytes, Math.max(...tokenBytes)),
+  );
   return {
     block,
     levels,
+    allLevels,
     runs: runCounts.find((runs) => runs >= needed) ?? levels,
-    slab: Math.max(1, Math.min(rows, Math.floor(slabBytes / Math.max(1, bytesPerRow)), Math.floor(bindingBytes / Math.max(1, largest)))),
-    forward: { tile: forwardTile, lanes: lanesOf(forwardTile * columnsOf(valueDim)) },
+    slab: Math.ceil(rows / Math.ceil(rows / most)) || 1,
+    forward: { tile: forwardTile, lanes: lanesOf(window, forwardTile) },
   };
 }
 

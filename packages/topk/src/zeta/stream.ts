@@ -18,7 +18,7 @@ import { attend } from './kernels/attend.js';
 import { packTokens } from './kernels/codes.js';
 import { extendRuns, type Runs } from './kernels/runs.js';
 import { extendSums, sumTile } from './kernels/sums.js';
-import { meansOf } from './kernels/means.js';
+import { isHalf, meansOf } from './kernels/means.js';
 import { columnsOf } from './kernels/values.js';
 import { findWindows, windowTile } from './kernels/window.js';
 import { checkArguments, resolveOptions, type ZetaOptions, type ZetaSettings } from './options.js';
@@ -193,7 +193,7 @@ export class ZetaState implements State {
     const indices = list ? empty(device, [batch, queries, heads, settings.topK], 'i32') : undefined;
     const made = indices ? [out, indices] : [out];
     if (queries === 0) return made;
-    const plan = planZeta(settings, { rows, tokens: capacity, valueDim }, device.capabilities);
+    const plan = planZeta(settings, { rows, tokens: capacity, valueDim, half: isHalf(values) }, device.capabilities);
     const { block, levels } = plan;
     packTokens(k, keys, { rows, firstRow: 0, heads, tokens: queries, firstToken: seen, capacity });
     copyInto(values.view({ shape: v.shape, strides: values.strides, offset: values.offset + seen * heads * valueDim }), v);
@@ -218,6 +218,7 @@ export class ZetaState implements State {
       firstQuery: seen,
       keys: end,
       runs: plan.runs,
+      sweep: false,
     });
     const place = { rows, firstRow: 0, heads, capacity, queries, firstQuery: seen };
     const own = { q: packedQ, k: keys, v: values, theta };

@@ -24,20 +24,20 @@ describe('the plan', () => {
   });
 
   test('queries a workgroup follow from the workgroup memory', () => {
-    const shape = { rows: 16, tokens: 4096, valueDim: 64 };
+    const shape = { rows: 16, tokens: 4096, valueDim: 64, half: true };
     expect(planZeta(settings(), shape, limits(16384)).forward).toEqual({ tile: 8, lanes: 128 });
     expect(planZeta(settings({ localWindow: 256 }), shape, limits(16384)).forward).toEqual({ tile: 4, lanes: 64 });
     expect(planZeta(settings({ localWindow: 256 }), shape, limits(49152)).forward).toEqual({ tile: 8, lanes: 128 });
   });
 
   test('the search has room for the runs of the longest prefix', () => {
-    const runs = (tokens: number): number => planZeta(settings(), { rows: 1, tokens, valueDim: 64 }, limits(16384)).runs;
+    const runs = (tokens: number): number => planZeta(settings(), { rows: 1, tokens, valueDim: 64, half: true }, limits(16384)).runs;
     expect([1, 4096, 4097, 65536, 65537, 2 ** 20].map(runs)).toEqual([4, 4, 8, 8, 12, 12]);
   });
 
   test('slabs keep temporaries bounded and cover every row once', () => {
-    const { slab } = planZeta(settings(), { rows: 512, tokens: 65536, valueDim: 64 }, limits(16384));
-    expect(slab * 65536 * (9 * 8 + 64 * 4 + 32 + 16)).toBeLessThanOrEqual(96 * 2 ** 20);
+    const { slab } = planZeta(settings(), { rows: 512, tokens: 65536, valueDim: 64, half: true }, limits(16384));
+    expect(slab * 65536 * (9 * 8 + 64 * 4 + 32 + 17 + 17 * 8)).toBeLessThanOrEqual(288 * 2 ** 20);
     expect(backwardSlab(512, 65536, 32, 0, 2 ** 27)).toBeLessThan(8);
     expect(backwardSlab(512, 65536, 32, 0, 2 ** 26)).toBe(2);
     expect(slabsOf(5, 2)).toEqual([

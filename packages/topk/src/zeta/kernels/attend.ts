@@ -1,5 +1,5 @@
 import type { Tensor } from '@heed/core';
-import { defineKernel, read, write } from '@heed/core/~internal';
+import { defineKernel, range, read, write } from '@heed/core/~internal';
 import { cauchyModule } from './cauchy.js';
 import { isHalf, meanModule, meanWord } from './means.js';
 import { columnsOf, storeValue, valueModule, valueRows, valueStrides } from './values.js';
@@ -25,10 +25,12 @@ export type AttendSpec = {
 
 // Refines and attends: of the W window tokens of a query the topK nearest by (squared distance, token), Cauchy weights
 // 1 / (D + gamma^2), the local window and the history mean in the same sum.
-// tile    up to 8 queries; a lane ranks four candidates by counting smaller distances, four a load, then sums four value columns of
-//         one query. Equal distances leave a rank without a candidate: only then the tokens are compared as well
+// tile    up to 8 queries; a lane holds every lanes-th candidate of one query and ranks it by counting smaller distances, four a
+//         load, then sums four value columns of one query. Equal distances leave a rank without a candidate: only then the tokens
+//         are compared as well
 // bytes   reads 20 W + (topK + localWindow) size valueDim a query, writes size valueDim (and 4 topK for the indices)
-// limits  8 (W + topK + localWindow) + 24 bytes of workgroup memory a query, with W rounded up to 4 and a pad of 16 where that is even
+// limits  16 bytes of workgroup memory a query for four of W or two of topK + localWindow, whichever is more: what was chosen takes
+//         the place of the distances
 // source  Zeng et al. 2025, section 3 (adaptive Cauchy softmax); the sheet's steps 7 to 10
 const attendWindows = defineKernel({
   name: 'zeta-attend',
@@ -61,21 +63,17 @@ const attendWindows = defineKernel({
 function attendText(spec: AttendSpec): string {
   const { valueDim, window, topK, localWindow, tile, lanes, mean } = spec;
   const columns = columnsOf(valueDim);
-  // one rank more than is kept: it tells whether the last one is shared
-  const kept = topK + 1 + localWindow;
-  // fours of distances a query; an odd number, so that rows of queries begin in other banks
-  const quads = distanceQuads(window);
-  // of two curves the second one's tokens follow the first one's
-  const firstOfSecond = Math.ceil(window / 2);
+  const cells = cellsOf(spec);
+  const each = range(Math.ceil((window * tile) / lanes));
+  const word = Math.ceil((topK + 1) / 32);
   return `
     const NONE = 0xffffffffu;
-    // bits of the squared distance of each candidate, NONE where there is none, query by query
-    var<workgroup> distances: array<vec4u, ${quads * tile}>;
-    var<workgroup> tokens: array<u32, ${four16(window * tile)}>;
-    var<workgroup> chosen: array<vec2u, ${even(kept * tile)}>;
-    // candidates of a query, and whether two are equally far
-    var<workgroup> counts: array<u32, 16>;
-    var<workgroup> tied: array<u32, 16>;
+    // a row a query: bits of the squared distance of each candidate, NONE where there is none; then (token, weight) of those chosen
+    var<workgroup> cells: array<vec4u, ${cells * tile}>;
+    // ranks up to the one behind the last that some candidate has, as bits
+    var<workgroup> taken: array<atomic<u32>, ${four16(word * tile)}>;
+    // candidates of a query
+    var<workgroup> counts: array<u32, ${four16(tile)}>;
     @compute @workgroup_size(${lanes})
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
       let tiles = (uniforms.queries + ${tile - 1}u) / ${tile}u;
@@ -86,72 +84,60 @@ function attendText(spec: AttendSpec): string {
       let row = uniforms.firstRow + r;
       let gamma2 = gammaSquared(load_theta(row % uniforms.heads));
       let keys = r * uniforms.capacity;
-      let lists = r * ((uniforms.queries + ${windowTile - 1}u) / ${windowTile}u);
-      if (lane < 16u) { counts[lane] = ${window}u; tied[lane] = 0u; }
-      for (var item = lane; item < ${kept * tile}u; item += ${lanes}u) { chosen[item].x = NONE; }
-      for (var item = lane; item < ${4 * quads * tile}u; item += ${lanes}u) {
-        let query = first + item % ${tile}u;
-        let place = item / ${tile}u;
-        var far = NONE;
-        var token = NONE;
-        if (query < uniforms.queries && place < ${window}u) {
-          token = windowAt(lists, query, place);
-          if (token != NONE${localWindow > 0 ? ` && token + ${localWindow}u <= uniforms.firstQuery + query` : ''}) {
-            far = bitcast<u32>(squaredDistance(load_q(r * uniforms.queries + query), load_k(keys + token)));
-          }
-        }
-        distances[item % ${tile}u * ${quads}u + place / 4u][place % 4u] = far;
-        if (place < ${window}u) { tokens[item] = token; }
-      }
-      workgroupBarrier();
-      ${
-        spec.curves === 2
-          ? `for (var item = lane + ${firstOfSecond * tile}u; item < ${window * tile}u; item += ${lanes}u) {
-        for (var other = item % ${tile}u; other < ${firstOfSecond * tile}u; other += ${tile}u) {
-          if (tokens[other] == tokens[item]) { distances[item % ${tile}u * ${quads}u + item / ${tile}u / 4u][item / ${tile}u % 4u] = NONE; }
-        }
-      }
-      workgroupBarrier();`
-          : ''
-      }
-      // a lane's candidates belong to one query (lanes is a multiple of tile): four of them are ranked by each load
+      // a lane's candidates belong to one query: lanes is a multiple of tile
       let own = lane % ${tile}u;
-      for (var block = lane; block < ${window * tile}u; block += ${4 * lanes}u) {
-        ${candidatesOfLane(spec, quads)}
-        for (var quad = own * ${quads}u; quad < own * ${quads}u + uniforms.quads; quad++) {
-          let e = distances[quad];
-          ${four.map((n) => `rank${n} += select(0u, 1u, e.x < c${n}) + select(0u, 1u, e.y < c${n}) + select(0u, 1u, e.z < c${n}) + select(0u, 1u, e.w < c${n});`).join('\n')}
-        }
-        ${four.map((n) => `if (in${n}) { if (c${n} == NONE) { counts[own] = rank${n}; } else { ${choose(spec, n)} } }`).join('\n')}
+      let base = own * ${cells}u;
+      let inside = first + own < uniforms.queries;
+      let t = uniforms.firstQuery + first + own;
+      let list = (r * ((uniforms.queries + ${windowTile - 1}u) / ${windowTile}u) + (first + own) / ${windowTile}u) * ${window * windowTile}u + (first + own) % ${windowTile}u;
+      var position = vec4f(0.0);
+      if (inside) { position = load_q(r * uniforms.queries + first + own); }
+      if (lane < ${tile}u) { counts[lane] = ${window}u; }
+      for (var i = lane; i < ${word * tile}u; i += ${lanes}u) { atomicStore(&taken[i], 0u); }
+      ${each.map((n) => `let place${n} = (lane + ${n * lanes}u) / ${tile}u; var token${n} = NONE; if (inside && place${n} < ${window}u) { token${n} = load_windows(list + place${n} * ${windowTile}u); }`).join('\n')}
+      ${each.map((n) => `var c${n} = NONE; if (token${n} != NONE${localWindow > 0 ? ` && token${n} + ${localWindow}u <= t` : ''}) { c${n} = bitcast<u32>(squaredDistance(position, load_k(keys + token${n}))); }`).join('\n')}
+      ${spec.curves === 2 ? each.map((n) => onceOnly(spec, n)).join('\n') : ''}
+      ${each.map((n) => `if (place${n} < ${4 * Math.ceil(window / 4)}u) { cells[base + place${n} / 4u][place${n} % 4u] = c${n}; }`).join('\n')}
+      workgroupBarrier();
+      ${each.map((n) => `var rank${n} = 0u;`).join(' ')}
+      for (var quad = base; quad < base + uniforms.quads; quad++) {
+        let e = cells[quad];
+        ${each.map((n) => ['x', 'y', 'z', 'w'].map((axis) => `rank${n} += select(0u, 1u, e.${axis} < c${n});`).join(' ')).join('\n')}
       }
+      ${each.map((n) => `if (c${n} == NONE) { if (place${n} < ${window}u) { counts[own] = rank${n}; } } else if (rank${n} <= ${topK}u) { atomicOr(&taken[own * ${word}u + rank${n} / 32u], 1u << (rank${n} % 32u)); }`).join('\n')}
       workgroupBarrier();
       // every rank up to the one behind the last has a candidate, unless two share one
-      for (var item = lane; item < ${(topK + 1) * tile}u; item += ${lanes}u) {
-        if (item / ${tile}u < counts[item % ${tile}u] && chosen[item].x == NONE) { tied[item % ${tile}u] = 1u; }
+      let found = min(counts[own], ${topK}u);
+      let ranks = min(counts[own], ${topK + 1}u);
+      var tied = false;
+      for (var i = 0u; i < ${word}u; i++) {
+        let bits = ranks - min(ranks, i * 32u);
+        tied = tied || atomicLoad(&taken[own * ${word}u + i]) != select((1u << (bits % 32u)) - 1u, NONE, bits >= 32u);
+      }
+      if (tied) {
+        ${each.map((n) => `rank${n} = 0u;`).join(' ')}
+        for (var place = 0u; place < uniforms.window; place++) {
+          let e = cells[base + place / 4u][place % 4u];
+          let other = load_windows(list + place * ${windowTile}u);
+          ${each.map((n) => `rank${n} += select(0u, 1u, e < c${n} || (e == c${n} && other < token${n}));`).join('\n')}
+        }
       }
       workgroupBarrier();
-      if (tied[own] != 0u) {
-        for (var block = lane; block < ${window * tile}u; block += ${4 * lanes}u) {
-          ${candidatesOfLane(spec, quads)}
-          ${four.map((n) => `let token${n} = tokens[min(block + ${n * lanes}u, ${window * tile - 1}u)];`).join(' ')}
-          for (var place = 0u; place < uniforms.window; place++) {
-            let e = distances[own * ${quads}u + place / 4u][place % 4u];
-            let other = tokens[place * ${tile}u + own];
-            ${four.map((n) => `rank${n} += select(0u, 1u, e < c${n} || (e == c${n} && other < token${n}));`).join(' ')}
-          }
-          ${four.map((n) => `if (in${n} && c${n} != NONE) { ${choose(spec, n)} }`).join('\n')}
-        }
-      }
+      ${each
+        .map(
+          (n) => `if (c${n} != NONE && rank${n} < ${topK}u) {
+        ${putCell(`rank${n}`, `token${n}`, `bitcast<u32>(1.0 / (bitcast<f32>(c${n}) + gamma2))`)}
+        if (rank${n} == 0u) { for (var i = found; i < ${four16(topK)}u; i++) { ${putCell('i', `token${n}`, '0u')} } }
+      }`,
+        )
+        .join('\n')}
       ${
         localWindow > 0
-          ? `for (var item = lane; item < ${localWindow * tile}u; item += ${lanes}u) {
-        let query = first + item % ${tile}u;
-        let back = item / ${tile}u;
-        let t = uniforms.firstQuery + query;
-        if (query < uniforms.queries && back <= t) {
-          let distance = squaredDistance(load_q(r * uniforms.queries + query), load_k(keys + t - back));
-          chosen[${(topK + 1) * tile}u + item] = vec2u(t - back, bitcast<u32>(1.0 / (distance + gamma2)));
-        }
+          ? `for (var back = lane / ${tile}u; inside && back < ${four16(localWindow)}u; back += ${lanes / tile}u) {
+        var weight = 0.0;
+        let token = t - min(back, min(${localWindow - 1}u, t));
+        if (back < min(${localWindow}u, t + 1u)) { weight = 1.0 / (squaredDistance(position, load_k(keys + token)) + gamma2); }
+        ${putCell(`(${four16(topK)}u + back)`, 'token', 'bitcast<u32>(weight)')}
       }`
           : ''
       }
@@ -162,10 +148,10 @@ function attendText(spec: AttendSpec): string {
         let slot = item / ${columns}u;
         let query = first + slot;
         if (query >= uniforms.queries) { continue; }
-        let t = uniforms.firstQuery + query;
         var sum = vec4f(0.0);
         var total = 0.0;
-        ${sumChosen(spec)}
+        ${sumChosen(`slot * ${cells}u`, `min(counts[slot], ${topK}u)`)}
+        ${localWindow > 0 ? sumChosen(`slot * ${cells}u + ${four16(topK) / 2}u`, `min(${localWindow}u, uniforms.firstQuery + query + 1u)`) : ''}
         ${
           mean
             ? `let mean = base_means() + (r * uniforms.queries + query) * ${columns + 1}u;
@@ -187,60 +173,58 @@ function attendText(spec: AttendSpec): string {
         if (query >= uniforms.queries) { continue; }
         let rank = item % ${topK}u;
         var token = -1;
-        if (rank < counts[slot]) { token = i32(chosen[rank * ${tile}u + slot].x); }
+        if (rank < counts[slot]) { token = i32(cells[slot * ${cells}u + rank / 2u][rank % 2u * 2u]); }
         let to = ((row / uniforms.heads) * uniforms.queries + query) * uniforms.heads + row % uniforms.heads;
         store_indices(to * ${topK}u + rank, token);
       }`
           : ''
       }
-    }
-    fn windowAt(lists: u32, query: u32, place: u32) -> u32 {
-      return load_windows(((lists + query / ${windowTile}u) * ${window}u + place) * ${windowTile}u + query % ${windowTile}u);
     }`;
 }
 
-const four = [0, 1, 2, 3];
-
-/** Fours of distances that a query has room for. */
-export function distanceQuads(window: number): number {
-  const quads = Math.ceil(window / 4);
-  return quads + 1 - (quads % 2);
+/** Fours of words that a query has in workgroup memory; an odd number, so that rows of queries begin in other banks. */
+export function cellsOf({ window, topK, localWindow }: Pick<AttendSpec, 'window' | 'topK' | 'localWindow'>): number {
+  const cells = Math.max(Math.ceil(window / 4), (four16(topK) + four16(localWindow)) / 2);
+  return cells + 1 - (cells % 2);
 }
 
-/** `in<n>`, distance `c<n>` and `rank<n>` of a lane's four candidates from `block` on. */
-function candidatesOfLane({ window, tile, lanes }: AttendSpec, quads: number): string {
-  return four
-    .map(
-      (n) => `let in${n} = block + ${n * lanes}u < ${window * tile}u;
-        var c${n} = NONE;
-        if (in${n}) { let place = (block + ${n * lanes}u) / ${tile}u; c${n} = distances[own * ${quads}u + place / 4u][place % 4u]; }
-        var rank${n} = 0u;`,
-    )
-    .join('\n');
+/** Lanes of a workgroup: four candidates each, as far as 256 go. */
+export function lanesOf(window: number, tile: number): number {
+  return Math.max(32, Math.min(256, 2 ** Math.ceil(Math.log2((window * tile) / 4))));
 }
 
-/** Puts candidate n where its rank is kept. */
-function choose({ topK, tile, lanes }: AttendSpec, n: number): string {
-  return `if (rank${n} <= ${topK}u) { chosen[rank${n} * ${tile}u + own] = vec2u(tokens[block + ${n * lanes}u], bitcast<u32>(1.0 / (bitcast<f32>(c${n}) + gamma2))); }`;
+/** Of two curves the second one's tokens follow the first one's: what both found counts once. */
+function onceOnly({ window }: AttendSpec, n: number): string {
+  const firstOfSecond = Math.ceil(window / 2);
+  return `if (place${n} >= ${firstOfSecond}u && c${n} != NONE) {
+        for (var other = 0u; other < ${firstOfSecond}u; other++) {
+          if (load_windows(list + other * ${windowTile}u) == token${n}) { c${n} = NONE; }
+        }
+      }`;
 }
 
-/** Adds what was chosen, the local window behind the found tokens: four rows in flight at a time, the last one again with weight 0. */
-function sumChosen({ topK, localWindow, tile }: AttendSpec): string {
-  const place = (n: number): string => {
-    const at = `min(s + ${n}u, end - 1u)`;
-    return localWindow > 0 ? `select(${topK + 1}u + ${at} - found, ${at}, ${at} < found)` : at;
-  };
-  return `let found = min(counts[slot], ${topK}u);
-        let end = found${localWindow > 0 ? ` + min(${localWindow}u, t + 1u)` : ''};
-        for (var s = 0u; s < end; s += 4u) {
-          ${four.map((n) => `let e${n} = chosen[${`(${place(n)})`} * ${tile}u + slot];`).join('\n')}
-          ${four.map((n) => `let v${n} = value_v(values + e${n}.x * uniforms.tokenStride, c);`).join('\n')}
-          ${four.map((n) => `let w${n} = ${n === 0 ? `bitcast<f32>(e0.y)` : `select(0.0, bitcast<f32>(e${n}.y), end > s + ${n}u)`}; sum += w${n} * v${n}; total += w${n};`).join('\n')}
+/** Writes entry `at` of what a lane's query has chosen. */
+function putCell(at: string, token: string, weight: string): string {
+  return `cells[base + ${at} / 2u][${at} % 2u * 2u] = ${token}; cells[base + ${at} / 2u][${at} % 2u * 2u + 1u] = ${weight};`;
+}
+
+/** Adds `count` entries from cell `start` on, four rows in flight at a time; the last four are filled up with weights 0. */
+function sumChosen(start: string, count: string): string {
+  return `{
+          let start = ${start};
+          let end = start + (${count} + 3u) / 4u * 2u;
+          for (var at = start; at < end; at += 2u) {
+            let e0 = cells[at];
+            let e1 = cells[at + 1u];
+            let v0 = value_v(values + e0.x * uniforms.tokenStride, c);
+            let v1 = value_v(values + e0.z * uniforms.tokenStride, c);
+            let v2 = value_v(values + e1.x * uniforms.tokenStride, c);
+            let v3 = value_v(values + e1.z * uniforms.tokenStride, c);
+            let w = bitcast<vec4f>(vec4u(e0.yw, e1.yw));
+            sum += w.x * v0; sum += w.y * v1; sum += w.z * v2; sum += w.w * v3;
+            total += w.x; total += w.y; total += w.z; total += w.w;
+          }
         }`;
-}
-
-function even(n: number): number {
-  return n + (n % 2);
 }
 
 function four16(n: number): number {

@@ -1,5 +1,5 @@
-import type { Device, Tensor } from '@heed/core';
-import { defineKernel, empty, range, read, write } from '@heed/core/~internal';
+import type { Tensor } from '@heed/core';
+import { defineKernel, range, read, write } from '@heed/core/~internal';
 import { workLength } from './backward-queries.js';
 import { sumTile } from './sums.js';
 import { columnsOf, storeValue, valueModule } from './values.js';
@@ -114,8 +114,10 @@ const valueGradients = defineKernel({
   wgsl: (spec: KeySpec) => {
     const { valueDim, vector, topK, localWindow, mean } = spec;
     const length = workLength(topK, localWindow);
+    const rowOf = (query: string): string =>
+      `value_dOut((rowStart + (${query}) * uniforms.heads) * ${vector ? columnsOf(valueDim) : valueDim}u, c)`;
     const add = (query: string, weight: string): string =>
-      `sum += load_work((r * uniforms.tokens + ${query}) * ${length}u + ${weight}) * value_dOut((rowStart + (${query}) * uniforms.heads) * ${vector ? columnsOf(valueDim) : valueDim}u, c);`;
+      `sum += load_work((r * uniforms.tokens + ${query}) * ${length}u + ${weight}) * ${rowOf(query)};`;
     return `
     @compute @workgroup_size(64)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -130,10 +132,20 @@ const valueGradients = defineKernel({
       var sum = vec4f(0.0);
       let at = r * (uniforms.tokens + 1u) + key;
       let end = load_starts(at + 1u);
-      for (var e = load_starts(at); e < end; e++) {
-        let slot = load_slots(r * uniforms.tokens * ${topK}u + e);
-        let query = slot / ${topK}u;
-        ${add('query', `(slot % ${topK}u) * 2u`)}
+      // four pairs in flight, the last one again with weight 0
+      for (var e = load_starts(at); e < end; e += 4u) {
+        ${range(4)
+          .map((n) => `let slot${n} = load_slots(r * uniforms.tokens * ${topK}u + min(e + ${n}u, end - 1u));`)
+          .join('\n')}
+        ${range(4)
+          .map(
+            (n) =>
+              `let p${n} = load_work((r * uniforms.tokens + slot${n} / ${topK}u) * ${length}u + (slot${n} % ${topK}u) * 2u); let v${n} = ${rowOf(`slot${n} / ${topK}u`)};`,
+          )
+          .join('\n')}
+        ${range(4)
+          .map((n) => `sum += select(0.0, p${n}, e + ${n}u < end) * v${n};`)
+          .join(' ')}
       }
       ${
         localWindow > 0
@@ -161,7 +173,7 @@ const valueGradients = defineKernel({
 });
 
 // dk of each key the same way: -2 dD (q - k) over its pairs. And dq, put into its place.
-// tile    one key a lane, 64 lanes
+// tile    32 keys x 8 lanes, each with every eighth pair
 // bytes   reads 24 a pair, 16 and 4 keyDim a key, writes 8 keyDim a key
 const keyGradients = defineKernel({
   name: 'zeta-backward-keys',
@@ -181,44 +193,52 @@ const keyGradients = defineKernel({
     const own = 2 * (topK + localWindow);
     const columns = columnsOf(valueDim) + 1;
     return `
-    @compute @workgroup_size(64)
+    var<workgroup> shares: array<vec4f, 256>;
+    @compute @workgroup_size(256)
     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let i = workgroupIndex(group, groups) * 64u + lane;
-      if (i >= uniforms.rows * uniforms.tokens) { return; }
+      let i = workgroupIndex(group, groups) * 32u + lane / 8u;
+      let part = lane % 8u;
+      let inside = i < uniforms.rows * uniforms.tokens;
       let key = i % uniforms.tokens;
       let r = i / uniforms.tokens;
       let row = uniforms.firstRow + r;
-      let position = load_k(i);
       var sum = vec4f(0.0);
-      let at = r * (uniforms.tokens + 1u) + key;
-      let end = load_starts(at + 1u);
-      for (var e = load_starts(at); e < end; e++) {
-        let slot = load_slots(r * uniforms.tokens * ${topK}u + e);
-        let query = r * uniforms.tokens + slot / ${topK}u;
-        sum -= 2.0 * load_work(query * ${length}u + (slot % ${topK}u) * 2u + 1u) * (load_q(query) - position);
-      }
-      ${
-        localWindow > 0
-          ? `for (var t = key; t < min(key + ${localWindow}u, uniforms.tokens); t++) {
-        let query = r * uniforms.tokens + t;
-        sum -= 2.0 * load_work(query * ${length}u + (${topK}u + t - key) * 2u + 1u) * (load_q(query) - position);
-      }`
-          : ''
-      }
-      ${
-        mean
-          ? `let tile = key / ${sumTile}u;
-      if (uniforms.causal == 0u) {
-        sum += load_sums(r * (uniforms.tiles + 1u) * ${columns}u);
-      } else {
-        sum += load_sums((r * (uniforms.tiles + 1u) + tile + 1u) * ${columns}u);
-        for (var t = key; t < min((tile + 1u) * ${sumTile}u, uniforms.tokens); t++) {
-          let query = (r * uniforms.tokens + t) * ${length}u + ${own + 4}u;
-          sum += vec4f(load_work(query), load_work(query + 1u), load_work(query + 2u), load_work(query + 3u));
+      if (inside) {
+        let position = load_k(i);
+        let at = r * (uniforms.tokens + 1u) + key;
+        let end = load_starts(at + 1u);
+        for (var e = load_starts(at) + part; e < end; e += 8u) {
+          let slot = load_slots(r * uniforms.tokens * ${topK}u + e);
+          let query = r * uniforms.tokens + slot / ${topK}u;
+          sum -= 2.0 * load_work(query * ${length}u + (slot % ${topK}u) * 2u + 1u) * (load_q(query) - position);
         }
-      }`
-          : ''
+        ${
+          localWindow > 0
+            ? `for (var t = key + part; t < min(key + ${localWindow}u, uniforms.tokens); t += 8u) {
+          let query = r * uniforms.tokens + t;
+          sum -= 2.0 * load_work(query * ${length}u + (${topK}u + t - key) * 2u + 1u) * (load_q(query) - position);
+        }`
+            : ''
+        }
+        ${
+          mean
+            ? `let tile = key / ${sumTile}u;
+        if (uniforms.causal == 0u) {
+          if (part == 0u) { sum += load_sums(r * (uniforms.tiles + 1u) * ${columns}u); }
+        } else {
+          if (part == 0u) { sum += load_sums((r * (uniforms.tiles + 1u) + tile + 1u) * ${columns}u); }
+          for (var t = key + part; t < min((tile + 1u) * ${sumTile}u, uniforms.tokens); t += 8u) {
+            let query = (r * uniforms.tokens + t) * ${length}u + ${own + 4}u;
+            sum += vec4f(load_work(query), load_work(query + 1u), load_work(query + 2u), load_work(query + 3u));
+          }
+        }`
+            : ''
+        }
       }
+      shares[lane] = sum;
+      workgroupBarrier();
+      if (!inside || part != 0u) { return; }
+      for (var j = 1u; j < 8u; j++) { sum += shares[lane + j]; }
       let to = ((row / uniforms.heads) * uniforms.tokens + key) * uniforms.heads + row % uniforms.heads;
       ${range(keyDim)
         .map(
@@ -228,58 +248,6 @@ const keyGradients = defineKernel({
         .join('\n')}
     }`;
   },
-});
-
-/** Parts of a row that workgroups of their own sum up. */
-const gammaParts = 64;
-
-// The sums of all dD over 64 parts of each row, in a fixed order.
-// tile    one part a workgroup of 256
-// bytes   reads 4 a query, writes 4 a part
-const gammaRows = defineKernel({
-  name: 'zeta-backward-gamma-rows',
-  bindings: { work: read('f32'), rowSums: write('f32') },
-  uniforms: { rows: 'u32', firstRow: 'u32', tokens: 'u32', length: 'u32', place: 'u32' },
-  wgsl: () => `
-    var<workgroup> partial: array<f32, 256>;
-    @compute @workgroup_size(256)
-    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let g = workgroupIndex(group, groups);
-      if (g >= uniforms.rows * ${gammaParts}u) { return; }
-      let r = g / ${gammaParts}u;
-      let length = (uniforms.tokens + ${gammaParts - 1}u) / ${gammaParts}u;
-      let begin = (g % ${gammaParts}u) * length;
-      let end = min(begin + length, uniforms.tokens);
-      var sum = 0.0;
-      for (var t = begin + lane; t < end; t += 256u) { sum += load_work((r * uniforms.tokens + t) * uniforms.length + uniforms.place); }
-      partial[lane] = sum;
-      for (var step = 128u; step > 0u; step >>= 1u) {
-        workgroupBarrier();
-        if (lane < step) { partial[lane] += partial[lane + step]; }
-      }
-      if (lane == 0u) { store_rowSums(uniforms.firstRow * ${gammaParts}u + g, partial[0]); }
-    }`,
-});
-
-// dtheta = d(gamma^2) 2 gamma gamma (1 - gamma), summed over the batch; 0 where gamma^2 is held at its floor.
-// tile    one head a lane, 64 lanes
-// bytes   reads 4 and 4 a part and batch entry, writes 4 a head
-const thetaGradient = defineKernel({
-  name: 'zeta-backward-theta',
-  bindings: { theta: read('f32'), rowSums: read('f32'), dTheta: write('f32') },
-  uniforms: { batch: 'u32', heads: 'u32', parts: 'u32' },
-  wgsl: () => `
-    @compute @workgroup_size(64)
-    fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-      let h = workgroupIndex(group, groups) * 64u + lane;
-      if (h >= uniforms.heads) { return; }
-      var sum = 0.0;
-      for (var b = 0u; b < uniforms.batch; b++) {
-        for (var part = 0u; part < uniforms.parts; part++) { sum += load_rowSums((b * uniforms.heads + h) * uniforms.parts + part); }
-      }
-      let g = 1.0 / (1.0 + exp(-clamp(load_theta(h), -30.0, 30.0)));
-      store_dTheta(h, select(0.0, sum * 2.0 * g * g * (1.0 - g), g * g > 1e-6));
-    }`,
 });
 
 /** Kept tokens i32 [batch, tokens, heads, topK] of a slab as pairs (key, slot), u32 [rows, tokens topK] each. */
@@ -358,33 +326,6 @@ export function differentiateKeys(call: KeyCall, spec: KeySpec): void {
     spec,
     tensors: { q, k, work, slots, starts, sums, dq, dk },
     uniforms,
-    grid: [Math.ceil((rows * tokens) / 64)],
-  });
-}
-
-/** Room for the sums of all dD, f32 [batch heads, parts]. */
-export function gammaSums(device: Device, rows: number): Tensor {
-  return empty(device, [rows, gammaParts]);
-}
-
-/** Adds up the dD of the rows of a slab into rowSums f32 [batch heads, parts]. */
-export function sumGamma(work: Tensor, rowSums: Tensor, at: { rows: number; firstRow: number; tokens: number }, slots: number): void {
-  const length = work.dim(2);
-  gammaRows.run(work.device, {
-    spec: {},
-    tensors: { work, rowSums },
-    uniforms: { ...at, length, place: 2 * slots + 9 },
-    grid: [at.rows * gammaParts],
-  });
-}
-
-/** dtheta f32 [heads]. */
-export function differentiateTheta(theta: Tensor, rowSums: Tensor, dTheta: Tensor): void {
-  const heads = theta.size;
-  thetaGradient.run(theta.device, {
-    spec: {},
-    tensors: { theta, rowSums, dTheta },
-    uniforms: { batch: rowSums.dim(0) / heads, heads, parts: rowSums.dim(1) },
-    grid: [Math.ceil(heads / 64)],
+    grid: [Math.ceil((rows * tokens) / 32)],
   });
 }

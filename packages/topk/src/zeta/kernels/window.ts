@@ -1,7 +1,8 @@
-import { defineKernel, range, read, write } from '@heed/core/~internal';
+import { defineKernel, empty, range, read, write } from '@heed/core/~internal';
 import type { Tensor } from '@heed/core';
 import { codeModule, curveUniforms, type CurveRange, curveValues } from './codes.js';
 import type { Runs } from './runs.js';
+import { sweep } from './sweep.js';
 
 /** Queries a tile of the window lists: u32 [rows, tiles, window, 32], so that neighbouring lanes write neighbouring words. */
 export const windowTile = 32;
@@ -9,18 +10,24 @@ export const windowTile = 32;
 /** Runs that the prefix of a query can be made of; workgroup memory is laid out for the smallest of these that suffices. */
 export const runCounts = [4, 8, 12, 16] as const;
 
-type WindowSpec = { keyDim: number; runs: number };
+type WindowSpec = { keyDim: number; runs: number; marked: boolean };
 
 // The window of each query: of the candidates in order of (code, token) the places [s, s + W) around its own code, where
 // s = clamp(p - floor(W / 2), 0, max(0, n - W)) and p is the number of candidates with a smaller code (step 6 of the sheet).
 // The candidates are the union of popcount(m) sorted runs. Two lanes a query halve the binary searches, then one walks down
-// and one up from the insertion point, taking the nearest head of all runs at each step.
+// and one up from the insertion point, taking the nearest head of all runs at each step. Where `marked`, only tiles so marked are
+// searched.
 // tile    32 queries, 64 lanes
 // bytes   reads about 8 (W + log2(n) popcount(m)), writes 4 W a query; 896 bytes of workgroup memory a run
 // limits  16 runs: 2^16 blocks
 const searchWindows = defineKernel({
   name: 'zeta-window',
-  bindings: { q: read('f32', { width: 4 }), pairs: read('u32', { raw: 'vec2u' }), windows: write('u32') },
+  bindings: {
+    q: read<WindowSpec>('f32', { width: 4 }),
+    pairs: read<WindowSpec>('u32', { raw: 'vec2u' }),
+    marks: read<WindowSpec>('u32', { when: ({ marked }) => marked }),
+    windows: write<WindowSpec>('u32'),
+  },
   uniforms: {
     rows: 'u32',
     curveRow: 'u32',
@@ -38,7 +45,7 @@ const searchWindows = defineKernel({
     ...curveUniforms,
   },
   modules: ({ keyDim }: WindowSpec) => [codeModule(keyDim)],
-  wgsl: ({ runs }: WindowSpec) => `
+  wgsl: ({ runs, marked }: WindowSpec) => `
     const NONE = 0xffffffffu;
     var<workgroup> lower: array<u32, ${runs * 32}>;
     @compute @workgroup_size(64)
@@ -46,6 +53,7 @@ const searchWindows = defineKernel({
       let tiles = (uniforms.queries + 31u) / 32u;
       let g = workgroupIndex(group, groups);
       if (g >= uniforms.rows * tiles) { return; }
+      ${marked ? 'if (load_marks(g) == 0u) { return; }' : ''}
       let r = g / tiles;
       let side = lane >> 5u;
       let query = (g % tiles) * 32u + (lane & 31u);
@@ -163,6 +171,8 @@ export interface Search {
   keys: number;
   /** Runs that the prefix of a query may have, one of `runCounts`. */
   runs: number;
+  /** Whether the runs hold every aligned run that begins before the last key, be it not whole: then one run a query is swept first. */
+  sweep: boolean;
 }
 
 /** Writes the window lists u32 [rows, tiles, window, 32] of queries q f32 [rows, queries, 4]; 0xffffffff stands for none. */
@@ -172,26 +182,30 @@ export function findWindows(runs: Runs, q: Tensor, windows: Tensor, search: Sear
   const sizes = curves === 1 ? [search.window] : [Math.ceil(search.window / 2), Math.floor(search.window / 2)];
   sizes.forEach((window, curve) => {
     if (window === 0) return;
+    const tiles = rows * Math.ceil(queries / windowTile);
+    const marks = search.sweep ? empty(q.device, [tiles], 'u32') : undefined;
+    const uniforms = {
+      rows,
+      curveRow: curve * rows,
+      levels,
+      capacity,
+      block,
+      queries,
+      firstQuery,
+      chunk,
+      keys,
+      causal: causal ? 1 : 0,
+      window,
+      slots: search.window,
+      firstSlot: curve === 0 ? 0 : (sizes[0] ?? 0),
+      ...curveValues(range, curve),
+    };
+    if (marks) sweep({ q, pairs, windows, marks }, uniforms, keyDim);
     searchWindows.run(q.device, {
-      spec: { keyDim, runs: search.runs },
-      tensors: { q, pairs, windows },
-      uniforms: {
-        rows,
-        curveRow: curve * rows,
-        levels,
-        capacity,
-        block,
-        queries,
-        firstQuery,
-        chunk,
-        keys,
-        causal: causal ? 1 : 0,
-        window,
-        slots: search.window,
-        firstSlot: curve === 0 ? 0 : (sizes[0] ?? 0),
-        ...curveValues(range, curve),
-      },
-      grid: [rows * Math.ceil(queries / windowTile)],
+      spec: { keyDim, runs: search.runs, marked: marks !== undefined },
+      tensors: { q, pairs, marks, windows },
+      uniforms,
+      grid: [tiles],
     });
   });
 }
