@@ -7,8 +7,6 @@ import type { BlocksSpec } from './gated-blocks.js';
 //   out_i = pre y_1 .. y_i (q_i S) + sum over j <= i of (q_i y_(j+1) .. y_i k_j) v_j
 //   S     = pre y_1 y_2 y_3 post S + sum over j of (y_(j+1) .. y_3 post k_j) v_j^T
 
-const component = ['x', 'y', 'z', 'w'];
-
 /** y1, y2, y3, pre and post of the four rates `x0` .. `x3`, which are in base 2. */
 function factors(reverse: boolean): string {
   const between = range(3).map((m) => `let y${m + 1} = exp2(x${reverse ? m : m + 1});`);
@@ -85,7 +83,7 @@ function blockRows(
   const wide = rows && s.gate !== 'head';
   const one = (c: number): string => {
     const name = `s${4 * r + c}`;
-    const of = component[c];
+    const of = 'xyzw'[c];
     const sums = outputs ? unroll(4, (i) => `sum${i} = fma(vec4f(q${i}.${of}), ${name}, sum${i});`, ' ') : '';
     const added = unroll(4, (j) => `${name} = fma(vec4f(k${j}.${of}), v${j}, ${name});`, ' ');
     return `${sums} ${name} = fma(${wide ? `vec4f(loss.${of})` : 'loss'}, ${name}, ${name}); ${added}`;
@@ -115,12 +113,12 @@ function keyTasks(s: BlocksSpec, { lanes, keyVectors, gates }: { lanes: number; 
   const pairs = rows
     ? range(4).map((i) => {
         const lines = [`var w = q${i};`];
-        for (let j = i; j >= 0; j--) lines.push(`a${i}.${component[j]} += dot(w, k${j});${j > 0 ? ` w *= y${j};` : ''}`);
+        for (let j = i; j >= 0; j--) lines.push(`a${i}.${'xyzw'[j]} += dot(w, k${j});${j > 0 ? ` w *= y${j};` : ''}`);
         return `{ ${lines.join(' ')} }`;
       })
     : range(4).map((i) =>
         range(i + 1)
-          .map((j) => `a${i}.${component[j]} += dot(q${i}, k${j});`)
+          .map((j) => `a${i}.${'xyzw'[j]} += dot(q${i}, k${j});`)
           .join(' '),
       );
   const store = (name: string, i: number, factor: string): string =>

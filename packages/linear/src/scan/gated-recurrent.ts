@@ -51,8 +51,6 @@ const kernel = defineKernel({
   wgsl: gatedText,
 });
 
-const component = ['x', 'y', 'z', 'w'];
-
 /** Vectors of the gate that a token stages. */
 export function gateVectors(gate: GateForm, keyVectors: number, groups: number): number {
   return gate === 'head' ? 1 : gate === 'rows' ? keyVectors : groups;
@@ -67,7 +65,7 @@ function gatedText(s: GatedSpec): string {
   const gates = gateVectors(s.gate, keyVectors, groups);
   const outputs = s.mode === 'outputs';
   const row = (r: number): string => {
-    const of = `${Math.floor(r / 4)}.${component[r % 4]}`;
+    const of = `${Math.floor(r / 4)}.${'xyzw'[r % 4]}`;
     const loss = s.gate === 'rows' ? `vec4f(loss${of})` : 'loss';
     const decay = `s${r} = fma(${loss}, s${r}, s${r});`;
     const add = `s${r} = fma(vec4f(key${of}), value, s${r}); ${outputs ? `sum = fma(vec4f(query${of}), s${r}, sum);` : ''}`;

@@ -70,9 +70,8 @@ function recurrentText(s: RecurrentSpec): string {
   const keyVectors = (slabs * s.rows) / 4;
   const outputs = s.mode === 'outputs';
   const vectors = s.rows / 4;
-  const component = ['x', 'y', 'z', 'w'];
   const row = (r: number): string => {
-    const of = `${Math.floor(r / 4)}.${component[r % 4]}`;
+    const of = `${Math.floor(r / 4)}.${'xyzw'[r % 4]}`;
     return `s${r} = fma(vec4f(loss), s${r}, s${r}) + key${of} * value; ${outputs ? `sum += query${of} * s${r};` : ''}`;
   };
   const stage = (name: string, vectorsPerToken: number, scale: string, first: string): string => `

@@ -51,7 +51,6 @@ const partial = defineKernel({
     const stride = width | 1;
     const blocks = decodeBlocks(s.dim, s.valueDim).length;
     const each = Math.ceil(blocks / s.lanes);
-    const component = ['x', 'y', 'z', 'w'];
     return `
     ${pairs.rowLoad('q', keyRow, s.items)}
     ${pairs.rowLoad('k', keyRow, s.items)}
@@ -104,7 +103,7 @@ const partial = defineKernel({
             each,
             (b) => `{ let y = w * tile[j * ${stride}u + place${b} / 65536u];
             let x = tile[j * ${stride}u + place${b} % 65536u];
-            ${unroll(4, (r) => `a${b}${r} = fma(vec4f(y.${component[r]}), x, a${b}${r});`)} }`,
+            ${unroll(4, (r) => `a${b}${r} = fma(vec4f(y.${'xyzw'[r]}), x, a${b}${r});`)} }`,
           )}
         }
       }

@@ -32,7 +32,6 @@ const kernel = defineKernel({
   wgsl: (s: MomentSpec) => {
     const { keyRow, valueRow } = layoutsOf({ dim: s.dim, valueDim: s.valueDim, block: s.dim });
     const each = (text: (n: number) => string): string => unroll(4, text);
-    const component = ['x', 'y', 'z', 'w'];
     const rowTile = { count: s.rows, lanes: s.lanes, first: 'firstRow', end: 'uniforms.queries' };
     const passing = { count: s.others, lanes: s.lanes, first: 'at0', end: 'end' };
     const weight = (i: number, j: number): string => {
@@ -88,8 +87,8 @@ const kernel = defineKernel({
         let token = firstRow + row;
         if (token < uniforms.queries) {
           let share = rowStats[row].z;
-          put_out(qBase(batch, token, head), c, (a${n} - ws.${component[n]} * tile_q[row * ${keyRow.stride}u + c]) * share);
-          if (c == 0u) { store_tau((batch * uniforms.queries + token) * uniforms.heads + head, ws.${component[n]} * share); }
+          put_out(qBase(batch, token, head), c, (a${n} - ws.${'xyzw'[n]} * tile_q[row * ${keyRow.stride}u + c]) * share);
+          if (c == 0u) { store_tau((batch * uniforms.queries + token) * uniforms.heads + head, ws.${'xyzw'[n]} * share); }
         } }`,
       )}
     }`;

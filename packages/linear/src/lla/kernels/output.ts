@@ -32,7 +32,6 @@ const kernel = defineKernel({
   wgsl: (s: OutputSpec) => {
     const { keyRow, valueRow } = layoutsOf({ dim: s.dim, valueDim: s.valueDim, block: s.dim });
     const each = (text: (n: number) => string): string => unroll(4, text);
-    const component = ['x', 'y', 'z', 'w'];
     const rowTile = {
       count: s.rows,
       lanes: s.lanes,
@@ -103,7 +102,7 @@ const kernel = defineKernel({
         (n) => `{ let token = firstRow + 4u * rb + ${n}u;
         if (token < uniforms.queries) {
           let seen = visible(token) > 0u;
-          let own = select(1.0, delta.${component[n]}, seen);
+          let own = select(1.0, delta.${'xyzw'[n]}, seen);
           put_out(gBase(batch, token, head), c, select(vec4f(0.0), a${n} / own, seen));
           if (c == 0u) {
             let at = (batch * uniforms.queries + token) * uniforms.heads + head;

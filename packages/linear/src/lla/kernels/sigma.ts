@@ -41,7 +41,6 @@ const sigma = defineKernel({
     const lanes = blocks * s.groups;
     const rows = 4 * s.groups;
     const each = (text: (n: number) => string): string => unroll(4, text);
-    const component = ['x', 'y', 'z', 'w'];
     return `
     ${['q', 'k', 'mu'].map((name) => pairs.rowLoad(name, row, s.items)).join('\n')}
     ${placeText(s.dim, s.dim)}
@@ -97,8 +96,8 @@ const sigma = defineKernel({
           let w = plane_w[j * ${s.groups}u + quad];
           let ki = tile_k[j * ${stride}u + bi] - shiftI;
           let kj = tile_k[j * ${stride}u + bj] - shiftJ;
-          ${each((r) => `let o${r} = ki.${component[r]} * kj;`)}
-          ${each((n) => each((r) => `a${n}${r} = fma(vec4f(w.${component[n]}), o${r}, a${n}${r});`))}
+          ${each((r) => `let o${r} = ki.${'xyzw'[r]} * kj;`)}
+          ${each((n) => each((r) => `a${n}${r} = fma(vec4f(w.${'xyzw'[n]}), o${r}, a${n}${r});`))}
         }
         workgroupBarrier();
       }
@@ -113,7 +112,7 @@ const sigma = defineKernel({
           let mj = vector_mu(base, bj);
           // sum p (k - q)(k - q)^T = sum p k k^T - mu q^T - q mu^T - q q^T
           let at = ((own * ${rows}u + r) * ${blocks}u + block) * 4u;
-          ${each((r) => `store_out(at + ${r}u, select(vec4f(), a${n}${r} - mi.${component[r]} * qj - qi.${component[r]} * (mj + qj), visible(token) > 0u));`)}
+          ${each((r) => `store_out(at + ${r}u, select(vec4f(), a${n}${r} - mi.${'xyzw'[r]} * qj - qi.${'xyzw'[r]} * (mj + qj), visible(token) > 0u));`)}
         } }`,
       )}
     }`;

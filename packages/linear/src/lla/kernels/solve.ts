@@ -38,7 +38,6 @@ function solveText(s: SolveSpec): string {
   const { stride, vectors, blockVectors } = keyRow;
   const blocks = vectors / blockVectors;
   const each = (text: (n: number) => string): string => unroll(4, text);
-  const component = ['x', 'y', 'z', 'w'];
   return `
     ${['q', 'k', 'rhs'].map((name) => pairs.rowLoad(name, keyRow, s.items)).join('\n')}
     ${pairs.rowStore('out', keyRow, s.items)}
@@ -105,10 +104,10 @@ function solveText(s: SolveSpec): string {
           workgroupBarrier();
           ${blocks === 1 ? wholeText(s, keyRow) : blocksText(s, keyRow)}
         }
-        ${each((n) => `a${n} = a${n} - ws.${component[n]} * tile_q[(4u * rb + ${n}u) * ${stride}u + c] + ridge.${component[n]} * p${n};`)}
+        ${each((n) => `a${n} = a${n} - ws.${'xyzw'[n]} * tile_q[(4u * rb + ${n}u) * ${stride}u + c] + ridge.${'xyzw'[n]} * p${n};`)}
         let pa = rowSums(vec4f(${[0, 1, 2, 3].map((n) => `dot(p${n}, a${n})`).join(', ')}), lane, rb);
         let along = select(vec4f(0.0), rz / max(pa, vec4f(1e-36)), alive != vec4u(0u));
-        ${each((n) => `x${n} += along.${component[n]} * p${n}; r${n} -= along.${component[n]} * a${n};`)}
+        ${each((n) => `x${n} += along.${'xyzw'[n]} * p${n}; r${n} -= along.${'xyzw'[n]} * a${n};`)}
         let rest = rowSums(vec4f(${[0, 1, 2, 3].map((n) => `dot(r${n}, r${n})`).join(', ')}), lane, rb);
         ${
           s.jacobi === 1
@@ -120,12 +119,12 @@ function solveText(s: SolveSpec): string {
         alive &= vec4u(rest > bound);
         let turn = select(vec4f(0.0), next / max(rz, vec4f(1e-36)), alive != vec4u(0u));
         rz = next;
-        ${each((n) => `p${n} = z${n} + turn.${component[n]} * p${n};`)}
+        ${each((n) => `p${n} = z${n} + turn.${'xyzw'[n]} * p${n};`)}
       }
       ${each(
         (n) => `if (token${n} < uniforms.queries) {
         put_out(qBase(batch, token${n}, head), c, x${n});
-        if (c == 0u) { store_steps((batch * uniforms.queries + token${n}) * uniforms.heads + head, taken.${component[n]}); }
+        if (c == 0u) { store_steps((batch * uniforms.queries + token${n}) * uniforms.heads + head, taken.${'xyzw'[n]}); }
       }`,
       )}
     }`;
@@ -179,7 +178,6 @@ function blocksText(s: SolveSpec, keyRow: RowLayout): string {
 function diagonalText(s: SolveSpec, keyRow: RowLayout): string {
   const { stride } = keyRow;
   const each = (text: (n: number) => string): string => unroll(4, text);
-  const component = ['x', 'y', 'z', 'w'];
   return `
       ${each((n) => `var d${n} = vec4f(); let q${n} = tile_q[(4u * rb + ${n}u) * ${stride}u + c];`)}
       for (var at0 = 0u; at0 < end; at0 += ${s.others}u) {
@@ -193,11 +191,11 @@ function diagonalText(s: SolveSpec, keyRow: RowLayout): string {
         for (var j = 0u; j < min(${s.others}u, end - at0); j++) {
           let w = plane_w[j * ${s.rows / 4}u + rb];
           let key = tile_k[j * ${stride}u + c];
-          ${each((n) => `d${n} += w.${component[n]} * (key - q${n}) * (key - q${n});`)}
+          ${each((n) => `d${n} += w.${'xyzw'[n]} * (key - q${n}) * (key - q${n});`)}
         }
         workgroupBarrier();
       }
-      ${each((n) => `d${n} = 1.0 / max(d${n} + vec4f(ridge.${component[n]}), vec4f(1e-36));`)}`;
+      ${each((n) => `d${n} = 1.0 / max(d${n} + vec4f(ridge.${'xyzw'[n]}), vec4f(1e-36));`)}`;
 }
 
 /** How the systems are solved. */
