@@ -65,6 +65,7 @@ export function planGated(
   const perSegment = Math.max(1, batch * heads * Math.ceil(valueDim / (matrix?.rows ?? blocks ?? tile).columns));
   const fill = matrix ? (tuning.fill / 4) * gatedResidents(keyDim, matrix.rows) : tuning.fill;
   const wanted = Math.max(1, Math.min(Math.floor(fill / perSegment), Math.ceil(tokens / leastSegment)));
+  // whole tiles: those of the other kernels have 16 or 12 tokens, or parts of these
   const step = matrix ? matrix.rows.chunk : 48;
   const segmentTokens = Math.max(1, chunk ?? Math.ceil(Math.ceil(tokens / wanted) / step) * step);
   return { segments: Math.max(1, Math.ceil(tokens / segmentTokens)), segmentTokens, tile, blocks, matrix };
