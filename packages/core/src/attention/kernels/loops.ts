@@ -54,28 +54,14 @@ export function keyLoop(spec: ScoreSpec, columns: number, body: string, splits =
           ${body}
         }`;
     case 'bits':
-      return `
-        let listRow = base_arena() + uniforms.runsAt + listRowOf(b, listHead, queryBlock) * uniforms.listWords;
-        let tilesABlock = (uniforms.blockKeys + ${columns - 1}u) / ${columns}u;
-        ${splits ? 'var count = 0u; for (var w = 0u; w < uniforms.listWords; w++) { count += countOneBits(arena[listRow + w]) * tilesABlock; }' : 'let count = 0xffffffffu;'}
-        ${range('count')}
-        var n = 0u;
-        for (var w = 0u; w < uniforms.listWords; w++) {
-          var bits = arena[listRow + w];
-          while (bits != 0u) {
-            let block = w * 32u + firstTrailingBit(bits);
-            bits &= bits - 1u;
-            for (var piece = 0u; piece < tilesABlock; piece++) {
-              let keyStart = block * uniforms.blockKeys + piece * ${columns}u;
-              let keyStop = min(keyEnd, (block + 1u) * uniforms.blockKeys);
-              let mine = n >= begin && n < end;
-              n++;
-              if (!mine || keyStart >= keyStop || ${outside}) { continue; }
-              let masked = ${bandTest}${always};
-              ${body}
-            }
-          }
-        }`;
+      return bitLoop(
+        { head: 'listHead', number: 'queryBlock', edge: 'uniforms.blockKeys', columns, splits },
+        `let keyStart = block * uniforms.blockKeys + piece * ${columns}u;
+              let keyStop = min(keyEnd, (block + 1u) * uniforms.blockKeys);`,
+        `keyStart >= keyStop || ${outside}`,
+        `let masked = ${bandTest}${always};
+              ${body}`,
+      );
   }
 }
 
@@ -110,6 +96,36 @@ function runLoop(head: string, number: string, range: (count: string) => string,
         ${body}
       }
     }`;
+}
+
+/** A row of bit words, each bit a block of `edge` tokens: `place` and `body` for its pieces of `columns` tokens but those that are `hidden`. */
+function bitLoop(
+  list: { head: string; number: string; edge: string; columns: number; splits: boolean },
+  place: string,
+  hidden: string,
+  body: string,
+): string {
+  const { head, number, edge, columns, splits } = list;
+  return `
+        let listRow = base_arena() + uniforms.runsAt + listRowOf(b, ${head}, ${number}) * uniforms.listWords;
+        let tilesABlock = (${edge} + ${columns - 1}u) / ${columns}u;
+        ${splits ? 'var count = 0u; for (var w = 0u; w < uniforms.listWords; w++) { count += countOneBits(arena[listRow + w]) * tilesABlock; }' : 'let count = 0xffffffffu;'}
+        ${shareOf(splits)('count')}
+        var n = 0u;
+        for (var w = 0u; w < uniforms.listWords; w++) {
+          var bits = arena[listRow + w];
+          while (bits != 0u) {
+            let block = w * 32u + firstTrailingBit(bits);
+            bits &= bits - 1u;
+            for (var piece = 0u; piece < tilesABlock; piece++) {
+              ${place}
+              let mine = n >= begin && n < end;
+              n++;
+              if (!mine || ${hidden}) { continue; }
+              ${body}
+            }
+          }
+        }`;
 }
 
 /**
@@ -150,26 +166,12 @@ export function queryLoop(spec: ScoreSpec, columns: number, rows: number, body: 
       }`;
   }
   const outside = `i32(keyStart) > i32(rowStart + ${columns - 1}u) + queryOffset + uniforms.right || (i32(keyStart + ${rows}u) <= i32(rowStart) + queryOffset - uniforms.left && keyStart >= uniforms.prefix)`;
-  return `
-    let listRow = base_arena() + uniforms.runsAt + listRowOf(b, h, keyBlock) * uniforms.listWords;
-    let tilesABlock = (uniforms.blockQueries + ${columns - 1}u) / ${columns}u;
-    ${splits ? 'var count = 0u; for (var w = 0u; w < uniforms.listWords; w++) { count += countOneBits(arena[listRow + w]) * tilesABlock; }' : 'let count = 0xffffffffu;'}
-    ${range('count')}
-    var n = 0u;
-    for (var w = 0u; w < uniforms.listWords; w++) {
-      var bits = arena[listRow + w];
-      while (bits != 0u) {
-        let block = w * 32u + firstTrailingBit(bits);
-        bits &= bits - 1u;
-        for (var piece = 0u; piece < tilesABlock; piece++) {
-          let rowStart = block * uniforms.blockQueries + piece * ${columns}u;
-          let rowEnd = min(uniforms.queries, (block + 1u) * uniforms.blockQueries);
-          let mine = n >= begin && n < end;
-          n++;
-          if (!mine || rowStart >= rowEnd || keyStart >= keyStop || ${outside}) { continue; }
-          let masked = ${bandTest}${always};
-          ${body}
-        }
-      }
-    }`;
+  return bitLoop(
+    { head: 'h', number: 'keyBlock', edge: 'uniforms.blockQueries', columns, splits },
+    `let rowStart = block * uniforms.blockQueries + piece * ${columns}u;
+              let rowEnd = min(uniforms.queries, (block + 1u) * uniforms.blockQueries);`,
+    `rowStart >= rowEnd || keyStart >= keyStop || ${outside}`,
+    `let masked = ${bandTest}${always};
+              ${body}`,
+  );
 }
