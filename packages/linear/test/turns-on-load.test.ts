@@ -119,7 +119,7 @@ describe('turns as operands are loaded', () => {
     const turning = turningOf('concat', theta, 0);
     const plan = planFor(k, v, undefined, turnsOf(turning, 'keys'));
     expect(plan.kernel).toBe('matrix');
-    expect(turnsOnLoad(plan, { form: 'concat', of: 'keys', headDim: 12, keyDim: 24 }, device.capabilities)).toBe(false);
+    expect(turnsOnLoad(plan, { of: 'keys', headDim: 12, keyDim: 24 }, device.capabilities)).toBe(false);
     const got = decayScan(q, k, v, { decay, turning }, 'test');
     const [a, b] = [lrpe(q, theta), lrpe(k, theta)];
     const wanted = decayScan(a, b, v, { decay }, 'test');

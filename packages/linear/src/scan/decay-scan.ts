@@ -1,4 +1,4 @@
-import { copyInto, type FloatDType, HeedError, type Tensor, zeros } from '@heed/core';
+import { copyInto, type FloatDType, HeedError, type Tensor } from '@heed/core';
 import { apply, asContiguous } from '@heed/core/~internal';
 import type { GatedNeeds, GatedSaved } from './gated-backward.js';
 import type { GatedProblem } from './gated.js';
@@ -178,7 +178,7 @@ export function scanOp(
 }
 
 function decayOf(q: Tensor, decay: DecayScanOptions['decay']): Tensor {
-  return decay === undefined ? zeros(q.device, [q.dim(2)]) : decayTensor(q.device, decay);
+  return decayTensor(q.device, decay ?? new Float32Array(q.dim(2)));
 }
 
 /** @throws HeedError: what is wrong with the arguments of a scan */

@@ -68,8 +68,8 @@ export function lightning2Backward(
   const onLoad =
     turning !== undefined &&
     onFragments &&
-    turnsOnLoad(plans[0], { form: turning.form, of: 'keys', headDim, keyDim }, capabilities) &&
-    turnsOnLoad(plans[1], { form: turning.form, of: 'values', headDim, keyDim: v.dim(3) }, capabilities);
+    turnsOnLoad(plans[0], { of: 'keys', headDim, keyDim }, capabilities) &&
+    turnsOnLoad(plans[1], { of: 'values', headDim, keyDim: v.dim(3) }, capabilities);
   const whole: Problem = {
     ...saved,
     onLoad,

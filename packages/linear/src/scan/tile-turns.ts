@@ -1,9 +1,9 @@
-// Turns of a tile of tokens in the registers that hold it. The angle at row r of a chunk is that of the chunk's first row, which a lane an angle
-// steps from chunk to chunk and leaves in workgroup memory, plus that of r, which each lane holds as a complex number: their
-// product turns a row. Every 64 chunks the angles of the first row are computed anew, in integers, from its position.
-// registers  16 floats an item of eight halves (8 for pairs), 6 more
-// memory     8 bytes an angle
-// error      a step adds 1e-7, so 6e-6 at most beside the 5e-4 of f16
+// Turns of a tile of tokens in the registers that hold it, by halves: each lane holds the cosines and sines of its eight channels at one token,
+// in f32, and steps them from row to row by a product of complex numbers. Angles are computed in integers before the
+// first chunk, and anew every 64 chunks.
+// registers  32 floats a lane for angle and step (16 for pairs)
+// error      a step adds 1e-7, 3e-5 at most; halves of cosines and their products round twice, 3e-4
+import { range } from '@heed/core/~internal';
 import { type TurnForm, turnText } from './turn-text.js';
 
 /** Chunks after which angles are computed anew. */
@@ -21,19 +21,9 @@ export interface TileTurnsOptions {
   first: string;
 }
 
-/** Whether the items of a lane lie in one column of eights, evenly apart, so that they share their angles, and every angle has a lane. */
-export function turnsTile(tile: Omit<TileTurnsOptions, 'first' | 'rows'>): boolean {
-  return tile.lanes % (tile.width / 8) === 0 && anglesOf(tile) <= tile.lanes;
-}
-
-/** Angles of a head. */
-export function anglesOf({ form, headDim }: Pick<TileTurnsOptions, 'form' | 'headDim'>): number {
-  return form === 'concat' ? headDim : headDim / 2;
-}
-
-/** Workgroup memory of turns. */
-export function turnBytes(tile: Pick<TileTurnsOptions, 'form' | 'headDim'>): number {
-  return 8 * anglesOf(tile);
+/** Whether the items of a lane lie in one column of eights, evenly apart, so that one step leads from each to the next. */
+export function stepsEvenly({ width, lanes }: Pick<TileTurnsOptions, 'width' | 'lanes'>): boolean {
+  return lanes % (width / 8) === 0;
 }
 
 /** Text of the turns of a tile; one for queries and keys, whose positions and angles are the same. */
@@ -49,6 +39,16 @@ export class TileTurns {
     this.halves = o.form === 'concat' ? ['a', 'b'] : ['a'];
   }
 
+  /** Those of a kernel's keys or values, where they are turned. */
+  static of(
+    { turned, turnForm: form }: { turned: 'none' | 'keys' | 'values'; turnForm: TurnForm },
+    tiles: Record<'keys' | 'values', Omit<TileTurnsOptions, 'form' | 'headDim'> & { dim: number }>,
+  ): TileTurns | undefined {
+    if (turned === 'none') return undefined;
+    const { dim, ...tile } = tiles[turned];
+    return new TileTurns({ ...tile, form, headDim: form === 'concat' ? dim / 2 : dim });
+  }
+
   /** The channel that an element of the turned row is made of. */
   source(element: string): string {
     return this.o.form === 'concat' ? `${element} % ${this.o.headDim}u` : element;
@@ -56,94 +56,74 @@ export class TileTurns {
 
   /** What the text below calls. */
   functions(): string {
-    return `${turnText('turnFour')} ${turnText('turnOne')} ${turnedEights[this.o.form]}
-      var<workgroup> firstRow: array<vec2f, ${anglesOf(this.o)}>;`;
+    return turnText('turnFour') + turnedEights[this.o.form];
   }
 
-  /** Before the first chunk, which begins at `at`: the turns of this lane's rows, and those of the chunk's first. */
+  /** Before the first chunk, which begins at `at`. */
   begin(): string {
-    const { form, headDim, first, rows, lanes } = this.o;
-    const step = Math.min(rows, lanes / this.across);
-    const reversed = (x: string): string => `select(${x}, -${x}, uniforms.reverse == 1u)`;
-    const four = (h: 'a' | 'b'): string => {
-      const at = (e: number): string => `load_theta(thetas + angle + ${h === 'a' ? e : e + 4}u)`;
-      const [c, s] = [`row0C${h}`, `row0S${h}`];
-      const more = Array.from({ length: this.items - 1 }, (_, i) => i + 1).map(
-        (i) => `
-        let row${i}C${h} = row${i - 1}C${h} * step${h}.cosine - row${i - 1}S${h} * step${h}Sine;
-        let row${i}S${h} = row${i - 1}S${h} * step${h}.cosine + row${i - 1}C${h} * step${h}Sine;`,
-      );
-      return `
-        let theta${h} = vec4f(${[0, 1, 2, 3].map(at).join(', ')});
-        let own${h} = turnFour(theta${h}, lane / ${this.across}u);
-        let own${h}Sine = ${reversed(`own${h}.sine`)};
-        ${
-          form === 'concat'
-            ? // a sine is the cosine a quarter of a turn before
-              `let ${c} = select(own${h}.cosine, own${h}Sine, ofSine);
-        let ${s} = select(own${h}Sine, -own${h}.cosine, ofSine);`
-            : `let ${c} = own${h}.cosine;
-        let ${s} = own${h}Sine;`
-        }
-        ${more.length > 0 ? `let step${h} = turnFour(theta${h}, ${step}u); let step${h}Sine = ${reversed(`step${h}.sine`)};` : ''}
-        ${more.join('')}`;
-    };
+    const { form, headDim, first } = this.o;
+    const vectors = this.halves.flatMap((h) => [`turnC${h}`, `turnS${h}`, `stepC${h}`, `stepS${h}`]);
     return `
         let element = ${first} + lane % ${this.across}u * 8u;
         ${
           form === 'concat'
-            ? `let thetas = head * ${headDim}u;
-        let ofSine = element >= ${headDim}u;
-        let angle = element % ${headDim}u;`
-            : `let thetas = 0u;
-        let angle = min(element, ${headDim - 8}u) / 2u;`
+            ? `let ofSine = element >= ${headDim}u;
+        let angle = head * ${headDim}u + element % ${headDim}u;`
+            : `let angle = min(element, ${headDim - 8}u) / 2u;`
         }
-        ${this.halves.map(four).join('\n')}
-        let firstTheta = load_theta(thetas + min(lane, ${anglesOf(this.o) - 1}u));
-        let onward = turnOne(firstTheta, ${rows}u);
-        let onwardSine = ${reversed('onward.sine')};
         var chunksTurned = 0u;
-        var firstWay = turnOne(firstTheta, ${this.position('at')});
-        if (lane < ${anglesOf(this.o)}u) { firstRow[lane] = vec2f(firstWay.cosine, firstWay.sine); }
-        workgroupBarrier();`;
+        ${vectors.map((name) => `var ${name} = vec4f();`).join(' ')}
+        { ${this.exact('at')} }`;
   }
 
-  private position(at: string): string {
-    return `tokenAt(${at}, length) + uniforms.turnOffset`;
-  }
-
-  /**
-   * The angles of the first row of the chunk behind this one, which begins at `next`. Barriers lie between this and both `turn`s.
-   */
+  /** Behind the factors of a chunk: the angles of the next, which begins at `next`, anew where it is time. */
   onward(next: string): string {
     return `
-          if (lane < ${anglesOf(this.o)}u) {
-            chunksTurned += 1u;
-            firstWay = OneTurn(
-              firstWay.cosine * onward.cosine - firstWay.sine * onwardSine,
-              firstWay.sine * onward.cosine + firstWay.cosine * onwardSine,
-            );
-            if (chunksTurned % ${anew}u == 0u) { firstWay = turnOne(firstTheta, ${this.position(next)}); }
-            firstRow[lane] = vec2f(firstWay.cosine, firstWay.sine);
-          }`;
+          chunksTurned += 1u;
+          if (chunksTurned % ${anew}u == 0u) { ${this.exact(next)} }`;
   }
 
-  /** At the head of a chunk: the factors of its items. */
+  /** The factors of this chunk's items; angles go on to the next chunk. */
   factors(): string {
-    const items = Array.from({ length: this.items }, (_, i) => i);
+    const onward = this.halves
+      .map(
+        (h) => `{
+            let c = turnC${h} * stepC${h} - turnS${h} * stepS${h};
+            turnS${h} = turnS${h} * stepC${h} + turnC${h} * stepS${h};
+            turnC${h} = c;
+          }`,
+      )
+      .join(' ');
     const way = (i: number): string =>
       this.o.form === 'concat'
-        ? this.halves.map((h) => `let way${i}${h} = first${h}C * row${i}C${h} - first${h}S * row${i}S${h};`).join(' ')
-        : `let way${i}a = firstaC * row${i}Ca - firstaS * row${i}Sa; let way${i}b = firstaS * row${i}Ca + firstaC * row${i}Sa;`;
-    const load = (h: 'a' | 'b'): string => {
-      const names = [0, 1, 2, 3].map((e) => `first${h}${e}`);
-      return `
-          ${names.map((name, e) => `let ${name} = firstRow[angle + ${h === 'a' ? e : e + 4}u];`).join(' ')}
-          let first${h}C = vec4f(${names.map((name) => `${name}.x`).join(', ')});
-          let first${h}S = vec4f(${names.map((name) => `${name}.y`).join(', ')});`;
-    };
-    return `${this.halves.map(load).join('')}
-          ${items.map(way).join('\n')}`;
+        ? `let way${i}a = vec4<f16>(turnCa); let way${i}b = vec4<f16>(turnCb);`
+        : `let way${i}a = turnCa; let way${i}b = turnSa;`;
+    return range(this.items)
+      .map((i) => `${way(i)} ${onward}`)
+      .join('\n');
+  }
+
+  private exact(at: string): string {
+    const { form, rows, lanes } = this.o;
+    const four = (h: 'a' | 'b'): string => `
+            {
+              let theta = vec4f(${[0, 1, 2, 3].map((e) => `load_theta(angle + ${h === 'a' ? e : e + 4}u)`).join(', ')});
+              let now = turnFour(theta, position);
+              let step = turnFour(theta, ${Math.min(rows, lanes / this.across)}u);
+              ${
+                form === 'concat'
+                  ? // a sine is the cosine a quarter of a turn before
+                    `turnC${h} = select(now.cosine, now.sine, ofSine);
+              turnS${h} = select(now.sine, -now.cosine, ofSine);`
+                  : `turnC${h} = now.cosine;
+              turnS${h} = now.sine;`
+              }
+              stepC${h} = step.cosine;
+              stepS${h} = select(step.sine, -step.sine, uniforms.reverse == 1u);
+            }`;
+    return `
+            let position = tokenAt(${at} + lane / ${this.across}u, length) + uniforms.turnOffset;
+            ${this.halves.map(four).join('\n')}`;
   }
 
   /** `held`, eight halves of item i, turned. */
@@ -154,8 +134,8 @@ export class TileTurns {
 
 const turnedEights: Record<TurnForm, string> = {
   concat: `
-      fn concatEight(x: vec4u, lower: vec4f, upper: vec4f) -> vec4u {
-        return vec4u(fourOf(vec4f(bitcast<vec4<f16>>(x.xy)) * lower), fourOf(vec4f(bitcast<vec4<f16>>(x.zw)) * upper));
+      fn concatEight(x: vec4u, lower: vec4<f16>, upper: vec4<f16>) -> vec4u {
+        return vec4u(bitcast<vec2u>(bitcast<vec4<f16>>(x.xy) * lower), bitcast<vec2u>(bitcast<vec4<f16>>(x.zw) * upper));
       }`,
   rotate: `
       fn rotatedFour(x: vec4f, cosine: vec2f, sine: vec2f) -> vec2u {

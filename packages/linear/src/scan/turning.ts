@@ -3,7 +3,7 @@ import { asContiguous, fragmentLanes } from '@heed/core/~internal';
 import { matrixLayout } from './matrix-tile.js';
 import type { ScanPlan } from './plan.js';
 import type { ScanTurns } from './sweep.js';
-import { turnBytes, turnsTile } from './tile-turns.js';
+import { stepsEvenly } from './tile-turns.js';
 import type { TurnForm } from './turn-text.js';
 
 /** Queries and keys of a scan turned by position: on their way into a kernel on fragments, else as copies that do not outlive the scan. */
@@ -43,15 +43,13 @@ const mostBindings = 10;
  */
 export function turnsOnLoad(
   { matrix }: Pick<ScanPlan, 'matrix'>,
-  { of, form, headDim, keyDim }: { of: ScanTurns['of']; form: TurnForm; headDim: number; keyDim: number },
+  { of, headDim, keyDim }: { of: ScanTurns['of']; headDim: number; keyDim: number },
   { limits }: Capabilities,
 ): boolean {
   if (!matrix || headDim % 8 !== 0 || limits.maxStorageBuffersPerShaderStage < mostBindings) return false;
   return (['outputs', 'states'] as const).every((kernel) => {
     const tile = matrix[kernel];
-    const { keys, bytes } = matrixLayout(keyDim, tile, kernel === 'outputs');
-    const lanes = tile.rowGroups * tile.columnGroups * fragmentLanes;
-    const fits = turnsTile({ form, headDim, width: of === 'keys' ? keys : tile.columns, lanes });
-    return fits && bytes + turnBytes({ form, headDim }) <= limits.maxComputeWorkgroupStorageSize;
+    const width = of === 'keys' ? matrixLayout(keyDim, tile, kernel === 'outputs').keys : tile.columns;
+    return stepsEvenly({ width, lanes: tile.rowGroups * tile.columnGroups * fragmentLanes });
   });
 }

@@ -1,5 +1,5 @@
 // x - 2 (x.h) h a row: the reflection at the plane across a unit vector h, which is its own inverse and its own gradient.
-// tile    256 lanes; a row by as many of them as it has fours (ones where rows are none), its sum in workgroup memory, in order
+// tile    256 lanes; a lane holds four fours of a row (or ones), whose sum is made in workgroup memory, in order
 // bytes   reads x once, writes it once
 // limits  none; sums f32
 // source  Qin et al. 2022 (arXiv 2210.10340), code: projection "householder" of Urpe
@@ -72,7 +72,7 @@ function reflect(x: Tensor, h: Tensor): Tensor {
   const [tokens, heads, headDim] = [x.dim(1), x.dim(2), x.dim(3)];
   const width = h.offset % 4 === 0 ? rowWidth(x) : 1;
   const items = headDim / width;
-  const span = Math.min(lanes, 2 ** Math.ceil(Math.log2(items)));
+  const span = Math.min(lanes, 2 ** Math.max(0, Math.ceil(Math.log2(items / 4))));
   const rows = x.size / headDim;
   if (x.size === 0) return out;
   const stride = (axis: number): number => (x.strides[axis] ?? 0) / width;
