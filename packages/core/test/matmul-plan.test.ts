@@ -66,6 +66,7 @@ test('f16 takes fragments where the device has them, and f32 only when rounding 
     kernel: 'matrix',
     tile: fragmentTiles.large,
     splits: 1,
+    ahead: 2,
     a: 'half8',
     b: 'half8',
   });
@@ -73,8 +74,10 @@ test('f16 takes fragments where the device has them, and f32 only when rounding 
   expect(planMatmul(shape(4096, 4096, 4096, 'f16'), 'f16', baseline)).toMatchObject({ kernel: 'tile', a: 'vec4' });
   expect(planMatmul(shape(4096, 4096, 4096), 'f32', tensorCores).kernel).toBe('tile');
   expect(planMatmul(shape(4096, 4096, 4096), 'f16', tensorCores)).toMatchObject({ kernel: 'matrix', a: 'vec4', b: 'vec4' });
-  expect(planMatmul(shape(4096, 4095, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({ kernel: 'matrix', a: 'half8', b: 'scalar' });
+  expect(planMatmul(shape(4096, 4095, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({ kernel: 'matrix', a: 'half8', b: 'half8Shifted' });
   expect(planMatmul(shape(32_768, 64, 512, 'f16'), 'f32', tensorCores)).toMatchObject({ kernel: 'matrix', tile: fragmentTiles.tall });
+  expect(planMatmul(shape(512, 512, 512, 'f16'), 'f32', tensorCores)).toMatchObject({ tile: fragmentTiles.flat, splits: 1, ahead: 2 });
+  expect(planMatmul(shape(64, 4096, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({ tile: fragmentTiles.deep, splits: 4, ahead: 1 });
   expect(planMatmul(shape(4096, 4096, 4096, 'f16'), 'f32', { ...tensorCores, matrix: 'emulated' })).toMatchObject({
     tile: fragmentTiles.medium,
   });
@@ -104,10 +107,11 @@ test('few rows or columns stream over the other operand', () => {
     many4: true,
   });
   const rows = { transposed: true, dtype: 'f16', width: 8 } as const;
-  expect(planMatmul(shape(5, 4096, 4096, 'f16', { b: rows }), 'f32', tensorCores)).toMatchObject({
+  expect(planMatmul(shape(5, 4096, 4096, 'f16', { b: rows }), 'f32', baseline)).toMatchObject({
     kernel: 'vector',
     form: 'rows',
     few: 8,
+    splits: 1,
   });
   expect(planMatmul(shape(32_768, 3, 512), 'f32', baseline)).toMatchObject({
     kernel: 'vector',
@@ -116,6 +120,21 @@ test('few rows or columns stream over the other operand', () => {
     few: 4,
     splits: 1,
   });
+});
+
+test('five rows and more go to fragments where the device has them', () => {
+  expect(planMatmul(shape(4, 4096, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({ kernel: 'vector', few: 4, splits: 4 });
+  expect(planMatmul(shape(5, 4096, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({
+    kernel: 'matrix',
+    tile: fragmentTiles.thin,
+    splits: 8,
+  });
+  expect(planMatmul(shape(17, 4096, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({
+    kernel: 'matrix',
+    tile: fragmentTiles.flat,
+    splits: 4,
+  });
+  expect(planMatmul(shape(5, 4096, 4096), 'f32', tensorCores).kernel).toBe('vector');
 });
 
 test('every plan covers K and the output, within the limits of baseline', () => {
@@ -148,14 +167,15 @@ test('every plan covers K and the output, within the limits of baseline', () => 
   );
 });
 
-const loads: readonly Load[] = ['half8', 'vec4', 'scalar'];
+const loads: readonly Load[] = ['half8', 'vec4', 'half8Shifted', 'vec4Shifted'];
+const isEight = (load: Load): load is 'half8' | 'half8Shifted' => load === 'half8' || load === 'half8Shifted';
 
 test('every variant compiles with real subgroup matrices on the null backend', async () => {
   const device = await openDevice({ nullBackend: true, tier: 'matrix' });
   expect(device.capabilities.matrix).toBe('hardware');
   const make = (dtype: FloatDType, plan: MatmulPlan, transposeA: boolean, transposeB: boolean, extra: { last: boolean }): void => {
-    const odd = plan.kernel !== 'vector' && plan.b === 'scalar' ? 1 : 0;
-    const [M, N, K] = [128 + odd, 128 + odd, 64];
+    const odd = plan.kernel !== 'vector' && plan.b !== 'vec4' && plan.b !== 'half8' ? 1 : 0;
+    const [M, N, K] = [128 + odd, 128 + odd, extra.last ? 68 : 64];
     const a = empty(device, transposeA ? [K, M] : [M, K], dtype);
     const b = empty(device, transposeB ? [N, K] : [K, N], dtype);
     const out = empty(device, [M, N], dtype);
@@ -171,12 +191,14 @@ test('every variant compiles with real subgroup matrices on the null backend', a
         for (const load of loads) {
           last = !last;
           const split = { splits: last ? 2 : 1, splitDepth: 32, workgroups: 2 };
-          if (load !== 'half8' || dtype === 'f16')
+          if (!isEight(load) || dtype === 'f16')
             for (const tile of Object.values(fragmentTiles))
-              make(dtype, { kernel: 'matrix', tile, a: load, b: load, ...split }, transposeA, transposeB, { last });
-          if (load !== 'half8')
+              make(dtype, { kernel: 'matrix', tile, a: load, b: load, ahead: last ? 2 : 1, ...split }, transposeA, transposeB, { last });
+          if (!isEight(load)) {
+            const own = load === 'vec4' ? 'vec4' : 'scalar';
             for (const tile of Object.values(registerTiles))
-              make(dtype, { kernel: 'tile', tile, a: load, b: load, ...split }, transposeA, transposeB, { last });
+              make(dtype, { kernel: 'tile', tile, a: own, b: own, ...split }, transposeA, transposeB, { last });
+          }
         }
         for (const few of [1, 2, 4, 8] as const)
           make(

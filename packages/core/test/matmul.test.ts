@@ -152,6 +152,36 @@ describe.each(['baseline', 'subgroups', 'matrix'] as const)('matmul on %s', (tie
     for (const t of [q.view, k.view, w.device, fused.device]) t.dispose();
   });
 
+  test('views that begin anywhere, with rows of any length, are read in place', async () => {
+    const [M, K, N, row] = [21, 43, 19, 51];
+    const [forA, forB] = [random(device, [row * row], 1, 'f16'), random(device, [row * row], 2, 'f16')];
+    for (const [transposeA, transposeB, from] of [
+      [false, false, 1],
+      [true, true, 14],
+    ] as const) {
+      const part = (source: typeof forA, shape: readonly [number, number]): { view: Tensor; host: HostArray } => ({
+        view: source.device.view({ shape, strides: [row, 1], offset: from }),
+        host: {
+          shape,
+          values: Float64Array.from(
+            { length: shape[0] * shape[1] },
+            (_, i) => source.host.values[from + Math.floor(i / shape[1]) * row + (i % shape[1])] ?? 0,
+          ),
+        },
+      });
+      const a = part(forA, transposeA ? [K, M] : [M, K]);
+      const b = part(forB, transposeB ? [N, K] : [K, N]);
+      const done = device.trace();
+      const out = matmul(a.view, b.view, { transposeA, transposeB, outDType: 'f32' });
+      expect(done().map(({ kernel }) => kernel)).toEqual([tier === 'matrix' ? 'matmul-matrix' : 'matmul-tile']);
+      await agree(out, matmul64(a.host, b.host, transposeA, transposeB), 1e-6, `from ${from}`);
+      a.view.dispose();
+      b.view.dispose();
+    }
+    forA.device.dispose();
+    forB.device.dispose();
+  });
+
   test('bias, activation and addend are fused, also behind a split K and with swapped operands', async () => {
     const silu = (x: number): number => x / (1 + Math.exp(-x));
     for (const [M, K, N] of [
@@ -248,22 +278,27 @@ test('every register tile agrees with float64 across its edges, whole or split a
   await device.close();
 });
 
-test('fragment tiles 64 deep agree with float64 across their edges, in either layout', async () => {
+test('every fragment tile agrees with float64 across its edges, in either layout', async () => {
   const device = await openDevice({ tier: 'matrix' });
   poisonPool(device);
-  const [M, K, N] = [72, 104, 80];
-  for (const transposed of [false, true]) {
+  const [M, N] = [72, 80];
+  // of the others only the numbers differ; each takes a software driver seconds to compile
+  for (const [i, tile] of [fragmentTiles.thin, fragmentTiles.flat, fragmentTiles.deep].entries()) {
+    const transposed = i === 1;
+    const K = i === 0 ? 192 : 168; // whole tiles, an odd number of them, and a last one that K ends within
     const a = random(device, transposed ? [K, M] : [M, K], 1, 'f16');
     const b = random(device, transposed ? [N, K] : [K, N], 2, 'f16');
     const out = empty(device, [M, N], 'f32');
+    const workgroups = Math.ceil(M / tile.rows) * Math.ceil(N / tile.columns);
     const plan: MatmulPlan = {
       kernel: 'matrix',
-      tile: fragmentTiles.deep,
+      tile,
       a: 'half8',
       b: 'half8',
+      ahead: i === 2 ? 1 : 2,
       splits: 1,
-      splitDepth: 128,
-      workgroups: 4,
+      splitDepth: 192,
+      workgroups,
     };
     runProduct({ a: a.device, b: b.device, out, transposeA: transposed, transposeB: transposed, plan });
     const expected = matmul64(a.host, b.host, transposed, transposed);

@@ -4,15 +4,16 @@ import { read, write } from '../../kernel/bindings.js';
 import { defineKernel, type KernelContext } from '../../kernel/define.js';
 import { fragmentGrid, fragmentLanes, Fragments } from '../../kernel/fragments.js';
 import { range, unroll } from '../../kernel/modules.js';
-import { loader, type Side, storedRows } from './matrix-loads.js';
+import { endsWithin, loader, type Side, storedRows } from './matrix-loads.js';
 import { fragmentOutColumns, type Load } from './plan.js';
+import { firstHalvesText, shiftedText } from './shifted-loads.js';
 import { epilogueText, loopBound, matmulUniforms, type OutSpec, placeText, type ProductCall, tileText } from './text.js';
 
 // out = activation(a b + bias) + addTo on fragments: operands f16 (f32 ones are rounded on the way in), sums f32.
-// tile    rows x columns x depth, four subgroups; operand tiles keep their stored layout in an array of vec4u, written by 16-byte
-//         stores, rows padded by one against bank conflicts; the next tile is fetched into registers before the barrier; on the way
-//         out 16 rows x 32 columns a subgroup pass through the same array as f32
-// bytes   reads (M K N / columns + K N M / rows), writes M N; workgroup memory up to 20 KiB (`fragmentBytes`), so that two
+// tile    rows x columns x depth; each `groups` subgroups share a part of it and take k in turns, summed on the way out; operand tiles
+//         keep their stored layout in an array of vec4u, written by 16-byte stores, rows padded by one against bank conflicts;
+//         `ahead` tiles along k wait in registers; on the way out 16 rows x 32 or 64 columns a subgroup pass through the array as f32
+// bytes   reads (M K N / columns + K N M / rows), writes M N; workgroup memory up to 24 KiB (`fragmentBytes`), so that two
 //         workgroups share a multiprocessor
 // limits  any M, N, K, strides, offsets; f32 operands beyond +-65504 are clamped
 // source  register blocking as in CUTLASS; docs/benchmarks/tuning.md has what each step gave
@@ -22,14 +23,19 @@ export interface MatrixSpec extends OutSpec {
   subgroupRows: number;
   subgroupColumns: number;
   depth: number;
+  groups: number;
+  ahead: number;
+  /** K ends within a tile. */
+  tails: boolean;
   transposeA: boolean;
   transposeB: boolean;
   loadA: Load;
   loadB: Load;
 }
 
-const width = (load: Load): number => (load === 'vec4' ? 4 : 1);
-const raw = (load: Load): string | undefined => (load === 'half8' ? 'vec4u' : undefined);
+const byEight = (load: Load): boolean => load === 'half8' || load === 'half8Shifted';
+const width = (load: Load): number => (byEight(load) ? 1 : 4);
+const raw = (load: Load): string | undefined => (byEight(load) ? 'vec4u' : undefined);
 
 const kernel = defineKernel({
   name: 'matmul-matrix',
@@ -53,12 +59,13 @@ export function runMatrix(device: Device, spec: MatrixSpec, call: ProductCall): 
 function matrixKernelText(spec: MatrixSpec, { capabilities }: KernelContext): string {
   const fragments = new Fragments(capabilities, { N: 16, packed: ['tile'] });
   const across = spec.columns / spec.subgroupColumns;
-  const subgroups = (spec.rows / spec.subgroupRows) * across;
+  const parts = (spec.rows / spec.subgroupRows) * across;
+  const subgroups = parts * spec.groups;
   const lanes = subgroups * fragmentLanes;
   const a = sideOf(spec, 'a', 0);
   const b = sideOf(spec, 'b', storedRows(a) * a.stride);
-  const loadA = loader(a, lanes, capabilities);
-  const loadB = loader(b, lanes, capabilities);
+  const loadA = loader(a, lanes, spec.ahead);
+  const loadB = loader(b, lanes, spec.ahead);
   const down = spec.subgroupRows / fragments.M;
   const wide = spec.subgroupColumns / fragments.N;
   const sums = fragmentGrid('c', down, wide);
@@ -75,43 +82,49 @@ function matrixKernelText(spec: MatrixSpec, { capabilities }: KernelContext): st
     };
     return `{ ${unroll(down, left)} ${unroll(wide, (j) => `{ ${right(j)} ${unroll(down, (i) => fragments.multiplyAdd(`c${i}_${j}`, `left${i}`, 'right'))} }`)} }`;
   };
-  const steps = spec.depth / fragments.K;
+  const steps = spec.depth / fragments.K / spec.groups;
+  const kOf = (step: string): string => `(${step} * ${spec.groups}u${spec.groups > 1 ? ' + groupOfSubgroup' : ''}) * ${fragments.K}u`;
   const eachStep = fragments.hardware
-    ? unroll(steps, (step) => multiply(`${step * fragments.K}u`))
-    : `for (var step = 0u; step < ${loopBound(steps, capabilities)}; step++) ${multiply(`step * ${fragments.K}u`)}`;
+    ? unroll(steps, (step) => multiply(kOf(`${step}u`)))
+    : `for (var step = 0u; step < ${loopBound(steps, capabilities)}; step++) ${multiply(kOf('step'))}`;
   // whole tiles along k, which all but the last one are, are fetched without a look at the end of k
-  const fetch = `
-      if (kt + ${spec.depth}u <= place.kEnd) { ${loadA.fetch(false)} ${loadB.fetch(false)} }
-      else if (kt < place.kEnd) { ${loadA.fetch(true)} ${loadB.fetch(true)} }`;
+  const fetch = (set: number, k: string): string => `
+      if (${k}${spec.tails ? ` + ${spec.depth}u <=` : ' <'} place.kEnd) { ${loadA.fetch(set, k, false)} ${loadB.fetch(set, k, false)} }
+      ${spec.tails ? `else if (${k} < place.kEnd) { ${loadA.fetch(set, k, true)} ${loadB.fetch(set, k, true)} }` : ''}
+      ${loadA.step} ${loadB.step}`;
   const body = `
     let index = workgroupIndex(group, groups);
     if (index >= uniforms.total) { return; }
     let tileAt = tileOf(index);
     let place = placeOf(tileAt.rest);
-    let rowOfSubgroup = subgroup / ${across}u * ${spec.subgroupRows}u;
+    let groupOfSubgroup = subgroup / ${parts}u;
+    let rowOfSubgroup = subgroup % ${parts}u / ${across}u * ${spec.subgroupRows}u;
     let columnOfSubgroup = subgroup % ${across}u * ${spec.subgroupColumns}u;
     ${sums.map(({ name }) => fragments.zero(name)).join('\n')}
-    var kt = place.kBegin;
     ${loadA.places}
     ${loadB.places}
-    ${fetch}
-    while (kt < place.kEnd) {
-      ${loadA.stage}
-      ${loadB.stage}
+    ${unroll(spec.ahead, (set) => fetch(set, `place.kBegin + ${set * spec.depth}u`))}
+    for (var kt = place.kBegin; kt < place.kEnd; kt += ${spec.ahead * spec.depth}u) {
+      ${unroll(
+        spec.ahead,
+        (set) => `
+      ${set > 0 ? `if (kt + ${set * spec.depth}u >= place.kEnd) { break; }` : ''}
+      ${loadA.stage(set)}
+      ${loadB.stage(set)}
       workgroupBarrier();
-      kt += ${spec.depth}u;
-      ${loadA.step} ${loadB.step}
-      ${fetch}
+      ${fetch(set, `kt + ${(set + spec.ahead) * spec.depth}u`)}
       ${eachStep}
-      workgroupBarrier();
+      workgroupBarrier();`,
+      )}
     }
     ${wayOut(spec, fragments, capabilities)}`;
   return `
     ${placeText(spec.partial)}
     ${tileText(spec.rows, spec.columns)}
     ${epilogueText(spec)}
+    ${shiftedText([spec.loadA, spec.loadB])} ${spec.tails && (endsWithin(a) || endsWithin(b)) ? firstHalvesText : ''}
     fn halves(x: vec4f) -> vec2u { return bitcast<vec2u>(vec4<f16>(clamp(x, vec4f(-65504.0), vec4f(65504.0)))); }
-    var<workgroup> tile: array<vec4u, ${Math.max(b.at + storedRows(b) * b.stride, subgroups * fragments.M * (fragmentOutColumns / 4 + 1))}>;
+    var<workgroup> tile: array<vec4u, ${Math.max(b.at + storedRows(b) * b.stride, subgroups * fragments.M * (fragmentOutColumns(spec) / 4 + 2))}>;
     ${fragments.entry(subgroups, body, { lanesInOrder: true })}`;
 }
 
@@ -124,37 +137,44 @@ function sideOf(spec: MatrixSpec, name: 'a' | 'b', at: number): Side {
     alongDepth,
     load: name === 'a' ? spec.loadA : spec.loadB,
     first: name === 'a' ? 'tileAt.row' : 'tileAt.column',
-    extent: name === 'a' ? 'uniforms.M' : 'uniforms.N',
     stride: (alongDepth ? spec.depth : free) / 8 + 1,
     at,
   };
 }
 
-/** Bands of 16 rows x 32 columns a subgroup go through workgroup memory, so that stores are whole rows of any dtype. */
+/**
+ * Bands of 16 rows x 32 or 64 columns a subgroup go through workgroup memory, so that stores are whole rows of any dtype; the lanes of
+ * subgroups that share a part of the tile sum it and store rows of it each.
+ */
 function wayOut(spec: MatrixSpec, fragments: Fragments, capabilities: Capabilities): string {
-  const stride = fragmentOutColumns / 4 + 1;
-  const band = fragmentOutColumns / fragments.N;
-  const quads = fragmentOutColumns / 4;
-  const rounds = (fragments.M * quads) / fragmentLanes;
-  const ownRegion = `subgroup * ${fragments.M * stride}u`;
+  const outColumns = fragmentOutColumns(spec);
+  const stride = outColumns / 4 + 2;
+  const band = outColumns / fragments.N;
+  const quads = outColumns / 4;
+  const parts = (spec.rows / spec.subgroupRows) * (spec.columns / spec.subgroupColumns);
+  const rounds = (fragments.M * quads) / fragmentLanes / spec.groups;
+  const region = (subgroup: string): string => `(${subgroup}) * ${fragments.M * stride}u`;
+  const sum = range(spec.groups)
+    .map((group) => `bitcast<vec4f>(tile[${region(`subgroup % ${parts}u + ${group * parts}u`)} + r * ${stride}u + c])`)
+    .join(' + ');
   return unroll(spec.subgroupRows / fragments.M, (i) =>
-    unroll(spec.subgroupColumns / fragmentOutColumns, (part) => {
+    unroll(spec.subgroupColumns / outColumns, (part) => {
       const stores = range(band).map((j) =>
-        fragments.store(`c${i}_${part * band + j}`, 'tile', `${ownRegion} + ${(j * fragments.N) / 4}u`, `${stride}u`),
+        fragments.store(`c${i}_${part * band + j}`, 'tile', `${region('subgroup')} + ${(j * fragments.N) / 4}u`, `${stride}u`),
       );
       return `
+        ${i + part > 0 ? 'workgroupBarrier();' : ''}
         ${stores.join('\n')}
         workgroupBarrier();
         for (var turn = 0u; turn < ${loopBound(rounds, capabilities)}; turn++) {
-          let r = (turn * ${fragmentLanes}u + subgroupLane) / ${quads}u;
+          let r = ((turn * ${spec.groups}u + groupOfSubgroup) * ${fragmentLanes}u + subgroupLane) / ${quads}u;
           let c = subgroupLane % ${quads}u;
           let row = tileAt.row + rowOfSubgroup + ${i * fragments.M}u + r;
-          let column = tileAt.column + columnOfSubgroup + ${part * fragmentOutColumns}u + c * 4u;
+          let column = tileAt.column + columnOfSubgroup + ${part * outColumns}u + c * 4u;
           if (row < uniforms.M) {
-            finishFour(place.out + row * uniforms.rowOut + column, column, bitcast<vec4f>(tile[${ownRegion} + r * ${stride}u + c]));
+            finishFour(place.out + row * uniforms.rowOut + column, column, ${sum});
           }
-        }
-        workgroupBarrier();`;
+        }`;
     }),
   );
 }

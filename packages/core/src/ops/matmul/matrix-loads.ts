@@ -1,7 +1,5 @@
-import type { Capabilities } from '../../device/capabilities.js';
 import { range } from '../../kernel/modules.js';
 import type { Load } from './plan.js';
-import { loopBound } from './text.js';
 
 /** One operand of the matrix kernel and its part of the workgroup array `tile`, whose elements hold eight halves. */
 export interface Side {
@@ -13,9 +11,8 @@ export interface Side {
   /** Stored with k contiguous. */
   alongDepth: boolean;
   load: Load;
-  /** First row or column, and how many there are. */
+  /** First row or column. */
   first: string;
-  extent: string;
   /** Elements of `tile` from one stored row to the next, and where this operand begins. */
   stride: number;
   at: number;
@@ -25,88 +22,81 @@ export function storedRows({ free, depth, alongDepth }: Side): number {
   return alongDepth ? free : depth;
 }
 
-/** Text of the loads of one operand; `kt` is the k that the tile begins with. */
+/** Text of the loads of one operand; tiles along k come one after the other, each into one of `sets` sets of registers. */
 interface Loader {
   /** Before the loop. */
   places: string;
-  /** Into registers; `tail`: k ends within this tile. */
-  fetch: (tail: boolean) => string;
+  /** The next tile, which begins at `k`, into registers; `tail`: k ends within it. */
+  fetch: (set: number, k: string, tail: boolean) => string;
   /** Into workgroup memory. */
-  stage: string;
+  stage: (set: number) => string;
   /** To the next tile along k. */
   step: string;
 }
 
 /**
- * Loads of one operand tile by all lanes, eight neighbours along the contiguous axis each. Beyond the matrix the last row or
- * column repeats and is never stored; beyond k there are zeros, as what lies there may be anything.
+ * Loads of one operand tile by all lanes, eight neighbours along the contiguous axis each. A lane keeps one place, and its loads lie
+ * whole steps apart: registers are what this kernel is short of. So what lies behind the matrix is read, too, and never stored;
+ * beyond k there are zeros, as what lies there may be anything.
  */
-export function loader(side: Side, lanes: number, capabilities: Capabilities): Loader {
+export function loader(side: Side, lanes: number, sets: number): Loader {
   const { name, depth, alongDepth, load } = side;
   const perRow = (alongDepth ? depth : side.free) / 8;
+  const rowsAtOnce = lanes / perRow;
   const chunks = range((side.free * depth) / 8 / lanes);
   const row = `uniforms.row${name.toUpperCase()}`;
+  const unit = load === 'half8' ? 8 : load === 'vec4' ? 4 : 1;
   // rows of 64 bytes, 80 apart: eight lanes that store together take rows 0 and 4, which lie in different banks
-  const stored = (index: string): string =>
-    alongDepth && depth === 32 ? `(${index}) / 8u * 8u + (${index}) % 2u * 4u + (${index}) % 8u / 2u` : index;
-  const own = chunks.map(
-    (r) => `
-      let ${name}Outer${r} = ${stored(`(lane + ${r * lanes}u) / ${perRow}u`)};
-      let ${name}Inner${r} = (lane + ${r * lanes}u) % ${perRow}u * 8u;
-      let ${name}To${r} = ${side.at}u + ${name}Outer${r} * ${side.stride}u + ${name}Inner${r} / 8u;`,
-  );
-  if (load === 'scalar')
-    return { places: own.join(''), fetch: () => '', stage: chunks.map((r) => scalars(side, r, row, capabilities)).join('\n'), step: '' };
-  const size = load === 'half8' ? 8 : 4;
-  const places = chunks.map((r) => {
-    const last = (column: string): string => `min(${column}, ${side.extent} - ${size}u)`;
-    const column = `${side.first} + ${name}Inner${r}`;
-    if (alongDepth)
-      return `var ${name}At${r} = place.${name} + min(${side.first} + ${name}Outer${r}, ${side.extent} - 1u) * ${row} + kt + ${name}Inner${r};`;
-    return `
-      var ${name}At${r} = place.${name} + (kt + ${name}Outer${r}) * ${row} + ${last(column)};
-      ${load === 'vec4' ? `let ${name}Next${r} = ${last(`${column} + 4u`)} - ${last(column)};` : ''}`;
-  });
+  const outer = alongDepth && depth === 32 ? `lane / 32u * 8u + lane / 4u % 2u * 4u + lane / 8u % 4u` : `lane / ${perRow}u`;
+  const [k, free] = alongDepth ? [`${name}Inner`, `${name}Outer`] : [`${name}Outer`, `${name}Inner`];
+  const first = alongDepth
+    ? `(${side.first} + ${free}) * ${row} + place.kBegin + ${k}`
+    : `(place.kBegin + ${k}) * ${row} + ${side.first} + ${free}`;
+  const value = (r: number, set: number): string => `${name}${r}_${set}`;
+  const fetchOne = (r: number, set: number, begin: string, tail: boolean): string => {
+    const whole = loadEight(side, `${name}At + ${r}u * ${name}Step`, value(r, set));
+    if (!tail) return whole;
+    const at = `${begin} + ${k}${alongDepth ? '' : ` + ${r * rowsAtOnce}u`}`;
+    // k ends between eight neighbours of an operand that is not read by eight
+    const cut = alongDepth && load !== 'half8' ? `${value(r, set)} = firstHalves(${value(r, set)}, place.kEnd - (${at}));` : '';
+    return `${value(r, set)} = vec4u(); if (${at} < place.kEnd) { ${whole} ${cut} }`;
+  };
   return {
-    places: `${own.join('')}\n${places.join('\n')}\n${chunks.map((r) => `var ${name}${r} = vec4u();`).join(' ')}`,
-    fetch: (tail) => chunks.map((r) => fetchOne(side, r, tail)).join('\n'),
-    stage: chunks.map((r) => `tile[${name}To${r}] = ${name}${r};`).join('\n'),
-    step: chunks.map((r) => `${name}At${r} += ${depth}u${alongDepth ? '' : ` * ${row}`};`).join(' '),
+    places: `
+      let ${name}Outer = ${outer};
+      let ${name}Inner = lane % ${perRow}u * 8u;
+      let ${name}To = ${side.at}u + ${name}Outer * ${side.stride}u + ${name}Inner / 8u;
+      let ${name}Step = ${row} / ${unit}u * ${rowsAtOnce}u;
+      var ${name}At = ${load === 'half8' ? `base_${name}() + ` : ''}(place.${name} + ${first}) / ${unit}u;
+      ${range(sets)
+        .map((set) => chunks.map((r) => `var ${value(r, set)} = vec4u();`).join(' '))
+        .join(' ')}`,
+    fetch: (set, begin, tail) => chunks.map((r) => fetchOne(r, set, begin, tail)).join('\n'),
+    stage: (set) => chunks.map((r) => `tile[${name}To + ${r * rowsAtOnce * side.stride}u] = ${value(r, set)};`).join('\n'),
+    step: `${name}At += ${alongDepth ? `${depth / unit}u` : `${row} / ${unit}u * ${depth}u`};`,
   };
 }
 
-function fetchOne({ name, alongDepth, load }: Side, r: number, tail: boolean): string {
-  const value = `${name}${r}`;
-  const at = `${name}At${r}`;
-  const k = `kt + ${alongDepth ? `${name}Inner${r}` : `${name}Outer${r}`}`;
-  const guarded = (whole: string): string =>
-    tail ? `${value} = vec4u(); if (${k} < place.kEnd) { ${value} = ${whole}; }` : `${value} = ${whole};`;
-  if (load === 'half8') return guarded(`${name}[base_${name}() + ${at} / 8u]`);
-  const four = (start: string): string => `halves(load_${name}((${start}) / 4u))`;
-  if (!alongDepth) return guarded(`vec4u(${four(at)}, ${four(`${at} + ${name}Next${r}`)})`);
-  if (!tail) return `${value} = vec4u(${four(at)}, ${four(`${at} + 4u`)});`;
-  // k may end between two fours
-  return `${value} = vec4u();
-        if (${k} < place.kEnd) { ${value} = vec4u(${four(at)}, 0u, 0u); }
-        if (${k} + 4u < place.kEnd) { ${value} = vec4u(${value}.xy, ${four(`${at} + 4u`)}); }`;
+/** Eight halves from `at`, counted in what is loaded at once (from the start of the binding), or in elements where loads are shifted. */
+function loadEight({ name, load }: Side, at: string, value: string): string {
+  const item = (i: string): string => `load_${name}(${i})`;
+  switch (load) {
+    case 'half8':
+      return `${value} = ${name}[${at}];`;
+    case 'vec4':
+      return `${value} = vec4u(halves(${item(at)}), halves(${item(`${at} + 1u`)}));`;
+    case 'half8Shifted':
+      return `{ let at = ${at}; let eight = base_${name}() + at / 8u; ${value} = eightFrom(${name}[eight], ${name}[eight + 1u], at); }`;
+    case 'vec4Shifted':
+      return `{
+        let at = ${at};
+        let middle = ${item('at / 4u + 1u')};
+        ${value} = vec4u(halves(fourFrom(${item('at / 4u')}, middle, at)), halves(fourFrom(middle, ${item('at / 4u + 2u')}, at)));
+      }`;
+  }
 }
 
-/** Operands that no vector load fits: element by element, straight to workgroup memory. */
-function scalars(side: Side, r: number, row: string, capabilities: Capabilities): string {
-  const { name, alongDepth, first, extent } = side;
-  const element = (j: string): string => {
-    const k = alongDepth ? `kt + ${name}Inner${r} + ${j}` : `kt + ${name}Outer${r}`;
-    const free = alongDepth ? `${first} + ${name}Outer${r}` : `${first} + ${name}Inner${r} + ${j}`;
-    const [inK, inFree] = [`min(${k}, uniforms.K - 1u)`, `min(${free}, ${extent} - 1u)`];
-    const at = alongDepth ? `${inFree} * ${row} + ${inK}` : `${inK} * ${row} + ${inFree}`;
-    return `select(0.0, load_${name}(place.${name} + ${at}), ${k} < place.kEnd)`;
-  };
-  return `{
-      var eight = vec4u();
-      for (var pair = 0u; pair < ${loopBound(4, capabilities)}; pair++) {
-        let j = 2u * pair;
-        eight[pair] = bitcast<u32>(vec2<f16>(clamp(vec2f(${element('j')}, ${element('j + 1u')}), vec2f(-65504.0), vec2f(65504.0))));
-      }
-      tile[${name}To${r}] = eight;
-    }`;
+/** Whether `firstHalves` is needed. */
+export function endsWithin({ alongDepth, load }: Side): boolean {
+  return alongDepth && load !== 'half8';
 }

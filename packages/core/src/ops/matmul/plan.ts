@@ -10,17 +10,21 @@ export interface RegisterTile {
   laneColumns: number;
 }
 
-/** Tile of the matrix kernel, `depth` along k: four subgroups, `subgroupRows x subgroupColumns` each. */
+/** Tile of the matrix kernel, `depth` along k; a subgroup computes `subgroupRows x subgroupColumns` of it. */
 export interface FragmentTile {
   rows: number;
   columns: number;
   subgroupRows: number;
   subgroupColumns: number;
   depth: 32 | 64;
+  /** Subgroups that share one part of the tile, and take k in turns. */
+  groups: 1 | 2 | 4;
 }
 
-/** How a loader takes elements along the contiguous axis: f16 by eight, four of either dtype, or one by one. */
-export type Load = 'half8' | 'vec4' | 'scalar';
+/** How the register tiles' loader takes elements along the contiguous axis: four at once, or one by one where they are not aligned. */
+export type TileLoad = 'vec4' | 'scalar';
+/** How the fragment tiles' loader takes them: f16 by eight, either dtype by four; shifted where they are not aligned. */
+export type Load = 'half8' | 'vec4' | 'half8Shifted' | 'vec4Shifted';
 
 interface Split {
   /** Parts that K is cut into; more than one are summed by a second kernel, in order. */
@@ -33,8 +37,8 @@ interface Split {
 
 /** What a product is run by. */
 export type MatmulPlan =
-  | (Split & { kernel: 'tile'; tile: RegisterTile; a: Load; b: Load })
-  | (Split & { kernel: 'matrix'; tile: FragmentTile; a: Load; b: Load })
+  | (Split & { kernel: 'tile'; tile: RegisterTile; a: TileLoad; b: TileLoad })
+  | (Split & { kernel: 'matrix'; tile: FragmentTile; a: Load; b: Load; ahead: 1 | 2 })
   | (Split & { kernel: 'vector'; form: 'columns' | 'rows'; swap: boolean; few: 1 | 2 | 4 | 8; few4: boolean; many4: boolean });
 
 /** One operand, as far as a plan depends on it. */
@@ -65,46 +69,53 @@ export const registerTiles: Readonly<Record<'small' | 'tall' | 'wide' | 'medium'
   large: { rows: 128, columns: 128, laneRows: 16, laneColumns: 8 },
 };
 
-export const fragmentTiles: Readonly<Record<'medium' | 'deep' | 'tall' | 'large', FragmentTile>> = {
-  medium: { rows: 64, columns: 64, subgroupRows: 32, subgroupColumns: 32, depth: 32 },
-  deep: { rows: 64, columns: 64, subgroupRows: 32, subgroupColumns: 32, depth: 64 },
-  tall: { rows: 128, columns: 64, subgroupRows: 64, subgroupColumns: 32, depth: 32 },
-  large: { rows: 128, columns: 128, subgroupRows: 64, subgroupColumns: 64, depth: 32 },
+export const fragmentTiles: Readonly<Record<'medium' | 'thin' | 'flat' | 'deep' | 'tall' | 'large', FragmentTile>> = {
+  medium: { rows: 64, columns: 64, subgroupRows: 32, subgroupColumns: 32, depth: 32, groups: 1 },
+  thin: { rows: 16, columns: 64, subgroupRows: 16, subgroupColumns: 32, depth: 64, groups: 2 },
+  flat: { rows: 32, columns: 64, subgroupRows: 32, subgroupColumns: 32, depth: 64, groups: 4 },
+  deep: { rows: 64, columns: 64, subgroupRows: 32, subgroupColumns: 32, depth: 64, groups: 2 },
+  tall: { rows: 128, columns: 64, subgroupRows: 64, subgroupColumns: 32, depth: 32, groups: 1 },
+  large: { rows: 128, columns: 128, subgroupRows: 64, subgroupColumns: 64, depth: 32, groups: 1 },
 };
 
-/** Rows (or columns) up to which a product is a bandwidth-bound pass over the other operand. */
+/** Rows (or columns) up to which a product is a bandwidth-bound pass over the other operand; rows where fragments are at hand. */
 const vectorRows = 8;
+const vectorRowsBesideFragments = 4;
 /** Multiprocessors of the GPU that plans are made for. */
 const multiprocessors = 132;
-/** What a workgroup that has a multiprocessor to itself takes longer than one of two takes of it. */
-const alone = 1.3;
 /** Nanoseconds of a dispatch, and of a byte of partial sums, written and read. */
 const dispatchTime = 4000;
 const partialTime = 1 / 1500;
 const mostSplits = 64;
+/** K of a part from which on a second tile ahead pays. */
+const longDepth = 1024;
 /** A part of K is at least this deep, and partial sums take at most so many elements. */
 const shallowest = 128;
 const mostPartials = 2 ** 24;
-/** Workgroups for passes that only stream: four a multiprocessor. */
-const enoughToStream = 528;
+/** Workgroups for passes that only stream: two a multiprocessor, four where partial sums are short. */
+const enoughToStream = 264;
 const lanesOfVector = 256;
 
 /** Lanes along K and columns a workgroup of the vector kernel. */
 export const vectorForms: Readonly<Record<'columns' | 'rows', { depthLanes: number; columns: number }>> = {
-  columns: { depthLanes: 8, columns: (lanesOfVector / 8) * 4 },
-  rows: { depthLanes: 16, columns: (lanesOfVector / 16) * 4 },
+  columns: { depthLanes: 16, columns: (lanesOfVector / 16) * 4 },
+  rows: { depthLanes: 64, columns: (lanesOfVector / 64) * 4 },
 };
 
-/** Rows of 32 columns, padded by 4, that a subgroup hands out at a time. */
-export const fragmentOutColumns = 32;
+/** Columns of the rows, padded by 8 against bank conflicts, that a subgroup hands out at a time: whole lines of 128 bytes where it has so many. */
+export function fragmentOutColumns(tile: { subgroupColumns: number }): 32 | 64 {
+  return tile.subgroupColumns % 64 === 0 ? 64 : 32;
+}
 
 /** A tile, and how fast it is on a large GPU as measured on an H200, whose multiprocessors are those of the H100 (docs/benchmarks/tuning.md). */
 interface Candidate<T> {
   tile: T;
   /** Multiply-adds a nanosecond of a multiprocessor that is full of such tiles. */
   rate: number;
-  /** Tiles that a multiprocessor begins and ends together: 2 where it holds no more, 1 where many share it. */
-  atOnce: 1 | 2;
+  /** Tiles that a multiprocessor begins and ends together: 2 where it holds no more, 1 where many share it; 4 where all only stream. */
+  atOnce: 1 | 2 | 4;
+  /** What a workgroup that has a multiprocessor to itself takes longer than one of two takes of it. */
+  alone: number;
   /** What K is cut in multiples of. */
   step: number;
   /** Workgroup memory. */
@@ -112,11 +123,11 @@ interface Candidate<T> {
 }
 
 function register(tile: RegisterTile, rate: number, atOnce: 1 | 2 = 1): Candidate<RegisterTile> {
-  return { tile, rate, atOnce, step: tileDepth, bytes: 4 * tileDepth * (tile.rows + tile.columns) };
+  return { tile, rate, atOnce, alone: 1.3, step: tileDepth, bytes: 4 * tileDepth * (tile.rows + tile.columns) };
 }
 
-function fragment(tile: FragmentTile, rate: number, atOnce: 1 | 2 = 1): Candidate<FragmentTile> {
-  return { tile, rate, atOnce, step: tile.depth, bytes: fragmentBytes(tile) };
+function fragment(tile: FragmentTile, rate: number, atOnce: 1 | 2 | 4 = 1, alone = 1.3): Candidate<FragmentTile> {
+  return { tile, rate, atOnce, alone, step: tile.depth, bytes: fragmentBytes(tile) };
 }
 
 const smallTile: Candidate<RegisterTile> = register(registerTiles.small, 70);
@@ -129,16 +140,17 @@ const squareTiles: readonly Candidate<RegisterTile>[] = [
 ];
 // emulated fragments are there to be tested: the larger tiles take a software driver minutes to compile
 const emulatedTiles: readonly Candidate<FragmentTile>[] = [fragment(fragmentTiles.medium, 640)];
+const thinTiles: readonly Candidate<FragmentTile>[] = [fragment(fragmentTiles.thin, 375, 4, 2)];
 const hardwareTiles: readonly Candidate<FragmentTile>[] = [
-  ...emulatedTiles,
-  fragment(fragmentTiles.deep, 690, 2),
-  fragment(fragmentTiles.tall, 720),
-  fragment(fragmentTiles.large, 1180, 2),
+  fragment(fragmentTiles.flat, 480),
+  fragment(fragmentTiles.deep, 670),
+  fragment(fragmentTiles.tall, 760),
+  fragment(fragmentTiles.large, 1200, 2, 1.6),
 ];
 
 /**
  * Chooses kernel, tile and split for a product. Pure.
- * - up to 8 rows or columns: the vector kernel, which reads the large operand once
+ * - up to 8 rows or columns (4 rows where the product may run on fragments): the vector kernel, which reads the large operand once
  * - f16 operands, or `precision: 'f16'`, where the device has fragments: the matrix kernel
  * - else the f32 register-tiled kernel
  *
@@ -146,18 +158,20 @@ const hardwareTiles: readonly Candidate<FragmentTile>[] = [
  */
 export function planMatmul(shape: MatmulShape, precision: 'f32' | 'f16', capabilities: Capabilities): MatmulPlan {
   const { M, N, a, b } = shape;
-  if (M <= vectorRows || N <= vectorRows) return planVector(shape);
   const halves = precision === 'f16' || (a.dtype === 'f16' && b.dtype === 'f16');
-  if (halves && hasFragments(capabilities)) {
-    const candidates = capabilities.matrix === 'emulated' ? emulatedTiles : hardwareTiles;
+  const fragments = halves && hasFragments(capabilities) && capabilities.limits.maxComputeInvocationsPerWorkgroup >= 256;
+  const hardware = fragments && capabilities.matrix === 'hardware';
+  if (M <= (hardware ? vectorRowsBesideFragments : vectorRows) || N <= vectorRows) return planVector(shape);
+  if (fragments) {
+    const candidates = hardware ? (M <= fragmentTiles.thin.rows ? thinTiles : hardwareTiles) : emulatedTiles;
     const best = cheapest(candidates, shape, capabilities.limits.maxComputeWorkgroupStorageSize);
-    if (best && capabilities.limits.maxComputeInvocationsPerWorkgroup >= 128)
-      return { kernel: 'matrix', tile: best.tile, a: loadOf(a), b: loadOf(b), ...best.split };
+    if (best)
+      return { kernel: 'matrix', tile: best.tile, a: loadOf(a), b: loadOf(b), ahead: aheadOf(best, hardware, shape), ...best.split };
   }
   const candidates = Math.max(M, N) <= 32 ? [smallTile] : N <= 32 ? narrowTiles : M <= 32 ? flatTiles : squareTiles;
   // the small tile fits any device
   const { tile, split } = cheapest(candidates, shape, capabilities.limits.maxComputeWorkgroupStorageSize) as Choice<RegisterTile>;
-  const narrow = (form: OperandForm): Load => (form.width === 1 ? 'scalar' : 'vec4');
+  const narrow = (form: OperandForm): TileLoad => (form.width === 1 ? 'scalar' : 'vec4');
   return { kernel: 'tile', tile, a: narrow(a), b: narrow(b), ...split };
 }
 
@@ -167,12 +181,23 @@ export function planMatmul(shape: MatmulShape, precision: 'f32' | 'f16', capabil
  */
 export function fragmentBytes(tile: FragmentTile): number {
   const operand = (free: number): number => 16 * Math.max(free * (tile.depth / 8 + 1), tile.depth * (free / 8 + 1));
-  const subgroups = (tile.rows / tile.subgroupRows) * (tile.columns / tile.subgroupColumns);
-  return Math.max(operand(tile.rows) + operand(tile.columns), subgroups * 16 * (fragmentOutColumns + 4) * 4);
+  return Math.max(operand(tile.rows) + operand(tile.columns), subgroupsOf(tile) * 16 * (fragmentOutColumns(tile) + 8) * 4);
+}
+
+/** Subgroups a workgroup of the matrix kernel. */
+export function subgroupsOf(tile: FragmentTile): number {
+  return (tile.rows / tile.subgroupRows) * (tile.columns / tile.subgroupColumns) * tile.groups;
+}
+
+/** Tiles along k that are fetched ahead: two where lanes have registers to spare, or where k is long enough to repay the longer text. */
+function aheadOf({ tile, split }: Choice<FragmentTile>, hardware: boolean, { a, b }: MatmulShape): 1 | 2 {
+  if (!hardware) return 1;
+  if (tile.rows < 64) return 2;
+  return split.splitDepth > longDepth && a.width > 1 && b.width > 1 ? 2 : 1;
 }
 
 function loadOf(form: OperandForm): Load {
-  if (form.width === 1) return 'scalar';
+  if (form.width === 1) return form.dtype === 'f16' ? 'half8Shifted' : 'vec4Shifted';
   return form.dtype === 'f16' && form.width === 8 ? 'half8' : 'vec4';
 }
 
@@ -212,7 +237,7 @@ function cheapest<T extends { rows: number; columns: number }>(
 
 /** Nanoseconds on a large GPU: workgroups go to multiprocessors in rounds; parts of K are summed by a second dispatch. */
 function estimate(candidate: Candidate<{ rows: number; columns: number }>, shape: MatmulShape, parts: number): number {
-  const { tile, rate, atOnce, step } = candidate;
+  const { tile, rate, atOnce, alone, step } = candidate;
   const workgroups = tiles(tile, shape) * parts;
   const rounds = workgroups <= multiprocessors ? alone : Math.ceil(workgroups / multiprocessors / atOnce) * atOnce;
   const depth = Math.ceil(shape.K / parts / step) * step;
@@ -238,7 +263,8 @@ function planVector(shape: MatmulShape): MatmulPlan {
   const few = swap ? N : M;
   const blocks = Math.ceil((swap ? M : N) / vectorForms[form].columns) * matrices;
   const step = vectorForms[form].depthLanes * 4;
-  const parts = Math.max(1, Math.min(Math.floor(enoughToStream / Math.max(1, blocks)), Math.floor(K / (2 * step)), mostSplits));
+  const enough = form === 'columns' && few <= 2 ? 2 * enoughToStream : enoughToStream;
+  const parts = Math.max(1, Math.min(Math.floor(enough / Math.max(1, blocks)), Math.floor(K / (2 * step)), mostSplits));
   return {
     kernel: 'vector',
     form,

@@ -5,6 +5,7 @@ import { runMatrix } from './matrix-kernel.js';
 import { type MatmulPlan, planMatmul } from './plan.js';
 import { type MatmulProblem, problemOf } from './problem.js';
 import { runSplitSum } from './reduce-kernel.js';
+import { alignedDown, restOf } from './shifted-loads.js';
 import type { OutSpec, ProductCall } from './text.js';
 import { runTile } from './tile-kernel.js';
 import { runVector } from './vector-kernel.js';
@@ -42,10 +43,11 @@ export function runProduct(product: Product): void {
     addTo: product.addTo !== undefined,
   };
   const uniforms = uniformsOf(problem, plan);
+  const [a, b] = [alignedDown(product.a, uniforms.restA), alignedDown(product.b, uniforms.restB)];
   const epilogue = { bias: product.bias, addTo: product.addTo };
   if (plan.splits === 1) {
     const spec: OutSpec = plan.kernel === 'vector' && plan.swap ? { ...whole, outWidth: 1 } : whole;
-    dispatchPlan(problem, plan, spec, { tensors: { a: product.a, b: product.b, out, ...epilogue }, uniforms, grid });
+    dispatchPlan(problem, plan, spec, { tensors: { a, b, out, ...epilogue }, uniforms, grid });
     return;
   }
   const { M, N, matrices } = problem;
@@ -57,7 +59,7 @@ export function runProduct(product: Product): void {
     activation: 'none',
     addTo: false,
   };
-  dispatchPlan(problem, plan, partial, { tensors: { a: product.a, b: product.b, out: parts }, uniforms: { ...uniforms, rowOut: N }, grid });
+  dispatchPlan(problem, plan, partial, { tensors: { a, b, out: parts }, uniforms: { ...uniforms, rowOut: N }, grid });
   runSplitSum(device, { ...whole, partial: false }, { tensors: { parts, out, ...epilogue }, uniforms });
   parts.dispose();
 }
@@ -68,9 +70,10 @@ function dispatchPlan(problem: MatmulProblem, plan: MatmulPlan, out: OutSpec, ca
   const transposeA = problem.a.transposed;
   const transposeB = problem.b.transposed;
   if (plan.kernel === 'tile') {
-    runTile(device, { transposeA, transposeB, vecA: plan.a !== 'scalar', vecB: plan.b !== 'scalar', ...out, ...plan.tile }, call);
+    runTile(device, { transposeA, transposeB, vecA: plan.a === 'vec4', vecB: plan.b === 'vec4', ...out, ...plan.tile }, call);
   } else if (plan.kernel === 'matrix') {
-    runMatrix(device, { transposeA, transposeB, loadA: plan.a, loadB: plan.b, ...out, ...plan.tile }, call);
+    const tails = problem.K % plan.tile.depth !== 0;
+    runMatrix(device, { ahead: plan.ahead, tails, transposeA, transposeB, loadA: plan.a, loadB: plan.b, ...out, ...plan.tile }, call);
   } else {
     const { form, swap, few, few4, many4 } = plan;
     runVector(device, { form, swap, few, few4, many4, fewAlongDepth: swap ? transposeB : !transposeA, ...out }, call);
@@ -92,5 +95,7 @@ function uniformsOf(problem: MatmulProblem, plan: MatmulPlan): ProductCall['unif
     splits: plan.splits,
     splitDepth: plan.splitDepth,
     total: plan.workgroups,
+    restA: plan.kernel === 'matrix' ? restOf(a.tensor, plan.a) : 0,
+    restB: plan.kernel === 'matrix' ? restOf(b.tensor, plan.b) : 0,
   };
 }

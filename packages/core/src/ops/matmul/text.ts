@@ -17,7 +17,9 @@ export interface OutSpec extends Spec {
 export const matmulUniforms: {
   readonly batch: 'u32x8';
   readonly batchStrides: 'u32x8';
-} & Readonly<Record<'M' | 'N' | 'K' | 'rowA' | 'rowB' | 'rowOut' | 'matrices' | 'splits' | 'splitDepth' | 'total', 'u32'>> = {
+} & Readonly<
+  Record<'M' | 'N' | 'K' | 'rowA' | 'rowB' | 'rowOut' | 'matrices' | 'splits' | 'splitDepth' | 'total' | 'restA' | 'restB', 'u32'>
+> = {
   batch: 'u32x8',
   batchStrides: 'u32x8',
   M: 'u32',
@@ -30,6 +32,8 @@ export const matmulUniforms: {
   splits: 'u32',
   splitDepth: 'u32',
   total: 'u32',
+  restA: 'u32',
+  restB: 'u32',
 };
 
 /** What a product kernel is run with. */
@@ -41,7 +45,8 @@ export interface ProductCall {
 
 /**
  * `placeOf(index)`: which matrix and part of K workgroup tile `index` (matrices x splits) is, and where its operands begin.
- * `batch` holds the four batch lengths and strides of out, `batchStrides` those of a and b.
+ * `batch` holds the four batch lengths and strides of out, `batchStrides` those of a and b; `restA` and `restB` are elements
+ * between what is bound and the operands' first ones.
  */
 export function placeText(partial: boolean): string {
   return `
@@ -58,7 +63,7 @@ export function placeText(partial: boolean): string {
       let at = batchIndex(matrix);
       let kBegin = split * uniforms.splitDepth;
       return Place(
-        dot(at, uniforms.batchStrides[0]), dot(at, uniforms.batchStrides[1]),
+        dot(at, uniforms.batchStrides[0]) + uniforms.restA, dot(at, uniforms.batchStrides[1]) + uniforms.restB,
         ${partial ? '(split * uniforms.matrices + matrix) * uniforms.M * uniforms.N' : 'dot(at, uniforms.batch[1])'},
         min(kBegin, uniforms.K), min(kBegin + uniforms.splitDepth, uniforms.K));
     }`;

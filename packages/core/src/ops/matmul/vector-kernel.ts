@@ -6,8 +6,8 @@ import { vectorForms } from './plan.js';
 import { epilogueText, loopBound, matmulUniforms, type OutSpec, placeText, type ProductCall } from './text.js';
 
 // A product with at most 8 rows (or columns: operands swapped) as one pass over the large operand; f32 sums.
-// tile    `few` rows x 128 columns, 8 lanes along k (`columns`: the large operand is contiguous along its columns), or
-//         `few` rows x 64 columns, 16 lanes along k (`rows`: it is contiguous along k); 4 columns and 4 k a lane and step
+// tile    `few` rows x 64 columns, 16 lanes along k (`columns`: the large operand is contiguous along its columns), or
+//         `few` rows x 16 columns, 64 lanes along k (`rows`: it is contiguous along k); 4 columns and 4 k a lane and step
 // bytes   reads the large operand once, the few rows from the cache; workgroup memory 4 KiB a row, at most 16
 // limits  few <= 8; any strides and lengths; splits along k are summed by the second kernel
 export interface VectorSpec extends OutSpec {
