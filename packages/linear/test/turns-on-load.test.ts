@@ -34,13 +34,13 @@ describe('turns as operands are loaded', () => {
   }
 
   test('outputs, states and gradients are those of turned copies in f32, a million positions on, in pieces or not', async () => {
-    const tokens = 75;
+    const tokens = 192;
     const [initialState, dState] = [drawn('initial', [2, heads, 32, 16], 'f32'), drawn('dState', [2, heads, 32, 16], 'f32')];
     const halves = ['q', 'k', 'v', 'dOut'].map((name) => drawn(name, [2, tokens, heads, 16])) as Four;
     const floats = halves.map((x) => cast(x, 'f32')) as Four;
     const theta = drawn('theta', [heads, 16], 'f32');
-    const lengths = tensor(device, Int32Array.of(tokens, 50));
-    const options = { decay, chunk: 40, theta, offset: 1_000_000, initialState, lengths };
+    const lengths = tensor(device, Int32Array.of(tokens, 150));
+    const options = { decay, chunk: 48, theta, offset: 1_000_000, initialState, lengths };
     const run = ([q, k, v, dOut]: Four, most?: number): { results: Tensor[]; kernels: string[] } => {
       const limit = device.limits.maxStorageBufferBindingSize;
       const stop = device.trace();
@@ -64,8 +64,8 @@ describe('turns as operands are loaded', () => {
     const runs = [
       { ...run(halves), most: 2e-3 },
       // two batch entries of two pieces each
-      { ...run(halves, 9216), most: 2e-3 },
-      { ...run(floats, 17408), most: 1e-5 },
+      { ...run(halves, 17408), most: 2e-3 },
+      { ...run(floats, 34816), most: 1e-5 },
     ];
     // only the gradients of q and k are turned back by a kernel of their own
     expect(runs[0]?.kernels).toEqual(['linear-turn-gradients', 'linear-turn-gradients']);
@@ -73,7 +73,9 @@ describe('turns as operands are loaded', () => {
     const names = ['out', 'state', 'dq', 'dk', 'dv', 'dInitial', 'dTheta'];
     for (const [i, name] of names.entries()) {
       const expected = await values(wanted.results[i] as Tensor);
-      for (const { results, most } of runs) expectErrorRatio(name, await values(results[i] as Tensor), expected, most);
+      // positions of a million multiply what rounding leaves of a sum that nearly vanishes
+      const factor = name === 'dTheta' ? 4 : 1;
+      for (const { results, most } of runs) expectErrorRatio(name, await values(results[i] as Tensor), expected, factor * most);
     }
     for (const x of tensorsIn([halves, floats, theta, initialState, dState, lengths, wanted.results, runs.map(({ results }) => results)]))
       x.dispose();
