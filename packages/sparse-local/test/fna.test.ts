@@ -124,7 +124,7 @@ describe.each(['baseline', 'subgroups'] as const)('fna on %s', (tier) => {
       const { out } = referenceFna(Q, K, V, {
         window: [window, window],
         dilation: [dilation, dilation],
-        bias: asF64(await bias.read(), bias.shape),
+        bias: asF64(Float32Array.from(await bias.read()), bias.shape),
         additionalKeys: keys,
         additionalValues: values2,
       });
