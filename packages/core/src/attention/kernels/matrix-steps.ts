@@ -125,6 +125,10 @@ export function keyBits(spec: MatrixSpec, t: Scratch): { extra: Extra; any: stri
   };
 }
 
+/** A column behind those of a tile, and a position behind every sequence, both far enough from the ends of i32 to be added to. */
+const behindTile = 2 ** 20;
+const behindAll = 2 ** 30 - 1;
+
 /** As `hideKeys`: rows of keys against the queries from `rowStart + first` on. */
 export function hideQueries(spec: MatrixSpec, t: Scratch, block: number, chunk: number): string {
   if (spec.bits > 0) return hideByBits(spec, t, block, chunk);
@@ -132,8 +136,8 @@ export function hideQueries(spec: MatrixSpec, t: Scratch, block: number, chunk: 
   if (spec.mask !== '') return hideEach(spec, t, block, `seen(b, h, i32(${first} + column) + queryOffset, keyAt${block}, keyStop)`);
   return `{ let zero = i32(${first} + 4u * pair);
     let dead = keyAt${block} >= keyStop;
-    let first = vec4i(select(i32(keyAt${block}) - uniforms.right - queryOffset - zero, 1048576, dead));
-    let reach = select(i32(keyAt${block}) + uniforms.left - queryOffset, 1073741823, keyAt${block} < uniforms.prefix);
+    let first = vec4i(select(i32(keyAt${block}) - uniforms.right - queryOffset - zero, ${behindTile}, dead));
+    let reach = select(i32(keyAt${block}) + uniforms.left - queryOffset, ${behindAll}, keyAt${block} < uniforms.prefix);
     let last = vec4i(min(reach, i32(rowEnd) - 1) - zero);
     ${t.units.map((u) => `{ let c = ${columnsOf(u)}; ${hide(block, u, '(c >= first) & (c <= last)')} }`).join('\n')} }`;
 }
