@@ -85,9 +85,9 @@ export function runZeta(
       const own = { q: packedQ, k: packedK, v: values, theta };
       const entries = Math.ceil(tokens / sumTile) + 1;
       const means = historyMean
-        ? meansOf({ ...own, sums: runningSums(packedK, values, firstRow) }, { ...place, entries, tokens, causal })
+        ? meansOf({ ...own, sums: runningSums(packedK, values, firstRow) }, { entries, tokens, causal, ...place })
         : undefined;
-      attend({ ...own, windows, means, out, indices, ...place }, attendSizes(settings, plan));
+      attend({ windows, means, out, indices, ...own, ...place }, attendSizes(settings, plan));
     });
   }
   return { out, indices };

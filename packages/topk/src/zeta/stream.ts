@@ -222,8 +222,8 @@ export class ZetaState implements State {
     });
     const place = { rows, firstRow: 0, heads, capacity, queries, firstQuery: seen };
     const own = { q: packedQ, k: keys, v: values, theta };
-    const means = sums ? meansOf({ ...own, sums }, { ...place, entries, tokens: end, causal: true }) : undefined;
-    attend({ ...own, windows, means, out, indices, ...place }, attendSizes(settings, plan));
+    const means = sums ? meansOf({ sums, ...own }, { entries, tokens: end, causal: true, ...place }) : undefined;
+    attend({ windows, means, out, indices, ...own, ...place }, attendSizes(settings, plan));
     this.seen = end;
     return made;
   }

@@ -253,11 +253,11 @@ export interface AttendCall {
 export function attend(call: AttendCall, sizes: Omit<AttendSpec, 'valueDim' | 'vector' | 'mean' | 'half' | 'store'>): void {
   const { q, k, v, windows, theta, means, out, indices, ...place } = call;
   const { tensor, spec, strides } = valueRows(v);
-  const full = { ...sizes, ...spec, mean: means !== undefined, half: isHalf(tensor), store: indices !== undefined } as AttendSpec;
+  const full = { mean: means !== undefined, half: isHalf(tensor), store: indices !== undefined, ...sizes, ...spec } as AttendSpec;
   attendWindows.run(q.device, {
     spec: full,
     tensors: { q, k, v: tensor, windows, theta, means, out, indices },
-    uniforms: { ...place, window: full.window, quads: Math.ceil(full.window / 4), ...strides },
+    uniforms: { window: full.window, quads: Math.ceil(full.window / 4), ...place, ...strides },
     grid: [place.rows * Math.ceil(place.queries / full.tile)],
   });
 }

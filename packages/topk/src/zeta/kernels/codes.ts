@@ -137,7 +137,7 @@ export function packTokens(x: Tensor, out: Tensor, place: RowPlace): void {
   packRows.run(x.device, {
     spec: { keyDim: x.dim(3) },
     tensors: { x, out },
-    uniforms: { ...place, batchStride, tokenStride, headStride },
+    uniforms: { batchStride, tokenStride, headStride, ...place },
     grid: [Math.ceil((place.rows * place.tokens) / 256)],
   });
 }

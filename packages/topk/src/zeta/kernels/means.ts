@@ -106,7 +106,7 @@ export function meansOf(tensors: { q: Tensor; k: Tensor; v: Tensor; theta: Tenso
   const means = empty(q.device, [rows, queries, columns, half ? 2 : 4], 'u32');
   const tiles = Math.ceil((firstQuery + queries) / sumTile) - Math.floor(firstQuery / sumTile);
   historyMeans.run(q.device, {
-    spec: { ...spec, half },
+    spec: { half, ...spec },
     tensors: { q, k, v, theta, sums, means },
     uniforms: { ...place, causal: place.causal ? 1 : 0, ...strides },
     grid: [Math.ceil((rows * tiles * columns) / 256)],
