@@ -100,12 +100,12 @@ function runTiles(call: AttentionCall, tensors: CallTensors, plan: AttentionPlan
   runForwardKernel(
     device,
     {
+      ...bound.spec,
+      ...tile,
       packed: plan.packed ? group : 0,
       shuffles: plan.shuffles,
       split,
       vectorOut: tile.width === 4 && valueDim % 4 === 0,
-      ...bound.spec,
-      ...tile,
     },
     { q: tensors.q, k: tensors.k, v: tensors.v, arena: bound.arena, extras: bound.extras, out: parts, lse: partLse },
     { tiles, splits, outRows, ...bound.uniforms },
