@@ -145,3 +145,53 @@ test.each([false, true])('arrays of vec4u hold operands and results alike (right
     if (!real) await on.close();
   }
 });
+
+const halfTile = defineKernel({
+  name: 'fragment-tile-half',
+  bindings: { a: read('f16', { raw: 'vec4u' }), b: read('f16', { raw: 'vec4u' }), out: write('f16', { raw: 'vec4u' }) },
+  uniforms: {},
+  tier: 'matrix',
+  wgsl: (_: { N: 8 | 16 }, { capabilities }) => {
+    const f = new Fragments(capabilities, { N: _.N, packed: ['left', 'right', 'sums'] });
+    const total = f.hardware ? 'total' : 'total[0]';
+    const body = `
+      left[lane] = a[base_a() + lane];
+      right[lane] = b[base_b() + lane];
+      sums[lane] = vec4u();
+      workgroupBarrier();
+      ${f.loadLeft('x', 'left', '0u', '2u')}
+      ${f.loadRight('y', 'right', '0u', '2u')}
+      ${f.zeroHalf('total')}
+      ${f.multiplyAdd(total, 'x', 'y')}
+      ${f.clearHalf(total)}
+      ${f.multiplyAdd(total, 'x', 'y')} ${f.multiplyAdd(total, 'x', 'y')}
+      ${f.storeHalf(total, 'sums', '0u', '2u')}
+      workgroupBarrier();
+      out[base_out() + lane] = sums[lane];`;
+    return `
+      var<workgroup> left: array<vec4u, 32>;
+      var<workgroup> right: array<vec4u, 32>;
+      var<workgroup> sums: array<vec4u, 32>;
+      ${f.entry(1, body, { lanesInOrder: true })}`;
+  },
+});
+
+test.each([8, 16] as const)('sums in halves are stored as operands are, fragments of %i columns', async (N) => {
+  const A = Array.from({ length: 256 }, (_, i) => ((i * 7) % 13) - 6);
+  const B = Array.from({ length: 256 }, (_, i) => ((i * 5) % 11) - 5);
+  for (const options of [{ tier: 'matrix' }, { nullBackend: true, tier: 'matrix' }] as const) {
+    const real = !('nullBackend' in options);
+    const on = real ? device : await openDevice(options);
+    const [a, b] = [tensor(on, A, [16, 16], { dtype: 'f16' }), tensor(on, B, [16, 16], { dtype: 'f16' })];
+    const out = zeros(on, [16, 16], { dtype: 'f16' });
+    halfTile.run(on, { spec: { N }, tensors: { a, b, out }, uniforms: {}, grid: [1] });
+    const got = await out.read();
+    for (let i = 0; i < (real ? 256 : 0); i++) {
+      let sum = 0;
+      for (let k = 0; k < 16; k++) sum += (A[Math.floor(i / 16) * 16 + k] ?? 0) * (B[k * 16 + (i % 16)] ?? 0);
+      expect(got[i]).toBe(i % 16 < N ? 2 * sum : 0);
+    }
+    for (const x of [a, b, out]) x.dispose();
+    if (!real) await on.close();
+  }
+});

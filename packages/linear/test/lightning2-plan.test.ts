@@ -2,6 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { Capabilities } from '@heed/core';
 import { matrixLayout, matrixTiles } from '../src/scan/matrix-tile.js';
+import { outputLayout } from '../src/scan/output-layout.js';
 import { planPieces } from '../src/scan/pieces.js';
 import { decayFromSlopes, lightning2Slopes } from '../src/scan/slopes.js';
 import { planScan, recurrentTile, type ScanShape, type ScanTuning, stepTile } from '../src/scan/plan.js';
@@ -33,7 +34,7 @@ const withMatrix = (workgroupBytes: number, bindings = 8): Capabilities => ({
   f16: true,
   subgroups: true,
   matrix: 'hardware',
-  matrixConfigs: [{ component: 'f16', result: 'f32', M: 16, N: 8, K: 16 }],
+  matrixConfigs: (['f32', 'f16'] as const).map((result) => ({ component: 'f16', result, M: 16, N: 8, K: 16 })),
   limits: {
     ...baseline.limits,
     maxComputeWorkgroupStorageSize: workgroupBytes,
@@ -127,7 +128,7 @@ describe('tiles', () => {
         (keyDim, valueDim, limit) => {
           const tiles = matrixTiles(keyDim, valueDim, withMatrix(limit));
           if (!tiles) return keyDim > 128 || limit < 49152;
-          const [outputs, states] = [matrixLayout(keyDim, tiles.outputs, true), matrixLayout(keyDim, { ...tiles.states, valueDim }, false)];
+          const [outputs, states] = [outputLayout(keyDim, tiles.outputs), matrixLayout(keyDim, { ...tiles.states, valueDim }, false)];
           return outputs.bytes <= limit && states.bytes <= limit && outputs.keys >= keyDim && states.keys >= keyDim;
         },
       ),
@@ -144,7 +145,7 @@ describe('tiles', () => {
       fragmentColumns: 8,
       slices: 2,
     });
-    expect(matrixLayout(64, { ...matrixTiles(64, 64, withMatrix(49152))!.outputs, valueDim: 64 }, true).bytes).toBeLessThanOrEqual(24576);
+    expect(outputLayout(64, matrixTiles(64, 64, withMatrix(49152))!.outputs).bytes).toBeLessThanOrEqual(24576);
   });
 
   test('every token-by-token tile has at most 256 lanes and 16 KiB', () => {

@@ -20,7 +20,7 @@ describe('runs of tokens', () => {
     const runs = slopes.map((_, head) => Array.from(plan!.table).filter((_x, i, all) => i % 3 === 0 && all[i] === head).length);
     expect(runs[15]).toBeGreaterThan(runs[8] as number);
     // an even share is 3,972 tokens
-    expect(plan!.longest).toBeLessThan(4600);
+    expect(plan!.longest).toBeLessThan(4800);
   });
 
   test('the runs of a head cover its tokens in order, and no more workgroups are taken than there are', () => {

@@ -68,4 +68,6 @@ export interface DeviceReport {
 export const emulatedMatrixConfigs: readonly MatrixConfig[] = [
   { component: 'f16', result: 'f32', M: 16, N: 16, K: 16 },
   { component: 'f16', result: 'f32', M: 16, N: 8, K: 16 },
+  { component: 'f16', result: 'f16', M: 16, N: 16, K: 16 },
+  { component: 'f16', result: 'f16', M: 16, N: 8, K: 16 },
 ];

@@ -37,12 +37,15 @@ export function fragmentShape(capabilities: Capabilities, preferred: { N?: 8 | 1
   return { M: found.M, N: found.N, K: found.K };
 }
 
-/** True where matrix kernels can be generated for the device: real subgroup matrices of a known shape, or emulation. */
-export function hasFragments(capabilities: Capabilities): boolean {
+/**
+ * True where matrix kernels can be generated for the device: real subgroup matrices of a known shape, or emulation.
+ * @param result dtype of sums; those of `zeroHalf` are f16
+ */
+export function hasFragments(capabilities: Capabilities, result: 'f32' | 'f16' = 'f32'): boolean {
   return (
     capabilities.matrix !== 'none' &&
     capabilities.f16 &&
-    capabilities.matrixConfigs.some((c) => c.component === 'f16' && c.result === 'f32' && c.M === 16 && c.K === 16)
+    capabilities.matrixConfigs.some((c) => c.component === 'f16' && c.result === result && c.M === 16 && c.K === 16)
   );
 }
 
@@ -56,6 +59,7 @@ export class Fragments {
   private readonly loaded: Map<string, Loaded> = new Map();
   private readonly packed: readonly string[];
   private exchanges = false;
+  private readonly halves: Set<string> = new Set();
 
   /**
    * @param preferred.packed names of workgroup arrays of vec4u, which hold operands and results in turn: 8 halves or 4 floats an
@@ -120,6 +124,28 @@ export class Fragments {
     return `${name} = ${this.resultType}();`;
   }
 
+  /** Declares an f16 accumulator of zeros, in the emulation an array of `count`: sums are rounded to f16, `storeHalf` writes them as operands. */
+  zeroHalf(name: string, count = 1): string {
+    this.halves.add(name);
+    return this.hardware ? `var ${name} = ${this.halfType}();` : `var ${name} = array<${this.halfType}, ${count}>();`;
+  }
+
+  /** Sets an f16 accumulator to zeros again. */
+  clearHalf(name: string): string {
+    return `${name} = ${this.halfType}();`;
+  }
+
+  /** Writes an f16 accumulator to an array of halves; offset and stride count as for operands. */
+  storeHalf(accumulator: string, array: string, offset: string, stride: string): string {
+    if (this.hardware) return `subgroupMatrixStore<row_major>(&${array}, ${offset}, ${accumulator}, ${stride});`;
+    return `{ let storeAt = ${this.counted(array, offset, 8)}; let storeStride = ${this.counted(array, stride, 8)};
+      for (var e = 0u; e < fragmentElements; e += 2u) {
+        ${this.pairPlace}
+        let i = storeAt + row * storeStride + column;
+        ${array}[i / 8u][i / 2u % 4u] = pack2x16float(vec2f(${accumulator}[e], ${accumulator}[e + 1u]));
+      } }`;
+  }
+
   /** Left operand, M rows x K: element (r, k) at `array[offset + r * stride + k]`, or `[offset + k * stride + r]` for `column`. */
   loadLeft(name: string, array: string, offset: string, stride: string, layout: FragmentLayout = 'row'): string {
     return this.load(name, array, offset, stride, layout, this.leftType);
@@ -147,10 +173,13 @@ export class Fragments {
     const b = this.operand(right);
     const at = a.layout === 'row' ? `${left}_at + row * ${left}_stride + k` : `${left}_at + k * ${left}_stride + row`;
     const bt = b.layout === 'row' ? `${right}_at + k * ${right}_stride + column` : `${right}_at + column * ${right}_stride + k`;
-    return this.eachElement(`
+    return this.eachElement(
+      `
       var sum = 0.0;
       for (var k = 0u; k < fragmentElements * ${this.K / this.perLane}u; k++) { sum += ${this.half(a.array, at)} * ${this.half(b.array, bt)}; }
-      ${accumulator}[e] += sum;`);
+      ${accumulator}[e] += sum;`,
+      this.halves.has(accumulator.split('[')[0] as string),
+    );
   }
 
   /** accumulator *= scalar, one scalar for the whole fragment. */
@@ -197,8 +226,19 @@ export class Fragments {
     return this.hardware ? `subgroup_matrix_result<f32, ${this.N}, ${this.M}>` : `array<f32, ${this.perLane}>`;
   }
 
+  private get halfType(): string {
+    return this.hardware ? `subgroup_matrix_result<f16, ${this.N}, ${this.M}>` : `array<f32, ${this.perLane}>`;
+  }
+
+  /** Emulation of f16 accumulators: a lane owns neighbours in a row, so that it writes whole words. */
+  private get pairPlace(): string {
+    const across = this.N / 2;
+    return `let pair = e / 2u * ${fragmentLanes}u + subgroupLane; let row = pair / ${across}u; let column = pair % ${across}u * 2u + e % 2u;`;
+  }
+
   /** Emulation: `body` for each element `e` of this lane, at `row` and `column` of the fragment. */
-  private eachElement(body: string): string {
+  private eachElement(body: string, paired = false): string {
+    if (paired) return `for (var e = 0u; e < fragmentElements; e++) { ${this.pairPlace} ${body} }`;
     const rowsApart = fragmentLanes / this.N;
     return `for (var e = 0u; e < fragmentElements; e++) { let row = e * ${rowsApart}u + subgroupLane / ${this.N}u; let column = subgroupLane % ${this.N}u; ${body} }`;
   }

@@ -85,26 +85,25 @@ export class HeldTile {
   }
 
   /** `let name` = the largest magnitude among this lane's items, f32. */
-  peak(name: string, registers: 'held' | 'next' = 'held'): string {
+  peak(name: string): string {
     return `let ${name} = ${range(this.items)
-      .map((i) => `peakOfEight(${registers}_${this.o.name}${i})`)
+      .map((i) => `peakOfEight(held_${this.o.name}${i})`)
       .reduce((a, b) => `max(${a}, ${b})`)};`;
   }
 
   /** Turns what is held, once, by the factors of `turns`. */
-  turn(registers: 'held' | 'next' = 'held'): string {
+  turn(): string {
     const { name, turns } = this.o;
     if (!turns) return '';
     return range(this.items)
-      .map((i) => `${registers}_${name}${i} = ${turns.turned(`${registers}_${name}${i}`, i)};`)
+      .map((i) => `held_${name}${i} = ${turns.turned(`held_${name}${i}`, i)};`)
       .join(' ');
   }
 
   /** Into workgroup memory; `factor`, an f32 expression of the row `r`, scales it. */
-  put(factor?: string, registers: 'held' | 'next' = 'held'): string {
+  put(factor?: string): string {
     const { name, tile, stride } = this.o;
-    const value = (i: number): string =>
-      factor === undefined ? `${registers}_${name}${i}` : `scaledEight(${registers}_${name}${i}, ${factor})`;
+    const value = (i: number): string => (factor === undefined ? `held_${name}${i}` : `scaledEight(held_${name}${i}, ${factor})`);
     return this.each((i) => `${tile}[r * ${stride}u + d / 8u] = ${value(i)};`);
   }
 

@@ -34,8 +34,9 @@ export class MatrixPieces {
   constructor(
     protected readonly s: MatrixSpec,
     protected readonly f: Fragments,
+    layout: MatrixLayout = matrixLayout(s.keyDim, s, s.outputs),
   ) {
-    this.layout = matrixLayout(s.keyDim, s, s.outputs);
+    this.layout = layout;
     this.lanes = s.rowGroups * s.columnGroups * fragmentLanes;
     this.own = s.columns / s.columnGroups / f.N;
     this.ownTokens = s.chunk / 16 / s.rowGroups;

@@ -42,6 +42,17 @@ export function joinChunk(peak: Record<'q' | 'k' | 'v', (name: string) => string
           ${join(values, 'peakV', 'mostV')}`;
 }
 
+/**
+ * Behind `chunkRange`: `shrink`, the power of two that scales keys so that neither they nor what `chunk` tokens add to the state leave f16,
+ * up as well as down, since f16 sums of small products would lose bits; `unshrink` undoes it.
+ */
+export function addedRange(chunk: number): string {
+  return `
+          let excessAdded = clamp(i32(bitcast<u32>(max(scaledK, ${chunk}.0 * scaledK * mostV)) >> 23u) - 141, -110, 110);
+          shrink = powerOfTwo(-excessAdded);
+          unshrink = powerOfTwo(excessAdded);`;
+}
+
 /** As tokens that only lead in are put into workgroup memory: the maxima of their keys and values join. */
 export function joinLead(peak: Record<'k' | 'v', (name: string) => string>): string {
   return `

@@ -1,5 +1,6 @@
 import type { Capabilities } from '@heed/core';
 import { fragmentLanes, fragmentShape, hasFragments } from '@heed/core/~internal';
+import { outputLayout } from './output-layout.js';
 
 /** How a kernel on fragments cuts tokens and states. */
 export interface MatrixTile {
@@ -73,7 +74,7 @@ export interface MatrixTiles {
  * would mostly be padding. The sweep is in docs/benchmarks/tuning.md.
  */
 export function matrixTiles(keyDim: number, valueDim: number, capabilities: Capabilities): MatrixTiles | undefined {
-  if (!hasFragments(capabilities)) return undefined;
+  if (!hasFragments(capabilities) || !hasFragments(capabilities, 'f16')) return undefined;
   let known = found.get(capabilities);
   if (!known) found.set(capabilities, (known = new Map()));
   const key = `${keyDim},${valueDim}`;
@@ -92,10 +93,10 @@ const found: WeakMap<Capabilities, Map<string, MatrixTiles | undefined>> = new W
 export const sharedBytes = 24576;
 
 /** 32 tokens by four subgroups, where that leaves room for a second workgroup. */
-function smallTile(keyDim: number, valueDim: number, fragmentColumns: number): { tile: MatrixTile; bytes: number } | undefined {
+function smallTile(keyDim: number, fragmentColumns: number): { tile: MatrixTile; bytes: number } | undefined {
   for (const slices of [1, 2]) {
     const tile = { chunk: 32, columns: 64, rowGroups: 2, columnGroups: 2, fragmentColumns, slices };
-    const { keys, bytes } = matrixLayout(keyDim, { ...tile, valueDim }, true);
+    const { keys, bytes } = outputLayout(keyDim, tile);
     if (bytes <= sharedBytes && keys <= Math.max(32, Math.ceil(keyDim / 16) * 20)) return { tile, bytes };
   }
   return undefined;
@@ -103,11 +104,13 @@ function smallTile(keyDim: number, valueDim: number, fragmentColumns: number): {
 
 function findTile(keyDim: number, valueDim: number, capabilities: Capabilities, outputs: boolean, only?: number): MatrixTile | undefined {
   const { maxComputeWorkgroupStorageSize, maxComputeInvocationsPerWorkgroup } = capabilities.limits;
-  const { N } = fragmentShape(capabilities, { N: 16 });
+  const [{ N }, { N: narrow }] = [fragmentShape(capabilities, { N: 16 }), fragmentShape(capabilities, { N: 8 })];
   const blocks = Math.ceil(keyDim / 16);
   const widths = valueDim <= 32 ? [32, 64] : valueDim <= 64 ? [64, 32] : [128, 64, 32];
   for (const columns of only ? [only] : widths) {
-    const small = outputs && columns === 64 ? smallTile(keyDim, valueDim, N) : undefined;
+    // wide rows by fragments of 8 columns: every subgroup has scores of its own
+    const fragmentColumns = outputs && columns === 128 ? narrow : N;
+    const small = outputs && columns === 64 ? smallTile(keyDim, N) : undefined;
     if (small && small.bytes <= maxComputeWorkgroupStorageSize) return small.tile;
     for (const rowGroups of columns === 128 ? [4, 2] : [4, 2, 1]) {
       // states want few keys and values in workgroup memory: two workgroups share a multiprocessor
@@ -115,8 +118,8 @@ function findTile(keyDim: number, valueDim: number, capabilities: Capabilities, 
       const columnGroups = Math.min(4, columns / N);
       if (rowGroups * columnGroups * fragmentLanes > maxComputeInvocationsPerWorkgroup) continue;
       for (let slices = 1; slices * rowGroups <= Math.max(blocks, rowGroups); slices++) {
-        const tile = { chunk, columns, rowGroups, columnGroups, fragmentColumns: N, slices };
-        const { keys, bytes } = matrixLayout(keyDim, { ...tile, valueDim }, outputs);
+        const tile = { chunk, columns, rowGroups, columnGroups, fragmentColumns, slices };
+        const { keys, bytes } = outputs ? outputLayout(keyDim, tile) : matrixLayout(keyDim, { ...tile, valueDim }, false);
         if (bytes <= maxComputeWorkgroupStorageSize && keys <= Math.max(rowGroups * 16, blocks * 20)) return tile;
       }
     }

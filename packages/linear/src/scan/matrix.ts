@@ -1,7 +1,8 @@
 // A segment of the scan in chunks, as products of fragments (Qin et al. 2024, section 3.2): with w(r) = lambda^r,
 //   out = (Q K^T masked by w(i-j)) V + (w(r+1) Q) S,  S <- w(C) S + (w(C-1-r) K)^T V
-// tile    `chunk` tokens x `columns` of S a workgroup; subgroups own blocks of rows and columns. S stays in f32 fragments and
-//         passes through workgroup memory once a chunk to become an f16 operand; scores are masked there, too
+// tile    `chunk` tokens x `columns` of S a workgroup; subgroups own blocks of rows and columns. With outputs S stays in f32 registers;
+//         what a chunk adds, summed in f16 fragments, meets it in workgroup memory, where S becomes an f16 operand; scores are
+//         masked there, too. Without outputs S stays in f32 fragments
 // bytes   reads q, k once a column tile and v once, writes out once; without `out` reads k, v and writes one S a segment
 // limits  f16 operands; states and sums f32. What becomes an f16 operand again is scaled by a power of two that keeps it in range
 // source  shared with `recurrent.ts`: reverse time, roles, transposed states

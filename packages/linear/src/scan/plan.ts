@@ -1,5 +1,6 @@
 import { type Capabilities, type DType, HeedError } from '@heed/core';
-import { matrixLayout, type MatrixTiles, matrixTiles, sharedBytes } from './matrix-tile.js';
+import { type MatrixTiles, matrixTiles, sharedBytes } from './matrix-tile.js';
+import { outputLayout } from './output-layout.js';
 import { planRanges, type TokenRanges } from './ranges.js';
 
 /** How the token-by-token kernel cuts a state. */
@@ -82,7 +83,7 @@ export function planScan(shape: ScanShape, capabilities: Capabilities, tuning: S
   const columns = matrix?.outputs.columns ?? recurrent.columns;
   const step = matrix?.outputs.chunk ?? recurrent.tile;
   const perSegment = batch * heads * Math.ceil(valueDim / columns);
-  const resident = matrix && matrixLayout(keyDim, { ...matrix.outputs, valueDim }, true).bytes <= sharedBytes ? 2 : 1;
+  const resident = matrix && outputLayout(keyDim, matrix.outputs).bytes <= sharedBytes ? 2 : 1;
   const fill = matrix ? (tuning.fill / 4) * resident : tuning.fill;
   const wanted = Math.max(1, Math.min(Math.floor(fill / Math.max(1, perSegment)), Math.ceil(tokens / leastSegment)));
   const segmentTokens = Math.max(1, shape.chunk ?? Math.ceil(Math.ceil(tokens / wanted) / step) * step);

@@ -39,7 +39,7 @@ export function decaysOf(decay: Tensor): ArrayLike<number> | undefined {
 }
 
 /** A token that only updates the state takes this part of the time of one with an output. */
-const leadCost = 0.35;
+const leadCost = 0.45;
 
 /** Tokens before a run that count: what decayed below 2^-27 adds nothing in f32 (as `aliveOf` of the kernels). */
 export function aliveTokens(decay: number): number {

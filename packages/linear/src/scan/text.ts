@@ -128,6 +128,22 @@ export const runOf = `
         let firstToken = load_ranges(run + 1u);
         let lastToken = load_ranges(run + 2u);`;
 
+/**
+ * `at`: where the tokens begin that still count at the first of a run, whole chunks before it. None for a run without tokens, unless
+ * the state behind it is wanted.
+ */
+export function leadFrom(chunk: number, final: boolean): string {
+  return `
+        let leadTokens = (aliveOf(rate) + ${chunk - 1}u) / ${chunk}u * ${chunk}u;
+        let leads = first < end${final ? ' || lastToken >= uniforms.tokens' : ''};
+        var at = first - select(0u, min(first, leadTokens), leads);`;
+}
+
+/** `text`, under a condition where there is a choice. */
+export function only(choice: boolean, condition: string, text: string): string {
+  return choice ? `if (${condition}) { ${text} }` : text;
+}
+
 /** Zeros for the outputs of a segment's tokens behind the length of a batch entry; `eights`: by `eightTo_out`, else by `vectorTo_out`. */
 export function zeroTail(columns: number, lanes: number, eights = false, lastToken = 'firstToken + uniforms.segmentTokens'): string {
   const size = eights ? 8 : 4;
