@@ -85,7 +85,7 @@ describe('the form of a scan', () => {
     expect(plan.bytes / (65536 * 16 * 4 * 64 * 2)).toBeLessThan(1.15);
     // states of segments: where a head never forgets, tokens are few, a chunk is given, or a device binds too few buffers
     expect(planScan(shape({ decays: [...decays.slice(1), 0] }), capabilities, tuning).form).toBe('segments');
-    expect(planScan(shape({ decays, tokens: 4096 }), capabilities, tuning).form).toBe('segments');
+    expect(planScan(shape({ decays, tokens: 32768 }), capabilities, tuning).form).toBe('segments');
     expect(planScan(shape({ decays, chunk: 4096 }), capabilities, tuning).form).toBe('segments');
     expect(planScan(shape({ decays }), withMatrix(49152), tuning).form).toBe('segments');
   });

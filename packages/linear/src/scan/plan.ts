@@ -63,7 +63,7 @@ export interface ScanTuning {
 /** Fewer tokens than this a segment are not worth a state written, scanned and read. */
 const leastSegment = 128;
 
-/** Runs make states again: no sweep costs more than so many times an even share, and 256 tokens. */
+/** Runs make states anew: where one would cost more than so many times an even share, states of segments take less. */
 const longestRange = 1.2;
 
 /** Buffers of the sweep of runs with everything that a caller may ask for. */
@@ -97,7 +97,7 @@ export function planScan(shape: ScanShape, capabilities: Capabilities, tuning: S
   const workgroups = Math.floor(((tuning.multiprocessors ?? tuning.fill / 4) * resident) / Math.max(1, batch * tiles));
   const ranges =
     matrix && !serial && shape.chunk === undefined && shape.decays && capabilities.limits.maxStorageBuffersPerShaderStage >= rangesBindings
-      ? planRanges({ tokens, decays: shape.decays, workgroups, step }, (longestRange * tokens * heads) / workgroups + 256)
+      ? planRanges({ tokens, decays: shape.decays, workgroups, step }, (longestRange * tokens * heads) / workgroups)
       : undefined;
   const size = dtype === 'f16' ? 2 : 4;
   const direct = serial || ranges !== undefined;
