@@ -122,13 +122,13 @@ test('few rows or columns stream over the other operand', () => {
   });
 });
 
-test('five rows and more go to fragments where the device has them', () => {
-  expect(planMatmul(shape(4, 4096, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({ kernel: 'vector', few: 4, splits: 4 });
-  expect(planMatmul(shape(5, 4096, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({
-    kernel: 'matrix',
-    tile: fragmentTiles.thin,
-    splits: 8,
-  });
+test('few rows go to fragments where the device has them, from three on, or five where b is transposed', () => {
+  const rows = { transposed: true, dtype: 'f16', width: 8 } as const;
+  const { thin } = fragmentTiles;
+  expect(planMatmul(shape(2, 4096, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({ kernel: 'vector', few: 2, splits: 8 });
+  expect(planMatmul(shape(3, 4096, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({ kernel: 'matrix', tile: thin, splits: 8 });
+  expect(planMatmul(shape(4, 4096, 4096, 'f16', { b: rows }), 'f32', tensorCores)).toMatchObject({ kernel: 'vector', few: 4, splits: 1 });
+  expect(planMatmul(shape(5, 4096, 4096, 'f16', { b: rows }), 'f32', tensorCores)).toMatchObject({ kernel: 'matrix', tile: thin });
   expect(planMatmul(shape(17, 4096, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({
     kernel: 'matrix',
     tile: fragmentTiles.flat,

@@ -78,9 +78,10 @@ export const fragmentTiles: Readonly<Record<'medium' | 'thin' | 'flat' | 'deep' 
   large: { rows: 128, columns: 128, subgroupRows: 64, subgroupColumns: 64, depth: 32, groups: 1 },
 };
 
-/** Rows (or columns) up to which a product is a bandwidth-bound pass over the other operand; rows where fragments are at hand. */
+/** Rows (or columns) up to which a product is a bandwidth-bound pass over the other operand. */
 const vectorRows = 8;
-const vectorRowsBesideFragments = 4;
+/** Rows up to which it is one where fragments are at hand, by whether b is transposed. */
+const vectorRowsBesideFragments = { plain: 2, transposed: 4 };
 /** Multiprocessors of the GPU that plans are made for. */
 const multiprocessors = 132;
 /** Nanoseconds of a dispatch, and of a byte of partial sums, written and read. */
@@ -150,7 +151,7 @@ const hardwareTiles: readonly Candidate<FragmentTile>[] = [
 
 /**
  * Chooses kernel, tile and split for a product. Pure.
- * - up to 8 rows or columns (4 rows where the product may run on fragments): the vector kernel, which reads the large operand once
+ * - up to 8 rows or columns (2 or 4 rows where the product may run on fragments): the vector kernel, which reads the large operand once
  * - f16 operands, or `precision: 'f16'`, where the device has fragments: the matrix kernel
  * - else the f32 register-tiled kernel
  *
@@ -161,7 +162,8 @@ export function planMatmul(shape: MatmulShape, precision: 'f32' | 'f16', capabil
   const halves = precision === 'f16' || (a.dtype === 'f16' && b.dtype === 'f16');
   const fragments = halves && hasFragments(capabilities) && capabilities.limits.maxComputeInvocationsPerWorkgroup >= 256;
   const hardware = fragments && capabilities.matrix === 'hardware';
-  if (M <= (hardware ? vectorRowsBesideFragments : vectorRows) || N <= vectorRows) return planVector(shape);
+  const most = hardware ? vectorRowsBesideFragments[b.transposed ? 'transposed' : 'plain'] : vectorRows;
+  if (M <= most || N <= vectorRows) return planVector(shape);
   if (fragments) {
     const candidates = hardware ? (M <= fragmentTiles.thin.rows ? thinTiles : hardwareTiles) : emulatedTiles;
     const best = cheapest(candidates, shape, capabilities.limits.maxComputeWorkgroupStorageSize);
