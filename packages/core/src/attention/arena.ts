@@ -56,7 +56,7 @@ interface Kept {
 const kept = new WeakMap<Device, Kept[]>();
 const mostKept = 32;
 /** Bytes of all that are kept, unless the newest alone needs more. */
-const mostKeptBytes = 256 * 2 ** 20;
+const mostKeptBytes = 512 * 2 ** 20;
 
 /** @param shape undefined: only the captured arrays (the host does not know where the queries stand) */
 export function maskArena(device: Device, mask: Mask, shape: ArenaShape | undefined): MaskArena {
