@@ -4,6 +4,7 @@ import { packRows, runningSums } from './forward.js';
 import { differentiateKeys, meanTileSums, pairsOf, startsOf } from './kernels/backward-keys.js';
 import { differentiateQueries, workLength } from './kernels/backward-queries.js';
 import { differentiateTheta, gammaSums, sumGamma } from './kernels/backward-theta.js';
+import { meansOf } from './kernels/means.js';
 import { scanSums, sumTile } from './kernels/sums.js';
 import { columnsOf, valueRows } from './kernels/values.js';
 import type { ZetaSettings } from './options.js';
@@ -55,7 +56,9 @@ export function backwardZeta(
       const packedQ = packRows(q, firstRow, rows);
       const work = empty(device, [rows, tokens, workLength(topK, localWindow)]);
       const sums = mean ? runningSums(packedK, values, firstRow) : undefined;
-      const call = { q: packedQ, k: packedK, v: values, dOut: cotangent, indices, theta, sums, work, ...at, entries: tiles + 1, causal };
+      const place = { ...at, capacity: tokens, queries: tokens, firstQuery: 0, entries: tiles + 1, causal };
+      const means = sums ? meansOf({ q: packedQ, k: packedK, v: values, theta, sums }, place) : undefined;
+      const call = { q: packedQ, k: packedK, v: values, dOut: cotangent, indices, theta, sums, means, work, ...at, entries: tiles + 1, causal };
       differentiateQueries(call, { topK, localWindow });
       sumGamma(work, rowSums, at, topK + localWindow);
       const keys = empty(device, [rows, tokens * topK], 'u32');

@@ -1,6 +1,7 @@
 import type { Tensor } from '@heed/core';
 import { defineKernel, range, read, readWrite, write } from '@heed/core/~internal';
 import { cauchyModule } from './cauchy.js';
+import { isHalf, meanModule, meanWord } from './means.js';
 import { sumTile } from './sums.js';
 import { columnsOf, valueModule, valueRows, valueStrides } from './values.js';
 
@@ -11,14 +12,16 @@ export type BackwardSpec = {
   topK: number;
   localWindow: number;
   mean: boolean;
+  /** Whether values, and so their means, are f16. */
+  half: boolean;
 };
 
 /**
  * Floats a query in the work tensor: (p, dD) of each slot (topK, then localWindow), then dq (4), the mean key's gradient over the
- * number of its tokens (4), p of the mean over that number, the sum of all dD, and the 17 partial dot products of the mean value.
+ * number of its tokens (4), p of the mean over that number, the sum of all dD, and the dot product of the mean value.
  */
 export function workLength(topK: number, localWindow: number): number {
-  return 2 * (topK + localWindow) + 28;
+  return 2 * (topK + localWindow) + 12;
 }
 
 const dotPlace = 10;
@@ -33,8 +36,7 @@ const tokenText = (topK: number, localWindow: number): string => `
       return bitcast<u32>(load_indices(placeOf(row, t) * ${topK}u + s));
     }`;
 
-// Weights w_j = 1 / (D_j + gamma^2) and dot products g_j = dO . v_j of all kept tokens; of the history mean as 17 partial products,
-// its running sum and the up to 16 tokens behind it.
+// Weights w_j = 1 / (D_j + gamma^2) and dot products g_j = dO . v_j of all kept tokens, and that of the history mean.
 // tile    64 slots of 4 lanes, which read 32 bytes of a row of f16 together
 // bytes   reads 2 size valueDim, writes 8 a slot
 const slotProducts = defineKernel({
@@ -46,16 +48,21 @@ const slotProducts = defineKernel({
     dOut: read<BackwardSpec>('float', { width: ({ vector }) => (vector ? 4 : 1) }),
     indices: read<BackwardSpec>('i32'),
     theta: read<BackwardSpec>('f32'),
-    sums: read<BackwardSpec>('f32', { width: 4, when: ({ mean }) => mean }),
+    means: read<BackwardSpec>('u32', { raw: meanWord, when: ({ mean }) => mean }),
     work: write<BackwardSpec>('f32'),
   },
   // columns is known, yet a run-time value: a software driver would unroll the loops over it, and compile for half a minute
   uniforms: { ...place, ...valueStrides, columns: 'u32' },
-  modules: (spec: BackwardSpec) => [cauchyModule, valueModule('v', spec), valueModule('dOut', spec)],
+  modules: (spec: BackwardSpec) => [
+    cauchyModule,
+    valueModule('v', spec),
+    valueModule('dOut', spec),
+    ...(spec.mean ? [meanModule(spec.half)] : []),
+  ],
   wgsl: ({ valueDim, vector, topK, localWindow, mean }: BackwardSpec) => {
     const columns = columnsOf(valueDim);
     const slots = topK + localWindow;
-    const items = slots + (mean ? sumTile + 1 : 0);
+    const items = slots + (mean ? 1 : 0);
     return `
     ${tokenText(topK, localWindow)}
     var<workgroup> partial: array<f32, 256>;
@@ -69,15 +76,7 @@ const slotProducts = defineKernel({
       let r = i / ${items}u / uniforms.tokens;
       let row = uniforms.firstRow + r;
       let at = (r * uniforms.tokens + t) * ${workLength(topK, localWindow)}u;
-      // the row that dO is multiplied with: a token's value, or the running sum
       var token = NONE;
-      ${
-        mean
-          ? `let all = uniforms.causal == 0u;
-      let tile = select(t / ${sumTile}u, uniforms.entries - 1u, all);
-      if (s > ${slots}u && !all && tile * ${sumTile}u + s - ${slots + 1}u <= t) { token = tile * ${sumTile}u + s - ${slots + 1}u; }`
-          : ''
-      }
       if (inside && s < ${slots}u) { token = tokenOf(row, t, s); }
       let own = placeOf(row, t) * ${vector ? columns : valueDim}u;
       var g = 0.0;
@@ -88,8 +87,8 @@ const slotProducts = defineKernel({
       ${
         mean
           ? `if (inside && s == ${slots}u) {
-        let sum = (r * uniforms.entries + tile) * ${columns + 1}u + 1u;
-        for (var c = part; c < uniforms.columns; c += 4u) { g += dot(value_dOut(own, c), load_sums(sum + c)); }
+        let at = base_means() + (r * uniforms.tokens + t) * ${columns + 1}u + 1u;
+        for (var c = part; c < uniforms.columns; c += 4u) { g += dot(value_dOut(own, c), unpackMean(means[at + c])); }
       }`
           : ''
       }
@@ -97,7 +96,7 @@ const slotProducts = defineKernel({
       workgroupBarrier();
       if (!inside || part != 0u) { return; }
       g = (g + partial[lane + 1u]) + (partial[lane + 2u] + partial[lane + 3u]);
-      ${mean ? `if (s >= ${slots}u) { store_work(at + ${slots + dotPlace}u + s, g); return; }` : ''}
+      ${mean ? `if (s == ${slots}u) { store_work(at + ${2 * slots + dotPlace}u, g); return; }` : ''}
       var w = 0.0;
       if (token != NONE) {
         let keys = r * uniforms.tokens;
@@ -161,8 +160,7 @@ const queryGradients = defineKernel({
           var center = load_sums((r * uniforms.entries + tile) * ${columnsOf(valueDim) + 1}u);
           for (var j = tile * ${sumTile}u; j <= t && !all; j++) { center += load_k(r * uniforms.tokens + j); }
           center /= count;
-          for (var j = 0u; j <= ${sumTile}u; j++) { meanG += load_work(at + ${2 * slots + dotPlace}u + j); }
-          meanG /= count;
+          meanG = load_work(at + ${2 * slots + dotPlace}u);
           toMean = own - center;
           meanW = 1.0 / (squaredDistance(own, center) + gammaSquared(load_theta(row % uniforms.heads)));
           total += vec2f(meanW, meanW * meanG);
@@ -226,6 +224,7 @@ export interface BackwardCall {
   indices: Tensor;
   theta: Tensor;
   sums: Tensor | undefined;
+  means: Tensor | undefined;
   /** f32 [rows, tokens, workLength]. */
   work: Tensor;
   rows: number;
@@ -238,14 +237,14 @@ export interface BackwardCall {
 
 /** Fills `work`: probabilities, gradients of the distances, dq and what the mean tokens get. */
 export function differentiateQueries(call: BackwardCall, sizes: Pick<BackwardSpec, 'topK' | 'localWindow'>): void {
-  const { q, k, dOut, indices, theta, sums, work, rows, firstRow, heads, tokens, entries, causal } = call;
+  const { q, k, dOut, indices, theta, sums, means, work, rows, firstRow, heads, tokens, entries, causal } = call;
   const { tensor, spec: values, strides } = valueRows(call.v);
-  const spec = { ...values, ...sizes, mean: sums !== undefined };
+  const spec = { ...values, ...sizes, mean: sums !== undefined, half: isHalf(tensor) };
   const uniforms = { rows, firstRow, heads, tokens, entries, causal: causal ? 1 : 0 };
-  const items = sizes.topK + sizes.localWindow + (spec.mean ? sumTile + 1 : 0);
+  const items = sizes.topK + sizes.localWindow + (spec.mean ? 1 : 0);
   slotProducts.run(q.device, {
     spec,
-    tensors: { q, k, v: tensor, dOut, indices, theta, sums, work },
+    tensors: { q, k, v: tensor, dOut, indices, theta, means, work },
     uniforms: { ...uniforms, ...strides, columns: columnsOf(values.valueDim) },
     grid: [Math.ceil((rows * tokens * items) / 64)],
   });
