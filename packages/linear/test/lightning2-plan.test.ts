@@ -82,7 +82,7 @@ describe('the form of a scan', () => {
     expect(plan.ranges!.count).toBeLessThanOrEqual(264);
     expect(planScan(shape({ decays, keyDim: 128, valueDim: 128 }), capabilities, tuning).ranges!.count).toBeLessThanOrEqual(132);
     // queries, keys, values, outputs, and a quarter of keys and values again
-    expect(plan.bytes / (65536 * 16 * 4 * 64 * 2)).toBeLessThan(1.15);
+    expect(plan.bytes / (65536 * 16 * 4 * 64 * 2)).toBeLessThan(1.2);
     // states of segments: where a head never forgets, tokens are few, a chunk is given, or a device binds too few buffers
     expect(planScan(shape({ decays: [...decays.slice(1), 0] }), capabilities, tuning).form).toBe('segments');
     expect(planScan(shape({ decays, tokens: 32768 }), capabilities, tuning).form).toBe('segments');

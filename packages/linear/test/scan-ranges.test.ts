@@ -14,7 +14,7 @@ describe('runs of tokens', () => {
   const slopes = decayFromSlopes(lightning2Slopes({ heads: 16 }));
 
   test('heads that forget late get shorter runs, and all end together', () => {
-    const plan = planRanges({ tokens: 65536, decays: slopes, workgroups: 264, step: 32 }, 6000);
+    const plan = planRanges({ tokens: 65536, decays: slopes, workgroups: 264, step: 32, leadCost: 0.5 }, 6000);
     expect(plan!.count).toBeGreaterThan(255);
     expect(plan!.count).toBeLessThanOrEqual(264);
     const runs = slopes.map((_, head) => Array.from(plan!.table).filter((_x, i, all) => i % 3 === 0 && all[i] === head).length);
@@ -31,7 +31,7 @@ describe('runs of tokens', () => {
         fc.integer({ min: 1, max: 300 }),
         fc.constantFrom(16, 32, 64),
         (decays, tokens, workgroups, step) => {
-          const plan = planRanges({ tokens, decays, workgroups, step }, tokens + step);
+          const plan = planRanges({ tokens, decays, workgroups, step, leadCost: 0.5 }, tokens + step);
           if (!plan) return workgroups < decays.length;
           const ends = decays.map(() => 0);
           for (let i = 0; i < plan.table.length; i += 3) {
@@ -46,7 +46,7 @@ describe('runs of tokens', () => {
   });
 
   test('heads that do not forget are left to states of segments', () => {
-    expect(planRanges({ tokens: 65536, decays: [0, -1], workgroups: 32, step: 32 }, 40000)).toBeUndefined();
+    expect(planRanges({ tokens: 65536, decays: [0, -1], workgroups: 32, step: 32, leadCost: 0.5 }, 40000)).toBeUndefined();
     expect(aliveTokens(0)).toBe(27e6 + 1);
     expect(aliveTokens(-1 / 256)).toBe(Math.floor((27 * 256) / Math.LOG2E) + 1);
     expect(aliveTokens(Number.NEGATIVE_INFINITY)).toBe(1);
@@ -81,7 +81,7 @@ describe('a scan by runs', () => {
     const base = planFor(k.x, v.x, undefined);
     const step = base.matrix!.outputs.chunk;
     const run = async (workgroups: number, runs: number, reverse: boolean): Promise<[out: F64Array, final: F64Array]> => {
-      const ranges = planRanges({ tokens, decays, workgroups, step }, tokens + step);
+      const ranges = planRanges({ tokens, decays, workgroups, step, leadCost: 0.5 }, tokens + step);
       expect(ranges!.count).toBe(runs);
       const [out, final] = [empty(device, v.x.shape, 'f16'), empty(device, stateShape)];
       const scan = { q: q.x, k: k.x, v: v.x, decay, lengths, reverse, plan: { ...base, form: 'ranges' as const, ranges } };

@@ -66,6 +66,9 @@ const leastSegment = 128;
 /** Runs make states anew: where one would cost more than so many times an even share, states of segments take less. */
 const longestRange = 1.2;
 
+/** Time of a token before a run over that of one with an output, of states up to 64 columns wide and of wider ones. */
+const leadCost = { narrow: 0.5, wide: 0.35 };
+
 /** Buffers of the sweep of runs with everything that a caller may ask for. */
 const rangesBindings = 10;
 
@@ -97,7 +100,10 @@ export function planScan(shape: ScanShape, capabilities: Capabilities, tuning: S
   const workgroups = Math.floor(((tuning.multiprocessors ?? tuning.fill / 4) * resident) / Math.max(1, batch * tiles));
   const ranges =
     matrix && !serial && shape.chunk === undefined && shape.decays && capabilities.limits.maxStorageBuffersPerShaderStage >= rangesBindings
-      ? planRanges({ tokens, decays: shape.decays, workgroups, step }, (longestRange * tokens * heads) / workgroups)
+      ? planRanges(
+          { tokens, decays: shape.decays, workgroups, step, leadCost: columns > 64 ? leadCost.wide : leadCost.narrow },
+          (longestRange * tokens * heads) / workgroups,
+        )
       : undefined;
   const size = dtype === 'f16' ? 2 : 4;
   const direct = serial || ranges !== undefined;

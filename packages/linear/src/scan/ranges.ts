@@ -23,6 +23,8 @@ export interface RangesShape {
   workgroups: number;
   /** Runs are multiples of so many tokens. */
   step: number;
+  /** A token that only updates the state takes this part of the time of one with an output. */
+  leadCost: number;
 }
 
 const known: WeakMap<Tensor, ArrayLike<number>> = new WeakMap();
@@ -38,9 +40,6 @@ export function decaysOf(decay: Tensor): ArrayLike<number> | undefined {
   return known.get(decay);
 }
 
-/** A token that only updates the state takes this part of the time of one with an output. */
-const leadCost = 0.45;
-
 /** Tokens before a run that count: what decayed below 2^-27 adds nothing in f32 (as `aliveOf` of the kernels). */
 export function aliveTokens(decay: number): number {
   return Math.floor(Math.min(27 / Math.max(-Math.max(decay, -1e4) * Math.LOG2E, 1e-6), 1e9)) + 1;
@@ -50,7 +49,7 @@ export function aliveTokens(decay: number): number {
  * Cuts every head into runs such that all workgroups take as long. Undefined where heads forget too late: then the longest sweep would
  * be longer than `most` tokens.
  */
-export function planRanges({ tokens, decays, workgroups, step }: RangesShape, most: number): TokenRanges | undefined {
+export function planRanges({ tokens, decays, workgroups, step, leadCost }: RangesShape, most: number): TokenRanges | undefined {
   const whole = (n: number): number => Math.floor(n / step) * step;
   const lead = Array.from(decays, (decay) => leadCost * aliveTokens(decay));
   /** Runs of a head when no sweep costs more than `cost`; nothing comes before the first. */
