@@ -54,6 +54,7 @@ const stagingWindow = 16 * 1024 * 1024;
 /**
  * An open WebGPU device with its memory pool, command recorder and pipeline cache. Made by `openDevice`; released by
  * `close()`. Errors of the GPU (validation, out of memory, loss) are thrown by the `read()` or `idle()` that follows.
+ * Kernels compile beside each other: ops return at once, `read()` and `idle()` wait for what they need.
  */
 export class Device {
   readonly gpu: GPUDevice;
