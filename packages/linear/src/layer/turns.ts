@@ -52,46 +52,35 @@ const kernel = defineKernel({
       let token = (row / uniforms.heads) % uniforms.tokens;
       let batch = row / uniforms.heads / uniforms.tokens;
       let base = batch * uniforms.xBatch + token * uniforms.xToken + head * uniforms.xHead;
+      ${s.form === 'concat' ? concat(s) : s.width === 4 ? twoPairs(s.direction) : onePair(s.direction)}
+    }`,
+});
+
+/** An angle, or four neighbouring ones, where all sizes and strides count fours. */
+function concat({ direction, width }: TurnSpec): string {
+  return `let way = ${width === 4 ? 'turnFour' : 'turnOne'}(load_theta(head * uniforms.thetaHead + angle), token + uniforms.offset);
       ${
-        s.form === 'concat'
-          ? s.width === 4
-            ? fourAngles(s.direction)
-            : `let way = turnOne(load_theta(head * uniforms.thetaHead + angle), token + uniforms.offset);
-      ${
-        s.direction === 'forward'
+        direction === 'forward'
           ? `let x = load_x(base + angle);
       store_out(row * 2u * uniforms.headDim + angle, x * way.cosine);
       store_out(row * 2u * uniforms.headDim + uniforms.headDim + angle, x * way.sine);`
           : 'store_out(i, load_x(base + angle) * way.cosine + load_x(base + uniforms.headDim + angle) * way.sine);'
-      }`
-          : s.width === 4
-            ? twoPairs(s.direction)
-            : `let first = 2u * angle;
+      }`;
+}
+
+/** A pair; an odd last channel is left alone. */
+function onePair(direction: TurnSpec['direction']): string {
+  return `let first = 2u * angle;
       if (first + 1u == uniforms.headDim) {
         store_out(row * uniforms.headDim + first, load_x(base + first));
         return;
       }
       let way = turnOne(load_theta(angle), token + uniforms.offset);
-      let sine = ${s.direction === 'forward' ? 'way.sine' : '-way.sine'};
+      let sine = ${direction === 'forward' ? 'way.sine' : '-way.sine'};
       let a = load_x(base + first);
       let b = load_x(base + first + 1u);
       store_out(row * uniforms.headDim + first, a * way.cosine - b * sine);
-      store_out(row * uniforms.headDim + first + 1u, b * way.cosine + a * sine);`
-      }
-    }`,
-});
-
-/** Four neighbouring angles; all sizes and strides count fours. */
-function fourAngles(direction: TurnSpec['direction']): string {
-  const write =
-    direction === 'forward'
-      ? `let x = load_x(base + angle);
-      store_out(row * 2u * uniforms.headDim + angle, x * way.cosine);
-      store_out(row * 2u * uniforms.headDim + uniforms.headDim + angle, x * way.sine);`
-      : 'store_out(i, load_x(base + angle) * way.cosine + load_x(base + uniforms.headDim + angle) * way.sine);';
-  return `
-      let way = turnFour(load_theta(head * uniforms.thetaHead + angle), token + uniforms.offset);
-      ${write}`;
+      store_out(row * uniforms.headDim + first + 1u, b * way.cosine + a * sine);`;
 }
 
 /** Two neighbouring pairs. */
