@@ -66,7 +66,6 @@ test('f16 takes fragments where the device has them, and f32 only when rounding 
     kernel: 'matrix',
     tile: fragmentTiles.large,
     splits: 1,
-    ahead: 2,
     a: 'half8',
     b: 'half8',
   });
@@ -76,8 +75,8 @@ test('f16 takes fragments where the device has them, and f32 only when rounding 
   expect(planMatmul(shape(4096, 4096, 4096), 'f16', tensorCores)).toMatchObject({ kernel: 'matrix', a: 'vec4', b: 'vec4' });
   expect(planMatmul(shape(4096, 4095, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({ kernel: 'matrix', a: 'half8', b: 'half8Shifted' });
   expect(planMatmul(shape(32_768, 64, 512, 'f16'), 'f32', tensorCores)).toMatchObject({ kernel: 'matrix', tile: fragmentTiles.tall });
-  expect(planMatmul(shape(512, 512, 512, 'f16'), 'f32', tensorCores)).toMatchObject({ tile: fragmentTiles.flat, splits: 1, ahead: 2 });
-  expect(planMatmul(shape(64, 4096, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({ tile: fragmentTiles.deep, splits: 4, ahead: 1 });
+  expect(planMatmul(shape(512, 512, 512, 'f16'), 'f32', tensorCores)).toMatchObject({ tile: fragmentTiles.flat, splits: 1 });
+  expect(planMatmul(shape(64, 4096, 4096, 'f16'), 'f32', tensorCores)).toMatchObject({ tile: fragmentTiles.deep, splits: 4 });
   expect(planMatmul(shape(4096, 4096, 4096, 'f16'), 'f32', { ...tensorCores, matrix: 'emulated' })).toMatchObject({
     tile: fragmentTiles.medium,
   });
@@ -193,7 +192,7 @@ test('every variant compiles with real subgroup matrices on the null backend', a
           const split = { splits: last ? 2 : 1, splitDepth: 32, workgroups: 2 };
           if (!isEight(load) || dtype === 'f16')
             for (const tile of Object.values(fragmentTiles))
-              make(dtype, { kernel: 'matrix', tile, a: load, b: load, ahead: last ? 2 : 1, ...split }, transposeA, transposeB, { last });
+              make(dtype, { kernel: 'matrix', tile, a: load, b: load, ...split }, transposeA, transposeB, { last });
           if (!isEight(load)) {
             const own = load === 'vec4' ? 'vec4' : 'scalar';
             for (const tile of Object.values(registerTiles))

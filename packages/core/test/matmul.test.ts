@@ -295,7 +295,6 @@ test('every fragment tile agrees with float64 across its edges, in either layout
       tile,
       a: 'half8',
       b: 'half8',
-      ahead: i === 2 ? 1 : 2,
       splits: 1,
       splitDepth: 192,
       workgroups,

@@ -6,7 +6,7 @@ import { fragmentGrid, fragmentLanes, Fragments } from '../../kernel/fragments.j
 import { range, unroll } from '../../kernel/modules.js';
 import { endsWithin, loader, type Side, storedRows } from './matrix-loads.js';
 import { fragmentOutColumns, type Load } from './plan.js';
-import { firstHalvesText, shiftedText } from './shifted-loads.js';
+import { firstHalvesText, isShifted, shiftedText } from './shifted-loads.js';
 import { epilogueText, loopBound, matmulUniforms, type OutSpec, placeText, type ProductCall, tileText } from './text.js';
 
 // out = activation(a b + bias) + addTo on fragments: operands f16 (f32 ones are rounded on the way in), sums f32.
@@ -64,8 +64,9 @@ function matrixKernelText(spec: MatrixSpec, { capabilities }: KernelContext): st
   const lanes = subgroups * fragmentLanes;
   const a = sideOf(spec, 'a', 0);
   const b = sideOf(spec, 'b', storedRows(a) * a.stride);
-  const loadA = loader(a, lanes, spec.ahead);
-  const loadB = loader(b, lanes, spec.ahead);
+  const ahead = isShifted(spec.loadA) || isShifted(spec.loadB) ? 1 : spec.ahead;
+  const loadA = loader(a, lanes, ahead);
+  const loadB = loader(b, lanes, ahead);
   const down = spec.subgroupRows / fragments.M;
   const wide = spec.subgroupColumns / fragments.N;
   const sums = fragmentGrid('c', down, wide);
@@ -103,16 +104,16 @@ function matrixKernelText(spec: MatrixSpec, { capabilities }: KernelContext): st
     ${sums.map(({ name }) => fragments.zero(name)).join('\n')}
     ${loadA.places}
     ${loadB.places}
-    ${unroll(spec.ahead, (set) => fetch(set, `place.kBegin + ${set * spec.depth}u`))}
-    for (var kt = place.kBegin; kt < place.kEnd; kt += ${spec.ahead * spec.depth}u) {
+    ${unroll(ahead, (set) => fetch(set, `place.kBegin + ${set * spec.depth}u`))}
+    for (var kt = place.kBegin; kt < place.kEnd; kt += ${ahead * spec.depth}u) {
       ${unroll(
-        spec.ahead,
+        ahead,
         (set) => `
       ${set > 0 ? `if (kt + ${set * spec.depth}u >= place.kEnd) { break; }` : ''}
       ${loadA.stage(set)}
       ${loadB.stage(set)}
       workgroupBarrier();
-      ${fetch(set, `kt + ${(set + spec.ahead) * spec.depth}u`)}
+      ${fetch(set, `kt + ${(set + ahead) * spec.depth}u`)}
       ${eachStep}
       workgroupBarrier();`,
       )}

@@ -19,6 +19,8 @@ export interface FragmentTile {
   depth: 32 | 64;
   /** Subgroups that share one part of the tile, and take k in turns. */
   groups: 1 | 2 | 4;
+  /** Tiles along k that are fetched ahead: two where lanes have registers to spare (one where loads are shifted, which takes some). */
+  ahead: 1 | 2;
 }
 
 /** How the register tiles' loader takes elements along the contiguous axis: four at once, or one by one where they are not aligned. */
@@ -38,7 +40,7 @@ interface Split {
 /** What a product is run by. */
 export type MatmulPlan =
   | (Split & { kernel: 'tile'; tile: RegisterTile; a: TileLoad; b: TileLoad })
-  | (Split & { kernel: 'matrix'; tile: FragmentTile; a: Load; b: Load; ahead: 1 | 2 })
+  | (Split & { kernel: 'matrix'; tile: FragmentTile; a: Load; b: Load })
   | (Split & { kernel: 'vector'; form: 'columns' | 'rows'; swap: boolean; few: 1 | 2 | 4 | 8; few4: boolean; many4: boolean });
 
 /** One operand, as far as a plan depends on it. */
@@ -70,12 +72,12 @@ export const registerTiles: Readonly<Record<'small' | 'tall' | 'wide' | 'medium'
 };
 
 export const fragmentTiles: Readonly<Record<'medium' | 'thin' | 'flat' | 'deep' | 'tall' | 'large', FragmentTile>> = {
-  medium: { rows: 64, columns: 64, subgroupRows: 32, subgroupColumns: 32, depth: 32, groups: 1 },
-  thin: { rows: 16, columns: 64, subgroupRows: 16, subgroupColumns: 32, depth: 64, groups: 2 },
-  flat: { rows: 32, columns: 64, subgroupRows: 32, subgroupColumns: 32, depth: 64, groups: 4 },
-  deep: { rows: 64, columns: 64, subgroupRows: 32, subgroupColumns: 32, depth: 64, groups: 2 },
-  tall: { rows: 128, columns: 64, subgroupRows: 64, subgroupColumns: 32, depth: 32, groups: 1 },
-  large: { rows: 128, columns: 128, subgroupRows: 64, subgroupColumns: 64, depth: 32, groups: 1 },
+  medium: { rows: 64, columns: 64, subgroupRows: 32, subgroupColumns: 32, depth: 32, groups: 1, ahead: 1 },
+  thin: { rows: 16, columns: 64, subgroupRows: 16, subgroupColumns: 32, depth: 64, groups: 2, ahead: 2 },
+  flat: { rows: 32, columns: 64, subgroupRows: 32, subgroupColumns: 32, depth: 64, groups: 4, ahead: 2 },
+  deep: { rows: 64, columns: 64, subgroupRows: 32, subgroupColumns: 32, depth: 64, groups: 2, ahead: 2 },
+  tall: { rows: 128, columns: 64, subgroupRows: 64, subgroupColumns: 32, depth: 32, groups: 1, ahead: 2 },
+  large: { rows: 128, columns: 128, subgroupRows: 64, subgroupColumns: 64, depth: 32, groups: 1, ahead: 1 },
 };
 
 /** Rows (or columns) up to which a product is a bandwidth-bound pass over the other operand. */
@@ -88,8 +90,6 @@ const multiprocessors = 132;
 const dispatchTime = 4000;
 const partialTime = 1 / 1500;
 const mostSplits = 64;
-/** K of a part from which on a second tile ahead pays. */
-const longDepth = 1024;
 /** A part of K is at least this deep, and partial sums take at most so many elements. */
 const shallowest = 128;
 const mostPartials = 2 ** 24;
@@ -167,8 +167,7 @@ export function planMatmul(shape: MatmulShape, precision: 'f32' | 'f16', capabil
   if (fragments) {
     const candidates = hardware ? (M <= fragmentTiles.thin.rows ? thinTiles : hardwareTiles) : emulatedTiles;
     const best = cheapest(candidates, shape, capabilities.limits.maxComputeWorkgroupStorageSize);
-    if (best)
-      return { kernel: 'matrix', tile: best.tile, a: loadOf(a), b: loadOf(b), ahead: aheadOf(best, hardware, shape), ...best.split };
+    if (best) return { kernel: 'matrix', tile: best.tile, a: loadOf(a), b: loadOf(b), ...best.split };
   }
   const candidates = Math.max(M, N) <= 32 ? [smallTile] : N <= 32 ? narrowTiles : M <= 32 ? flatTiles : squareTiles;
   // the small tile fits any device
@@ -189,13 +188,6 @@ export function fragmentBytes(tile: FragmentTile): number {
 /** Subgroups a workgroup of the matrix kernel. */
 export function subgroupsOf(tile: FragmentTile): number {
   return (tile.rows / tile.subgroupRows) * (tile.columns / tile.subgroupColumns) * tile.groups;
-}
-
-/** Tiles along k that are fetched ahead: two where lanes have registers to spare, or where k is long enough to repay the longer text. */
-function aheadOf({ tile, split }: Choice<FragmentTile>, hardware: boolean, { a, b }: MatmulShape): 1 | 2 {
-  if (!hardware) return 1;
-  if (tile.rows < 64) return 2;
-  return split.splitDepth > longDepth && a.width > 1 && b.width > 1 ? 2 : 1;
 }
 
 function loadOf(form: OperandForm): Load {

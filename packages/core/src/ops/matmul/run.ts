@@ -88,7 +88,7 @@ function kernelOf(problem: MatmulProblem, plan: MatmulPlan, out: OutSpec): Plann
   }
   if (plan.kernel === 'matrix') {
     const tails = problem.K % plan.tile.depth !== 0;
-    const spec = { ahead: plan.ahead, tails, transposeA, transposeB, loadA: plan.a, loadB: plan.b, ...out, ...plan.tile };
+    const spec = { tails, transposeA, transposeB, loadA: plan.a, loadB: plan.b, ...out, ...plan.tile };
     return (device, call) => runMatrix(device, spec, call);
   }
   const { form, swap, few, few4, many4 } = plan;

@@ -35,9 +35,13 @@ export function shiftedText(loads: readonly Load[]): string {
   return `${eights ? halvesText : ''} ${fours ? foursText : ''}`;
 }
 
+export function isShifted(load: Load): boolean {
+  return load === 'half8Shifted' || load === 'vec4Shifted';
+}
+
 /** Elements from an aligned one to the operand's first, where its loads are shifted. */
 export function restOf(operand: Operand, load: Load): number {
-  return load === 'half8Shifted' || load === 'vec4Shifted' ? operand.offset % 8 : 0;
+  return isShifted(load) ? operand.offset % 8 : 0;
 }
 
 /** The operand from `rest` elements before its first one on. */
