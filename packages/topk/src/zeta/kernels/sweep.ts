@@ -3,7 +3,7 @@ import { defineKernel, range, read, write } from '@heed/core/~internal';
 import { codeModule, type CurveUniforms, curveUniforms } from './codes.js';
 
 /** Pairs that a lane looks at before it gives up, a token of its window: data in no order needs fewer than 2. */
-const patience = 8;
+const patience = 4;
 
 /** Run-time values of a search. */
 export interface SearchUniforms extends CurveUniforms {
