@@ -1,12 +1,12 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { type Device, openDevice, scope, zeros } from '../src/index.js';
+import { type Device, openDevice, scope, tileOrder, zeros } from '../src/index.js';
 import { attentionColumnSums, attentionWithLse, document, mergeAttention, planAttention, scoreMod } from '../src/attention/index.js';
 import { leadingKeyTiles } from '../src/attention/plan.js';
 import { matrixBackwardBytes } from '../src/attention/kernels/matrix-backward.js';
 import { matrixForwardBytes } from '../src/attention/kernels/matrix-forward.js';
 import { tileBytes } from '../src/attention/kernels/tile.js';
-import { capture as captureOf, vjp, workgroupBytes } from '../src/internal.js';
+import { attentionInOrder, capture as captureOf, vjp, workgroupBytes } from '../src/internal.js';
 import { baselineCapabilities as baseline, h100Capabilities as h100 } from '../src/testing/index.js';
 
 const capture = captureOf('table', 'f32', { differentiable: true });
@@ -159,6 +159,8 @@ function compileAll(device: Device): void {
         );
         attentionColumnSums(q, k, outputs[1]!, option);
       }
+      const dOut = zeros(device, [1, 70, 2, valueDim], { dtype });
+      vjp(() => attentionInOrder(q, k, v, tileOrder([10, 7], [4, 4]), { mask: document(ids) }).out(), [q, k, v], [dOut]);
       const one = q.view({ shape: [1, 1, 2, headDim], strides: q.strides });
       const { out, lse } = attentionWithLse(one, k, v);
       mergeAttention([
