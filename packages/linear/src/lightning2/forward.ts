@@ -11,7 +11,7 @@ import { checkArguments, decayTensor, isTensorDecay, type Lightning2Options } fr
  * @param k as q
  * @param v [batch, tokens, heads, valueDim], dtype of q
  * @param options `scale` default 1; `decay` log-decay a head, <= 0; `outDType` default the dtype of v
- * @returns [batch, tokens, heads, valueDim], `outDType`; states and sums are f32
+ * @returns [batch, tokens, heads, valueDim], `outDType`; states and outputs are summed in f32, on fragments what one chunk adds in f16
  * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH, INVALID_ARGUMENT; UNSUPPORTED when decay is differentiated
  */
 export function lightning2(q: Tensor, k: Tensor, v: Tensor, options: Lightning2Options): Tensor {

@@ -9,7 +9,7 @@ export interface Lightning2Options {
   scale?: number;
   /**
    * Log-decay a head, [heads], <= 0; a constant, not trained. Numbers, or an f32 tensor (whose values are not read back, so not
-   * checked). `decayFromSlopes(lightning2Slopes({ heads }))` gives the paper's. 0: no decay.
+   * checked; long sequences of heads that forget then take a tenth more time). `decayFromSlopes(lightning2Slopes({ heads }))` gives the paper's. 0: no decay.
    */
   decay: Tensor | ArrayLike<number>;
   /** State before the first token, f32 [batch, heads, keyDim, valueDim]. Default zeros. Differentiable. */
