@@ -1,7 +1,8 @@
 // Attention forward on fragments: f16 operands, f32 sums and statistics, lazy rescaling.
 // tile    16 x blocks query rows a subgroup, `columns` keys a step, `chunk` of them at a time; scores and weights pass through
 //         workgroup memory, since fragments have no elements. The next tile is loaded into registers while this one is computed
-// bytes   q and out once; k and v once a query tile that sees them (twice k where values are cut into parts)
+// bytes   q and out once; k and v once a query tile that sees them (twice k where values are cut into parts); 4 a row where a
+//         table says where rows lie
 // limits  head dimensions up to 256 (padded to 16 in workgroup memory); f32 inputs are rounded to f16 on the way in. A weight of 0
 //         does not hide a NaN in v: a row that comes before a NaN of its own key tile is NaN too, as in other flash kernels
 // source  Dao 2023 (FlashAttention-2), algorithm 1; the output is rescaled only when a row's maximum grew by more than 2^8
