@@ -6,8 +6,9 @@ import { turningOf } from '../src/layer/turns.js';
 import { decayScan } from '../src/scan/decay-scan.js';
 import { planFor } from '../src/scan/scan.js';
 import { turnsOf, turnsOnLoad } from '../src/scan/turning.js';
-import { lrpe, transnormerllmStart, transnormerllmStep, transnormerllmWithState } from '../src/transnormerllm/index.js';
-import { rotatePairs } from '../src/layer/turns.js';
+import { transnormerllmStart, transnormerllmStep, transnormerllmWithState } from '../src/transnormerllm/index.js';
+import { referenceLightning2 } from '../src/lightning2/reference.js';
+import { referencePlaced } from '../src/transnormer/reference.js';
 import { referenceTransnormerllm } from '../src/transnormerllm/reference.js';
 
 const [heads, decay] = [2, [-0.3, -0.004]];
@@ -84,7 +85,8 @@ describe('turns as operands are loaded', () => {
   test('outputs are those of the relative form, and a stream by pieces, by few tokens and by one gives them, too', async () => {
     const [q, k, v] = ['q', 'k', 'v'].map((name) => drawn(name, [1, 90, heads, 16])) as [Tensor, Tensor, Tensor];
     const theta = drawn('theta', [heads, 16], 'f32');
-    const whole = transnormerllmWithState(q, k, v, { decay, theta, chunk: 40 });
+    const lengths = tensor(device, Int32Array.of(90));
+    const whole = transnormerllmWithState(q, k, v, { decay, theta, chunk: 40, lengths });
     const operands = [await values(q), await values(k), await values(v)] as const;
     expectErrorRatio('out', await values(whole.out), referenceTransnormerllm(...operands, { decay, theta: await values(theta) }), 1e-3);
     const stream = transnormerllmStart(device, { batch: 1, heads, headDim: 16, decay, lrpe: true });
@@ -100,19 +102,19 @@ describe('turns as operands are loaded', () => {
     expectErrorRatio('rows', f64(whole.out.shape, rows), await values(whole.out), 1e-3);
     expectErrorRatio('state', await values(stream.values), await values(whole.state), 1e-3);
     stream.dispose();
-    for (const x of [q, k, v, theta, whole.out, whole.state]) x.dispose();
+    for (const x of [q, k, v, theta, lengths, whole.out, whole.state]) x.dispose();
   });
 
-  test('pairs are turned as by a copy, and 3,000 tokens in one segment keep their angles', async () => {
+  test('pairs are turned, and 3,000 tokens in one segment keep their angles, half a million positions on', async () => {
     const [q, k, v] = ['q', 'k', 'v'].map((name) => drawn(name, [1, 3000, 1, 16])) as [Tensor, Tensor, Tensor];
     const theta = drawn('pairs', [8], 'f32');
     const offset = 500_000;
-    const options = { decay: [-0.01], chunk: 3000 };
-    const got = decayScan(q, k, v, { ...options, turning: turningOf('rotate', theta, offset) }, 'test');
-    const [a, b] = [q, k].map((x) => rotatePairs(x, theta, { offset })) as [Tensor, Tensor];
-    const wanted = decayScan(a, b, v, options, 'test');
-    expectErrorRatio('out', await values(got), await values(wanted), 1e-3);
-    for (const x of [q, k, v, theta, got, a, b, wanted]) x.dispose();
+    const got = decayScan(q, k, v, { decay: [-0.01], chunk: 3000, turning: turningOf('rotate', theta, offset) }, 'test');
+    const positions = { theta: await theta.read() };
+    const [a, b] = [await values(q), await values(k)].map((x) => referencePlaced(x, positions, (token) => token + offset));
+    const wanted = referenceLightning2(a as F64Array, b as F64Array, await values(v), [0.01]);
+    expectErrorRatio('out', await values(got), wanted.out, 1e-3);
+    for (const x of [q, k, v, theta, got]) x.dispose();
   });
 
   test('rows that are no whole eights are turned as copies', async () => {
@@ -123,9 +125,8 @@ describe('turns as operands are loaded', () => {
     expect(plan.kernel).toBe('matrix');
     expect(turnsOnLoad(plan, { of: 'keys', headDim: 12, keyDim: 24 }, device.capabilities)).toBe(false);
     const got = decayScan(q, k, v, { decay, turning }, 'test');
-    const [a, b] = [lrpe(q, theta), lrpe(k, theta)];
-    const wanted = decayScan(a, b, v, { decay }, 'test');
-    expectErrorRatio('out', await values(got), await values(wanted), 1e-3);
-    for (const x of [q, k, v, theta, got, a, b, wanted]) x.dispose();
+    const operands = [await values(q), await values(k), await values(v)] as const;
+    expectErrorRatio('out', await values(got), referenceTransnormerllm(...operands, { decay, theta: await values(theta) }), 1e-3);
+    for (const x of [q, k, v, theta, got]) x.dispose();
   });
 });

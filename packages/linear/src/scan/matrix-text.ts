@@ -94,7 +94,6 @@ class StatesText extends MatrixPieces {
           at += held;
           count = min(${s.chunk}u, end - at);
           ${tiles.map((tile) => tile.fetch()).join('\n')}
-          ${turns?.onward('at') ?? ''}
           ${this.updateState()}
           workgroupBarrier();
         }

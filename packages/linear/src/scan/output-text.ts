@@ -157,13 +157,12 @@ class OutputText extends OutputPieces {
   /** The chunk behind is on its way, ranges are chosen, scores are made. */
   private begin(): string {
     const { s, loops } = this;
-    const { queries, keys, values, turns } = this.tiles;
+    const { queries, keys, values } = this.tiles;
     return `
           ${queries.declare('next')} ${keys.declare('next')}
           let nextAt = at + held;
           let nextCount = min(${s.chunk}u, end - nextAt);
           ${queries.fetch('nextAt', 'nextCount', 'next')} ${keys.fetch('nextAt', 'nextCount', 'next')} ${values.fetch('nextAt', 'nextCount')}
-          ${turns?.onward('nextAt') ?? ''}
           ${chunkRange(s.keyDim, s.gain)}
           outFactor = up;
           let unshrinkBefore = unshrink;
@@ -211,7 +210,7 @@ class OutputText extends OutputPieces {
   /** The state before the first token of a run, summed in f32 fragments; keys and values of the first chunk of it are on their way then. */
   private lead(): string {
     const { f, loops } = this;
-    const { queries, keys, values, turns } = this.tiles;
+    const { queries, keys, values } = this.tiles;
     return `
         ${loops.declare('s', this.ownKeys)}
         ${keys.fetch()} ${values.fetch()}
@@ -224,7 +223,6 @@ class OutputText extends OutputPieces {
           at += held;
           count = min(${this.s.chunk}u, end - at);
           ${keys.fetch()} ${values.fetch()}
-          ${turns?.onward('at') ?? ''}
           ${leadRange}
           wholeBefore *= whole;
           ${loops.each(0, this.ownKeys, (r) => loops.columnsOf((c) => f.scale(loops.at('s', r, c), 'whole')))}

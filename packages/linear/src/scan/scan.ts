@@ -8,6 +8,7 @@ import { runRecurrent } from './recurrent.js';
 import { runSegmentScan } from './segment-scan.js';
 import { keyDimOf, type ScanTurns, type Sweep, valueDimOf } from './sweep.js';
 import { runTokenStep } from './token-step.js';
+import { mostTurned } from './tile-turns.js';
 import { type Turning, turnsOf } from './turning.js';
 
 /** One scan: out_t = queryScale q_t S_t with S_t = lambda S_(t-1) + keyScale k_t v_t^T. */
@@ -46,8 +47,11 @@ export function tuningFor(device: Device): ScanTuning {
 export function planFor(k: Tensor, v: Tensor, chunk: number | undefined, turns?: ScanTurns, decay?: Tensor): ScanPlan {
   const [batch, tokens, heads] = k.shape as [number, number, number];
   const decays = decay && decaysOf(decay);
-  const shape = { batch, tokens, heads, keyDim: keyDimOf({ k, turns }), valueDim: valueDimOf({ v, turns }), dtype: k.dtype, chunk, decays };
-  return planScan(shape, k.device.capabilities, tuningFor(k.device));
+  const shape = { batch, tokens, heads, keyDim: keyDimOf({ k, turns }), valueDim: valueDimOf({ v, turns }), dtype: k.dtype, decays };
+  const plan = (own?: number): ScanPlan => planScan({ ...shape, chunk: own ?? chunk }, k.device.capabilities, tuningFor(k.device));
+  const made = plan();
+  // turns are stepped through a segment or run, and would lose digits in longer ones
+  return turns && (made.ranges?.longest ?? made.segmentTokens) > mostTurned ? plan(mostTurned) : made;
 }
 
 /** The plan for other keys and values in the segments of `plan`, so that both can share states. */

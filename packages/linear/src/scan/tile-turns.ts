@@ -1,13 +1,14 @@
 // Turns of a tile of tokens in the registers that hold it, by halves: each lane holds the cosines and sines of its eight channels at one token,
-// in f32, and steps them from row to row by a product of complex numbers. Angles are computed in integers before the
-// first chunk, and anew every 64 chunks.
+// in f32, and steps them from row to row by a product of complex numbers. Angles are computed in integers before the first
+// chunk alone: the text that computes them again inside the loop took a tenth of the kernel's time, taken or not.
 // registers  32 floats a lane for angle and step (16 for pairs)
-// error      a step adds 1e-7, 3e-5 at most; halves of cosines and their products round twice, 3e-4
+// error      4e-6 (largest 1e-5) after 4,096 tokens, 6e-5 (2e-4) after the 32,768 at which plans cut; halves of cosines and their products
+//            round twice, 3e-4
 import { range } from '@heed/core/~internal';
 import { type TurnForm, turnText } from './turn-text.js';
 
-/** Chunks after which angles are computed anew. */
-const anew = 64;
+/** Most tokens that angles are stepped through. */
+export const mostTurned = 32768;
 
 /** A tile whose rows are turned; see `HeldTile`. */
 export interface TileTurnsOptions {
@@ -71,19 +72,11 @@ export class TileTurns {
         let angle = head * ${headDim}u + element % ${headDim}u;`
             : `let angle = min(element, ${headDim - 8}u) / 2u;`
         }
-        var chunksTurned = 0u;
         ${vectors.map((name) => `var ${name} = vec4f();`).join(' ')}
-        { ${this.exact('at')} }`;
+        { ${this.exact()} }`;
   }
 
-  /** Behind the factors of a chunk: the angles of the next, which begins at `next`, anew where it is time. */
-  onward(next: string): string {
-    return `
-          chunksTurned += 1u;
-          if (chunksTurned % ${anew}u == 0u) { ${this.exact(next)} }`;
-  }
-
-  /** The factors of this chunk's items; angles go on to the next chunk. */
+  /** At the head of chunk after chunk: the factors of its items; angles go on to the next chunk. */
   factors(): string {
     const onward = this.halves
       .map(
@@ -103,7 +96,7 @@ export class TileTurns {
       .join('\n');
   }
 
-  private exact(at: string): string {
+  private exact(): string {
     const { form, rows, lanes } = this.o;
     const four = (h: 'a' | 'b'): string => `
             {
@@ -122,7 +115,7 @@ export class TileTurns {
               stepS${h} = select(step.sine, -step.sine, uniforms.reverse == 1u);
             }`;
     return `
-            let position = tokenAt(${at} + lane / ${this.across}u, length) + uniforms.turnOffset;
+            let position = tokenAt(at + lane / ${this.across}u, length) + uniforms.turnOffset;
             ${this.halves.map(four).join('\n')}`;
   }
 
