@@ -7,13 +7,36 @@ import { referenceAttention } from '../src/attention/reference.js';
 import { RandomStream } from '../src/random/stream.js';
 import { attention, openDevice, scope, type Tensor, tensor, zeros } from '../src/index.js';
 import type { AttentionOptions } from '../src/attention/index.js';
-import { expectClose, type F64Array, h100Capabilities as h100, randomArray, toFloat32 } from '../src/testing/index.js';
+import { expectClose, type F64Array, randomArray, toFloat32 } from '../src/testing/index.js';
 
+const h100 = {
+  tier: 'matrix',
+  f16: true,
+  subgroups: true,
+  subgroupMinSize: 32,
+  subgroupMaxSize: 32,
+  subgroupSizeControl: true,
+  matrix: 'hardware',
+  matrixConfigs: [],
+  timestamps: true,
+  limits: {
+    maxBufferSize: 2 ** 31,
+    maxStorageBufferBindingSize: 2 ** 31,
+    maxComputeWorkgroupStorageSize: 49_152,
+    maxComputeInvocationsPerWorkgroup: 1024,
+    maxComputeWorkgroupSizeX: 1024,
+    maxComputeWorkgroupsPerDimension: 65_535,
+    maxStorageBuffersPerShaderStage: 16,
+    minUniformBufferOffsetAlignment: 256,
+  },
+} as const;
 const llama = { batch: 1, queries: 1, keys: 131_072, group: 4, kvHeads: 8, headDim: 128, valueDim: 128 };
 
 test('a plan packs the group of a KV head into one tile and cuts long keys into even parts', () => {
   const plan = planDecode(llama, h100)!;
   expect(plan).toMatchObject({ rows: 4, lanesAKey: 16, tiles: 1 });
+  // more workgroup memory than 10 KiB would leave fewer of them a multiprocessor
+  expect(plan.joined).toBe(2);
   // four workgroups on each of 132 multiprocessors
   expect(plan.splits).toBe(66);
   expect(plan.splitKeys).toBe(1986);
@@ -87,7 +110,9 @@ test.each([
     const plan = {
       rows: H > Hkv ? 2 : 1,
       lanesAKey,
-      keysAStep: H > Hkv ? 1 : 2,
+      keysAStep: H > Hkv ? 1 : D > 16 ? 4 : 2,
+      // in two rounds, and in one
+      joined: H > Hkv && !sinks ? 2 : 1,
       lanes: 32,
       tiles: Math.ceil((Tq * H) / Hkv / (H > Hkv ? 2 : 1)),
       splits: 2,
@@ -113,6 +138,26 @@ test.each([
     await device.close();
   },
 );
+
+test('calls of different lengths in one command buffer leave each other alone', async () => {
+  const device = await openDevice({ tier: 'subgroups' });
+  const lengths = [40, 97, 700];
+  const inputs = lengths.map((tokens) =>
+    [1, tokens, tokens].map((of) => {
+      const a = randomArray(random, [1, of, 2, 16]);
+      return { a, t: tensor(device, toFloat32(a), a.shape) };
+    }),
+  );
+  const calls = [0, 1, 2, 1, 0, 2].map((i) => ({ i, out: attention(...(inputs[i]!.map(({ t }) => t) as [Tensor, Tensor, Tensor])) }));
+  for (const { i, out } of calls) {
+    const [q, k, v] = inputs[i]!.map(({ a }) => a) as [F64Array, F64Array, F64Array];
+    const expected = referenceAttention(q, k, v, {});
+    expectClose(`${lengths[i]} keys`, { shape: out.shape, values: await out.read() }, expected.out, { atol: 1e-5, rtol: 1e-5 });
+  }
+  for (const t of [...calls.map(({ out }) => out), ...inputs.flat().map(({ t }) => t)]) t.dispose();
+  expect(device.memory().tensors).toBe(0);
+  await device.close();
+});
 
 test('a decode step allocates nothing that stays', async () => {
   const device = await openDevice({ tier: 'subgroups' });

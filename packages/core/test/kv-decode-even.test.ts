@@ -1,6 +1,6 @@
 // One query over all rows of a cache of halves.
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { evenSplitKeys } from '../src/cache/kernels/decode-even.js';
+import { stepsInPages } from '../src/cache/kernels/decode-even.js';
 import { attention, createKvCache, type Device, openDevice, scope, slice, tensor } from '../src/index.js';
 import type { AttendOptions } from '../src/seams/kv.js';
 import { RandomStream } from '../src/random/stream.js';
@@ -15,10 +15,10 @@ afterAll(async () => {
   await device.close();
 });
 
-test('parts are whole steps, where steps lie inside pages', () => {
-  const plan = { lanes: 128, lanesAKey: 16, keysAStep: 4, rows: 4, tiles: 1, splits: 66, splitKeys: 497 };
-  expect(evenSplitKeys(plan, 64, 32_768)).toBe(512);
-  expect(evenSplitKeys(plan, 16, 32_768)).toBeUndefined();
+test('steps lie inside pages, or the kernel of any call serves', () => {
+  const plan = { lanes: 128, lanesAKey: 16, keysAStep: 4, rows: 4, joined: 2, tiles: 1, splits: 66, splitKeys: 497 };
+  expect(stepsInPages(plan, 64)).toBe(true);
+  expect(stepsInPages(plan, 16)).toBe(false);
 });
 
 test.each([

@@ -44,6 +44,9 @@ const keysAStep = 4;
 /** Parts of so few keys are walked in steps of half the keys, so that loads of a step still hide behind another. */
 const shortSplitKeys = 64;
 
+/** Workgroup memory up to which four workgroups share a multiprocessor. */
+const sharedBytes = 10_240;
+
 const powerOver = (n: number): number => 2 ** Math.ceil(Math.log2(Math.max(1, n)));
 
 /** The decode kernel's tile and parts, or undefined where it does not serve: too many rows, head dimensions off 8, no subgroups as wide as a key's lanes. */
@@ -63,9 +66,16 @@ export function planDecode(shape: DecodeShape, capabilities: Capabilities, optio
   // even parts, so that all of them end together; their last steps are not whole
   const splitKeys = Math.max(1, Math.ceil(keys / Math.max(1, parts)));
   const step = software ? 1 : Math.min(splitKeys > shortSplitKeys ? keysAStep : keysAStep / 2, lanesAKey);
-  const tile = { rows, lanesAKey, keysAStep: step, lanes };
+  const tile = { rows, lanesAKey, keysAStep: step, lanes, joined: joinedRows({ rows, lanesAKey, lanes, keysAStep: step }) };
   if (decodeBytes(tile) > memory) return undefined;
   return { ...tile, tiles, splits: Math.max(1, Math.ceil(keys / splitKeys)), splitKeys };
+}
+
+/** Rows that meet at once: each round of them costs two barriers. */
+function joinedRows(tile: Omit<DecodeTile, 'joined'>): number {
+  let joined = tile.rows;
+  while (joined > 1 && decodeBytes({ ...tile, joined }) > sharedBytes) joined /= 2;
+  return joined;
 }
 
 /** Keys that some row of a call sees: `lead` leading ones, and those from `low` on; `count` in all. */
@@ -127,7 +137,7 @@ export function runDecode(call: AttentionCall, tensors: CallTensors, plan: Decod
 
 function runEven({ sizes, device, scale }: AttentionCall, { q, k, v }: CallTensors, plan: DecodePlan, keys: SeenKeys, parts: Tensor): void {
   const { batch, heads, kvHeads, headDim, valueDim } = sizes;
-  const { tiles, splits, splitKeys, ...tile } = plan;
+  const { tiles, splits, splitKeys: _, ...tile } = plan;
   const { low, count } = keys;
   const group = heads / kvHeads;
   const halves = k.dtype === 'f16';
@@ -142,7 +152,6 @@ function runEven({ sizes, device, scale }: AttentionCall, { q, k, v }: CallTenso
     { ...tile, headDim, valueDim, halves, full: tiles === 1 && tile.rows === group },
     { q, k: from(k), v: from(v), parts },
     {
-      splitKeys,
       count,
       kBatch,
       kHead,

@@ -11,7 +11,7 @@ import { f16Codec } from './codec.js';
 import type { GroupSizes, KvGroup } from './group.js';
 import { attendGroup, type AttendValues } from './kernels/attend.js';
 import { decodeGroup } from './kernels/decode.js';
-import { decodeGroupEven, evenSplitKeys } from './kernels/decode-even.js';
+import { decodeGroupEven, stepsInPages } from './kernels/decode-even.js';
 import { gatherRows } from './kernels/gather.js';
 import { planAttend, splitKeysOf } from './plan.js';
 
@@ -73,9 +73,8 @@ export function attendStored(
       softcap: options.softcap,
       pages: pages && asContiguous(pages, 1),
     };
-    const count = visible[g] ?? 0;
-    const splitKeys = decode && evenGroup(group, state, q, options) ? evenSplitKeys(decode, group.view.pageTokens, count) : undefined;
-    if (decode && splitKeys !== undefined) decodeGroupEven(device, group, rows, parts, decode, { count, splitKeys, scale: values.scale });
+    const even = decode && stepsInPages(decode, group.view.pageTokens) && evenGroup(group, state, q, options);
+    if (decode && even) decodeGroupEven(device, group, rows, parts, decode, { count: visible[g] ?? 0, scale: values.scale });
     else if (decode) decodeGroup(device, group, rows, parts, decode, values);
     else attendGroup(device, group, rows, parts, values);
   });

@@ -1,5 +1,5 @@
 // Decode attention of one query whose heads all see the same keys, scores as they are: what a generating model asks for.
-// tile    see decode-text.ts; keys are loaded a step ahead of their use, 16 bytes a lane
+// tile    see decode-text.ts; keys are loaded a step ahead of their use, values too where steps are short, 16 bytes a lane
 // bytes   (headDim + valueDim) x size a key and KV head, and the parts
 // limits  head dimensions are multiples of 8; few run-time values, the first 64 bytes of them ahead of any load: each line waited for costs 1 us
 // source  flash-decoding (Dao et al. 2023)
@@ -8,7 +8,7 @@ import { type Operand, read, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
 import { range } from '../../kernel/modules.js';
 import type { Tensor } from '../../tensor/tensor.js';
-import { decodeLane, type DecodeTile, decodeVariables, decodeWalk, halvesOf } from './decode-text.js';
+import { decodeLane, decodeStep, type DecodeTile, decodeVariables, decodeWalk, halvesOf } from './decode-text.js';
 
 export type EvenDecodeSpec = DecodeTile & {
   headDim: number;
@@ -23,7 +23,6 @@ const rowRaw = (spec: EvenDecodeSpec): string => (spec.halves ? 'vec4u' : 'vec4f
 
 /** Run-time values of every such kernel, strides of q in items of its binding; in the order in which a workgroup needs them. */
 export const evenUniforms = {
-  splitKeys: 'u32',
   // keys seen
   count: 'u32',
   qBatch: 'u32',
@@ -65,48 +64,66 @@ const kernel = defineKernel({
   },
   uniforms: { ...rowUniforms, ...evenUniforms } as const,
   wgsl: (spec: EvenDecodeSpec) =>
-    evenDecodeText(spec, {
-      keys: 'k',
-      values: 'v',
-      head: 'group.x',
-      setup: `
+    evenDecodeText(
+      spec,
+      {
+        keys: 'k',
+        values: 'v',
+        head: 'group.x',
+        setup: `
       let kAt = base_k() + b * uniforms.kBatch + kvHead * uniforms.kHead + keyItem;
       let vAt = base_v() + b * uniforms.vBatch + kvHead * uniforms.vHead + valueItem;`,
-      key: (n) => `kAt + ${n} * uniforms.kRow`,
-      value: (n) => `vAt + ${n} * uniforms.vRow`,
-    }),
+        key: (n) => `kAt + ${n} * uniforms.kRow`,
+        value: (n) => `vAt + ${n} * uniforms.vRow`,
+      },
+      spec.keysAStep <= 2,
+    ),
 });
 
-/** The text of a kernel over rows that lie anywhere. */
-export function evenDecodeText(spec: EvenDecodeSpec, from: EvenRows): string {
-  const { rows, headDim, valueDim, halves, full, lanesAKey, lanes, keysAStep } = spec;
+/** The text of a kernel over rows that lie anywhere; values ahead as well pay where few keys a step leave registers for them. */
+export function evenDecodeText(spec: EvenDecodeSpec, from: EvenRows, valuesAhead = false): string {
+  const { rows, headDim, valueDim, halves, full, lanesAKey, lanes } = spec;
   const quads = Math.ceil(valueDim / 4);
+  const stepKeys = decodeStep(spec);
   const items = range(halves ? 1 : 2);
   // lanes beyond the row repeat its last elements: their q is 0, their sums are not stored
   const item = (dim: number): string => `${halves ? '' : '2u * '}${dim / 8 === lanesAKey ? 'c' : `min(c, ${dim / 8 - 1}u)`}`;
   const open = (name: string) => (u: number, half: 0 | 1) => (halves ? halvesOf(`${name}${u}_0`, half) : `${name}${u}_${half}`);
-  const rowAt = (r: number): string => (full ? 'true' : `firstRow + ${r}u < uniforms.group`);
+  const variables = (name: string): string => items.map((i) => `var ${name}_${i} = ${rowRaw(spec)}();`).join(' ');
+  const loads = (to: string, binding: string, at: string): string =>
+    `{ let at = ${at}; ${items.map((i) => `${to}_${i} = ${binding}[at + ${i}u];`).join(' ')} }`;
+  const rowAt = (r: string): string => (full ? 'true' : `firstRow + ${r} < uniforms.group`);
   const walk = decodeWalk(
     {
       ...spec,
-      place: (u) => `${u === 0 ? (from.step ?? '') : ''} let place${u} = min(n${u}, lastKey);`,
-      fetch: (u) =>
-        items
-          .map((i) => `let keys${u}_${i} = next${u}_${i}; let values${u}_${i} = ${from.values}[${from.value(`place${u}`)} + ${i}u];`)
-          .join(' '),
-      ahead: {
-        declare: (u) => items.map((i) => `var next${u}_${i} = ${rowRaw(spec)}();`).join(' '),
-        fetch: (u, n, first) =>
-          `{ let at = ${from.key(`min(${n}, lastKey)`, first)}; ${items.map((i) => `next${u}_${i} = ${from.keys}[at + ${i}u];`).join(' ')} }`,
-      },
+      before: from.step ?? '',
+      ...(valuesAhead
+        ? {
+            ahead: {
+              declare: (u) => variables(`keys${u}`) + variables(`values${u}`),
+              keys: (u, n, first) => loads(`keys${u}`, from.keys, from.key(`min(${n}, lastKey)`, first)),
+              values: (u, n) => loads(`values${u}`, from.values, from.value(`min(${n}, lastKey)`)),
+            },
+          }
+        : {
+            fetch: (u) =>
+              items.map((i) => `let keys${u}_${i} = next${u}_${i};`).join(' ') +
+              variables(`values${u}`) +
+              loads(`values${u}`, from.values, from.value(`min(n${u}, lastKey)`)),
+            ahead: {
+              declare: (u) => variables(`next${u}`),
+              keys: (u, n, first) => loads(`next${u}`, from.keys, from.key(`min(${n}, lastKey)`, first)),
+            },
+          }),
       key: open('keys'),
       value: open('values'),
       logit: (s) => s,
-      whole: `step + ${(lanes / lanesAKey) * keysAStep}u <= end`,
+      apart: `${stepKeys}u * uniforms.splits`,
+      whole: `step + ${stepKeys}u <= end`,
       seen: (u) => `n${u} < end`,
     },
     (r, at, value) =>
-      `if (${rowAt(r)}) { store_parts(((b * uniforms.heads + firstHead + ${r}u) * uniforms.splits + group.y) * ${quads + 1}u + ${at}, ${value}); }`,
+      `if (${rowAt(r)}) { store_parts(((b * uniforms.heads + firstHead + ${r}) * uniforms.splits + group.y) * ${quads + 1}u + ${at}, ${value}); }`,
   );
   return `
     ${decodeVariables(spec)}
@@ -122,15 +139,16 @@ export function evenDecodeText(spec: EvenDecodeSpec, from: EvenRows): string {
       ${decodeLane(spec)}
       let keyItem = ${item(headDim)};
       let valueItem = ${item(valueDim)};
-      let begin = min(group.y * uniforms.splitKeys, uniforms.count);
-      let end = min(begin + uniforms.splitKeys, uniforms.count);
+      // parts take steps in turn: all of them read one stretch of memory at a time
+      let begin = group.y * ${stepKeys}u;
+      let end = uniforms.count;
       let lastKey = end - 1u;
       ${from.setup}
       ${range(rows)
         .map(
           (r) => `
       var q${r}a = vec4f(); var q${r}b = vec4f();
-      if (${rowAt(r)} && c < ${headDim / 8}u) {
+      if (${rowAt(`${r}u`)} && c < ${headDim / 8}u) {
         let at = (b * uniforms.qBatch + (firstHead + ${r}u) * uniforms.qHead) * ${halves ? '2u' : '1u'} + 2u * c;
         q${r}a = load_q(at) * uniforms.scale2; q${r}b = load_q(at + 1u) * uniforms.scale2;
       }`,

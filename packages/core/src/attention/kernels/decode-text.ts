@@ -14,24 +14,31 @@ export type DecodeTile = {
   keysAStep: number;
   /** Lanes of a workgroup. */
   lanes: number;
+  /** Rows whose sums meet in workgroup memory at once, a power of two. */
+  joined: number;
 };
+
+/** Loads of a step that are under way while the one before it is computed, of key number `n`; the step begins with key number `first`. */
+interface Ahead {
+  /** Variables for key `u`. */
+  declare(u: number): string;
+  keys(u: number, n: string, first: string): string;
+  /** With it, keys and values are loaded into the variables that this step has just used; else `fetch` takes the keys and loads values. */
+  values?(u: number, n: string, first: string): string;
+}
 
 export type DecodeParts = DecodeTile & {
   valueDim: number;
   /** Statements at the head of each step, which begins with key number `step`. Default none. */
   before?: string;
   /**
-   * Statements that tell, for key number `n` of the part (it may lie at or past `end`), what `key` and `value` need. `u` names the
-   * variables, which every lane must have: `place<u>`.
+   * Statements that tell, for key number `n` of the part (it may lie at or past `end`), what `fetch` needs, and statements that load
+   * it. `u` names the variables, which every lane must have: `place<u>`.
    */
-  place(u: number): string;
-  /** `vec4f` expressions: elements 8 c .. 8 c + 3 and the next four, of what `fetch` left in variables. */
-  fetch(u: number): string;
-  /**
-   * Keys of the step behind are under way while this one is computed: variables for key `u`, which `fetch` reads, and their assignments
-   * for key number `n` of the step that begins with key number `first`. Default: keys are fetched with their values.
-   */
-  ahead?: { declare(u: number): string; fetch(u: number, n: string, first: string): string };
+  place?(u: number): string;
+  fetch?(u: number): string;
+  ahead?: Ahead;
+  /** `vec4f` expressions: elements 8 c .. 8 c + 3 and the next four, of what was loaded into variables. */
   key(u: number, half: 0 | 1): string;
   value(u: number, half: 0 | 1): string;
   /** Expression of the logit in base 2 of a raw score `s`, for this lane's row and key `u`. */
@@ -40,22 +47,32 @@ export type DecodeParts = DecodeTile & {
   seen(u: number): string;
   /** Uniform condition under which every row sees every key of the step; such steps ask `seen` of none. Default: never. */
   whole?: string;
+  /** Expression of the keys from the start of a step to that of the next. Default: steps lie side by side. */
+  apart?: string;
   /** Maximum and sum that a row of the first stream begins with; default NEG and 0. */
   start?: { top: string; total: string };
 };
 
 /** Workgroup memory of the text. */
-export function decodeVariables({ rows, lanesAKey, lanes }: DecodeTile): string {
-  const states = Math.max(4, (lanes / lanesAKey) * rows);
+export function decodeVariables(tile: DecodeTile): string {
   return `
-    var<workgroup> tops: array<f32, ${states}>;
-    var<workgroup> totals: array<f32, ${states}>;
-    var<workgroup> sums: array<vec4f, ${2 * lanes}>;`;
+    // maximum and total weight of a stream's row
+    var<workgroup> states: array<vec2f, ${statesOf(tile)}>;
+    var<workgroup> sums: array<vec4f, ${2 * tile.lanes * tile.joined}>;`;
 }
 
 /** Bytes of it. */
-export function decodeBytes({ rows, lanesAKey, lanes }: DecodeTile): number {
-  return 8 * Math.max(4, (lanes / lanesAKey) * rows) + 32 * lanes;
+export function decodeBytes(tile: DecodeTile): number {
+  return 8 * statesOf(tile) + 32 * tile.lanes * tile.joined;
+}
+
+function statesOf({ rows, lanesAKey, lanes }: DecodeTile): number {
+  return Math.max(2, (lanes / lanesAKey) * rows);
+}
+
+/** Keys that a workgroup walks at once. */
+export function decodeStep({ lanesAKey, lanes, keysAStep }: Pick<DecodeTile, 'lanesAKey' | 'lanes' | 'keysAStep'>): number {
+  return (lanes / lanesAKey) * keysAStep;
 }
 
 /** Where a lane stands: `c` (its eight elements), `stream`, `ownRow` (of the tile, the one whose scores it holds), `firstLane` (of its key). */
@@ -67,34 +84,40 @@ export function decodeLane({ rows, lanesAKey }: DecodeTile): string {
     let firstLane = subgroupLane & ${~(lanesAKey - 1) >>> 0}u;`;
 }
 
+/** Statement that stores `value`, a vec4f, as `item` of the part of row `row` of the tile; all three are expressions. */
+type StorePart = (row: string, item: string, value: string) => string;
+
 /**
- * The walk over keys begin .. end - 1 and the parts that it writes. Reads `begin`, `end` (uniform), what `decodeLane` declares, and
- * `q<r>a`, `q<r>b`: this lane's eight elements of row r. `store(r, item, value)` stores a vec4f of row r's part, `item` counted in
- * vec4: the sum of values, then (maximum in base 2, total weight, 0, 0).
+ * The walk over keys begin .. end - 1, or over the steps of them that `apart` leaves, and the parts that it writes. Reads `begin`, `end`
+ * (uniform), what `decodeLane` declares, and `q<r>a`, `q<r>b`: this lane's eight elements of row r. Items of a part are vec4f: the sum of
+ * values, then (maximum in base 2, total weight, 0, 0).
  */
-export function decodeWalk(parts: DecodeParts, store: (r: number, item: string, value: string) => string): string {
-  const { rows, lanesAKey, keysAStep, lanes, valueDim } = parts;
+export function decodeWalk(parts: DecodeParts, store: StorePart): string {
+  const { rows, lanesAKey, keysAStep, lanes, joined } = parts;
   const streams = lanes / lanesAKey;
   const steps = range(keysAStep);
   const all = range(rows);
   const start = parts.start ?? { top: 'NEG', total: '0.0' };
-  const quads = Math.ceil(valueDim / 4);
   const { ahead } = parts;
-  const stepKeys = streams * keysAStep;
-  const fetchAhead = (first: string): string =>
-    ahead ? steps.map((u) => ahead.fetch(u, `(${first} + ${u * streams}u + stream)`, first)).join('\n') : '';
+  const apart = parts.apart ?? `${decodeStep(parts)}u`;
+  const each = (text: (u: number, n: string) => string, first: string): string =>
+    `if (${first} < end) { ${steps.map((u) => text(u, `(${first} + ${u * streams}u + stream)`)).join('\n')} }`;
+  const keysOf = (first: string): string => (ahead ? each((u, n) => ahead.keys(u, n, first), first) : '');
+  const valuesOf = (first: string): string => (ahead?.values ? each((u, n) => ahead.values?.(u, n, first) ?? '', first) : '');
   return `
-    ${ahead ? `${steps.map((u) => ahead.declare(u)).join(' ')} ${fetchAhead('begin')}` : ''}
+    ${ahead ? `${steps.map((u) => ahead.declare(u)).join(' ')} ${keysOf('begin')} ${valuesOf('begin')}` : ''}
     ${all.map((r) => `var o${r}a = vec4f(); var o${r}b = vec4f();`).join(' ')}
     var top = ${start.top};
     var total = ${start.total};
-    for (var step = begin; step < end; step += ${stepKeys}u) {
+    for (var step = begin; step < end; step += ${apart}) {
       ${steps.map((u) => `let n${u} = step + ${u * streams}u + stream;`).join(' ')}
       ${parts.before ?? ''}
-      ${steps.map((u) => parts.place(u)).join('\n')}
-      ${steps.map((u) => parts.fetch(u)).join('\n')}
-      ${ahead ? `let behind = step + ${stepKeys}u; if (behind < end) { ${fetchAhead('behind')} }` : ''}
+      ${steps.map((u) => parts.place?.(u) ?? '').join('\n')}
+      ${steps.map((u) => parts.fetch?.(u) ?? '').join('\n')}
+      ${ahead ? `let behind = step + ${apart};` : ''}
+      ${ahead?.values ? '' : keysOf('behind')}
       ${steps.map((u) => oneScore(parts, u)).join('\n')}
+      ${ahead?.values ? keysOf('behind') : ''}
       ${parts.whole === undefined ? '{' : `if (!(${parts.whole})) {`} ${steps.map((u) => `s${u} = select(NEG, s${u}, ${parts.seen(u)});`).join(' ')} }
       // the reference follows the maximum only where it grew by more than 2^8: sums of weights up to that stay exact enough in f32
       let widest = ${steps.map((u) => `s${u}`).reduce((text, s) => `max(${text}, ${s})`)};
@@ -113,28 +136,43 @@ export function decodeWalk(parts: DecodeParts, store: (r: number, item: string, 
       }`,
         )
         .join('\n')}
+      ${valuesOf('behind')}
     }
-    if (c % ${lanesAKey / rows}u == 0u) { tops[stream * ${rows}u + ownRow] = top; totals[stream * ${rows}u + ownRow] = total; }
-    ${all
+    if (c % ${lanesAKey / rows}u == 0u) { states[stream * ${rows}u + ownRow] = vec2f(top, total); }
+    ${range(rows / joined)
+      .map((i) => joinRows(parts, i * joined, store))
+      .join('\n    workgroupBarrier();')}`;
+}
+
+/** The streams of `joined` rows from `first` on become one part: sums meet as they are, and who stores a quad shrinks and adds it. */
+function joinRows({ rows, lanesAKey, lanes, joined, valueDim }: DecodeParts, first: number, store: StorePart): string {
+  const quads = Math.ceil(valueDim / 4);
+  const streams = lanes / lanesAKey;
+  const row = `(${first}u + row)`;
+  return `
+    ${range(joined)
       .map(
-        (r) => `
-    workgroupBarrier();
-    var top${r} = NEG;
-    for (var g = 0u; g < ${streams}u; g++) { top${r} = max(top${r}, tops[g * ${rows}u + ${r}u]); }
-    { let share = exp2(tops[stream * ${rows}u + ${r}u] - top${r}); sums[2u * lane] = o${r}a * share; sums[2u * lane + 1u] = o${r}b * share; }
-    workgroupBarrier();
-    if (lane < ${quads}u) {
-      var sum = vec4f();
-      for (var g = 0u; g < ${streams}u; g++) { sum += sums[g * ${2 * lanesAKey}u + lane]; }
-      ${store(r, 'lane', 'sum')}
-    }
-    if (lane == 0u) {
-      var weight = 0.0;
-      for (var g = 0u; g < ${streams}u; g++) { weight += totals[g * ${rows}u + ${r}u] * exp2(tops[g * ${rows}u + ${r}u] - top${r}); }
-      ${store(r, `${quads}u`, `vec4f(top${r}, weight, 0.0, 0.0)`)}
-    }`,
+        (j) =>
+          `{ let at = (stream * ${joined}u + ${j}u) * ${2 * lanesAKey}u + 2u * c; sums[at] = o${first + j}a; sums[at + 1u] = o${first + j}b; }`,
       )
-      .join('\n')}`;
+      .join('\n    ')}
+    workgroupBarrier();
+    for (var item = lane; item < ${joined * quads}u; item += ${lanes}u) {
+      let row = item / ${quads}u;
+      let quad = item % ${quads}u;
+      var most = NEG;
+      for (var g = 0u; g < ${streams}u; g++) { most = max(most, states[g * ${rows}u + ${row}].x); }
+      var sum = vec4f();
+      var weight = 0.0;
+      for (var g = 0u; g < ${streams}u; g++) {
+        let state = states[g * ${rows}u + ${row}];
+        let share = exp2(state.x - most);
+        sum += share * sums[(g * ${joined}u + row) * ${2 * lanesAKey}u + quad];
+        weight += share * state.y;
+      }
+      ${store(row, 'quad', 'sum')}
+      if (quad == 0u) { ${store(row, `${quads}u`, 'vec4f(most, weight, 0.0, 0.0)')} }
+    }`;
 }
 
 /** A value that the lanes of row r of this key hold. */

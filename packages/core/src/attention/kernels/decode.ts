@@ -72,7 +72,7 @@ function decodeKernelText(spec: DecodeSpec): string {
       }),
     },
     (r, item, value) =>
-      `{ let at = firstRow + ${r}u; if (at < rowCount) { store_parts((partOf(b, kvHead, at) * uniforms.splits + split) * ${quads + 1}u + ${item}, ${value}); } }`,
+      `{ let at = firstRow + ${r}; if (at < rowCount) { store_parts((partOf(b, kvHead, at) * uniforms.splits + split) * ${quads + 1}u + ${item}, ${value}); } }`,
   );
   return `
     ${decodeVariables(spec)}

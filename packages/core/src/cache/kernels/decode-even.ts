@@ -5,6 +5,7 @@
 // source  flash-decoding (Dao et al. 2023); pages: vLLM (Kwon et al. 2023, section 4)
 import type { DecodePlan } from '../../attention/decode.js';
 import { type EvenDecodeSpec, evenDecodeText, evenUniforms } from '../../attention/kernels/decode-even.js';
+import { decodeStep } from '../../attention/kernels/decode-text.js';
 import type { Device } from '../../device/device.js';
 import { read, write } from '../../kernel/bindings.js';
 import { defineKernel } from '../../kernel/define.js';
@@ -26,7 +27,8 @@ const kernel = defineKernel({
   },
   uniforms: { groupHeads: 'u32', pages: 'u32', ...evenUniforms } as const,
   wgsl: (spec: EvenSpec) => {
-    const stepKeys = stepOf(spec);
+    const stepKeys = decodeStep(spec);
+    const apart = `${stepKeys}u * uniforms.splits`;
     const { pageTokens, headDim, valueDim } = spec;
     return `
     // the row of key number n of a page, and the page of a key; past the last one its neighbour's, which nobody reads
@@ -41,26 +43,20 @@ const kernel = defineKernel({
       let valuesAt = base_values() + valueItem;
       var rowNow = 0u;
       var rowBehind = rowIn(pageOf(b, begin), group.x, begin);
-      var pageAfter = pageOf(b, begin + ${stepKeys}u);`,
+      var pageAfter = pageOf(b, begin + ${apart});`,
       step: `
       rowNow = rowBehind;
-      rowBehind = rowIn(pageAfter, group.x, step + ${stepKeys}u);
-      pageAfter = pageOf(b, step + ${2 * stepKeys}u);`,
+      rowBehind = rowIn(pageAfter, group.x, step + ${apart});
+      pageAfter = pageOf(b, step + 2u * ${apart});`,
       key: (n, first) => `keysAt + (rowBehind + ${n} - ${first}) * ${headDim / 8}u`,
       value: (n) => `valuesAt + (rowNow + ${n} - step) * ${valueDim / 8}u`,
     })}`;
   },
 });
 
-/** Keys that a workgroup walks at once. */
-function stepOf({ lanes, lanesAKey, keysAStep }: Pick<DecodePlan, 'lanes' | 'lanesAKey' | 'keysAStep'>): number {
-  return (lanes / lanesAKey) * keysAStep;
-}
-
-/** Keys of a part, whole steps, so that `splits` of them cover `count`; undefined where steps do not lie inside pages. */
-export function evenSplitKeys(plan: DecodePlan, pageTokens: number, count: number): number | undefined {
-  const step = stepOf(plan);
-  return pageTokens % step === 0 ? Math.max(1, Math.ceil(count / plan.splits / step)) * step : undefined;
+/** Whether the steps of a plan lie inside pages. */
+export function stepsInPages(plan: DecodePlan, pageTokens: number): boolean {
+  return pageTokens % decodeStep(plan) === 0;
 }
 
 /**
@@ -74,21 +70,20 @@ export function decodeGroupEven(
   q: Tensor,
   parts: Tensor,
   plan: DecodePlan,
-  { count, splitKeys, scale }: { count: number; splitKeys: number; scale: number },
+  { count, scale }: { count: number; scale: number },
 ): void {
-  const { rows, lanesAKey, keysAStep, lanes, tiles, splits } = plan;
+  const { tiles, splits, splitKeys: _, ...tile } = plan;
   const { headDim, valueDim, pageTokens, pages, heads: own, kvHeads } = view;
   const heads = q.dim(2);
   const group = heads / kvHeads;
-  const full = tiles === 1 && rows === group;
+  const full = tiles === 1 && tile.rows === group;
   const stride = (axis: number): number => (q.dim(axis) === 1 ? 0 : (q.strides[axis] ?? 0) / 8);
   kernel.run(device, {
-    spec: { rows, lanesAKey, keysAStep, lanes, headDim, valueDim, halves: true, full, pageTokens },
+    spec: { ...tile, headDim, valueDim, halves: true, full, pageTokens },
     tensors: { q, keys: view.keys, values: view.values, index: view.index, parts },
     uniforms: {
       groupHeads: own.length,
       pages,
-      splitKeys,
       count,
       qBatch: stride(0),
       qHead: stride(2),

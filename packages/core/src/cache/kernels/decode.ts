@@ -122,7 +122,7 @@ function decodeKernelText(keyCodec: KvCodec, valueCodec: KvCodec, spec: DecodeSp
         `position != ${hiddenQuery} && position${u} <= position + uniforms.right && (position${u} < 0 || position${u} >= position - uniforms.left || u32(position${u}) < uniforms.sinkTokens)`,
     },
     (r, item, value) => `{
-        let at = firstRow + ${r}u;
+        let at = firstRow + ${r};
         if (at < rowCount) {
           let part = ((b * uniforms.queries + at / uniforms.group) * uniforms.heads + head * uniforms.group + at % uniforms.group) * uniforms.splits + split;
           store_parts(part * ${quads + 1}u + ${item}, ${value});
@@ -191,13 +191,14 @@ export function decodeGroup(device: Device, own: KvGroup, q: Tensor, parts: Tens
   const { view, extra } = own;
   const batch = q.dim(0);
   const bound = values.extra ? extra : undefined;
-  const { rows, lanesAKey, keysAStep, lanes } = plan;
+  const { rows, lanesAKey, keysAStep, lanes, joined } = plan;
   kernelFor(view.keyCodec, view.valueCodec).run(device, {
     spec: {
       rows,
       lanesAKey,
       keysAStep,
       lanes,
+      joined,
       keys: view.keyCodec.name,
       values: view.valueCodec.name,
       headDim: view.headDim,
