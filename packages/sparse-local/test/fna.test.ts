@@ -79,11 +79,11 @@ describe.each(['baseline', 'subgroups'] as const)('fna on %s', (tier) => {
 
   test('tensors larger than a binding are attended in parts of their heads and entries, gradients too', async () => {
     const cases = [
-      { batch: 1, heads: 4, kvHeads: 2, window: 3, dilation: 1, bytes: 5600, parts: 2 },
-      { batch: 2, heads: 4, kvHeads: 1, window: 4, dilation: 2, bytes: 5600, parts: 4 },
+      { batch: 1, heads: 4, kvHeads: 2, window: 3, bytes: 5600, parts: 2 },
+      { batch: 2, heads: 4, kvHeads: 1, window: 4, bytes: 5600, parts: 4 },
     ];
     const grid = [8, 9];
-    for (const { batch, heads, kvHeads, window, dilation, bytes, parts } of cases) {
+    for (const { batch, heads, kvHeads, window, bytes, parts } of cases) {
       const random = new RandomStream(heads);
       const shape = (n: number): number[] => [batch, ...grid, n, 8];
       const extra = [batch, 3, kvHeads, 8];
@@ -99,7 +99,7 @@ describe.each(['baseline', 'subgroups'] as const)('fna on %s', (tier) => {
       ];
       using bias = tensor(device, random.normal(heads * (2 * window - 1) ** 2), [heads, 2 * window - 1, 2 * window - 1]);
       const inputs = [q, k, v, additionalKeys, additionalValues, bias];
-      const options = { window, dilation, bias, additionalKeys, additionalValues };
+      const options = { window, bias, additionalKeys, additionalValues };
       const run = async (): Promise<Float32Array[]> => {
         const { outputs, grads } = vjp(() => fna(q, k, v, options), inputs, [g]);
         const { out, lse } = fnaWithLse(q, k, v, options);
@@ -123,7 +123,6 @@ describe.each(['baseline', 'subgroups'] as const)('fna on %s', (tier) => {
       const [Q, K, V, keys, values2] = array;
       const { out } = referenceFna(Q, K, V, {
         window: [window, window],
-        dilation: [dilation, dilation],
         bias: asF64(Float32Array.from(await bias.read()), bias.shape),
         additionalKeys: keys,
         additionalValues: values2,
@@ -204,7 +203,7 @@ test('on fragments tokens are read and written where they lie; only a backward t
   const table = random.normal(2 * 5 * 5);
   using bias = tensor(device, table, [2, 5, 5]);
   const cases = [
-    { options: { window: [3, 4], dilation: [2, 1], causal: [false, true] }, more: {}, moved: [] },
+    { options: { window: [3, 4], dilation: [1, 1], causal: [false, false] }, more: {}, moved: [] },
     {
       options: { window: [3, 3], dilation: [1, 1], causal: [false, false] },
       more: { bias, array: asF64(table, [2, 5, 5]) },
