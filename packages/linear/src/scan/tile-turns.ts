@@ -115,7 +115,8 @@ export class TileTurns {
               stepS${h} = select(step.sine, -step.sine, uniforms.reverse == 1u);
             }`;
     return `
-            let position = tokenAt(at + lane / ${this.across}u, length) + uniforms.turnOffset;
+            // rows behind the last are zeros, which take any finite factor
+            let position = tokenAt(min(at + lane / ${this.across}u, max(length, 1u) - 1u), length) + uniforms.turnOffset;
             ${this.halves.map(four).join('\n')}`;
   }
 
