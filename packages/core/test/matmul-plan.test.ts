@@ -3,32 +3,11 @@ import fc from 'fast-check';
 import { type Capabilities, type FloatDType, openDevice, planMatmul } from '../src/index.js';
 import { checkWorkgroupVariables, workgroupBytes } from '../src/internal.js';
 import { empty } from '../src/tensor/create.js';
+import { baselineCapabilities as baseline } from '../src/testing/index.js';
 import { activations } from '../src/ops/matmul/activation.js';
 import { fragmentBytes, fragmentTiles, type Load, type MatmulPlan, type MatmulShape, registerTiles } from '../src/ops/matmul/plan.js';
 import { runProduct } from '../src/ops/matmul/run.js';
 
-const limits = {
-  maxBufferSize: 2 ** 28,
-  maxStorageBufferBindingSize: 2 ** 27,
-  maxComputeWorkgroupStorageSize: 16_384,
-  maxComputeInvocationsPerWorkgroup: 256,
-  maxComputeWorkgroupSizeX: 256,
-  maxComputeWorkgroupsPerDimension: 65_535,
-  maxStorageBuffersPerShaderStage: 8,
-  minUniformBufferOffsetAlignment: 256,
-};
-const baseline: Capabilities = {
-  tier: 'baseline',
-  f16: false,
-  subgroups: false,
-  subgroupSizeControl: false,
-  subgroupMinSize: 1,
-  subgroupMaxSize: 1,
-  matrix: 'none',
-  matrixConfigs: [],
-  timestamps: false,
-  limits,
-};
 const tensorCores: Capabilities = {
   ...baseline,
   tier: 'matrix',
@@ -38,7 +17,7 @@ const tensorCores: Capabilities = {
   subgroupMaxSize: 32,
   matrix: 'hardware',
   matrixConfigs: [{ component: 'f16', result: 'f32', M: 16, N: 8, K: 16 }],
-  limits: { ...limits, maxComputeWorkgroupStorageSize: 49_152 },
+  limits: { ...baseline.limits, maxComputeWorkgroupStorageSize: 49_152 },
 };
 
 function shape(M: number, N: number, K: number, dtype: FloatDType = 'f32', more: Partial<MatmulShape> = {}): MatmulShape {
@@ -80,7 +59,7 @@ test('f16 takes fragments where the device has them, and f32 only when rounding 
   expect(planMatmul(shape(4096, 4096, 4096, 'f16'), 'f32', { ...tensorCores, matrix: 'emulated' })).toMatchObject({
     tile: fragmentTiles.medium,
   });
-  expect(planMatmul(shape(4096, 4096, 4096, 'f16'), 'f32', { ...tensorCores, limits })).toMatchObject({
+  expect(planMatmul(shape(4096, 4096, 4096, 'f16'), 'f32', { ...tensorCores, limits: baseline.limits })).toMatchObject({
     kernel: 'matrix',
     tile: fragmentTiles.tall,
   });

@@ -1,33 +1,13 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { Capabilities } from '@heed/core';
+import { baselineCapabilities as baseline } from '@heed/core/testing';
 import { matrixLayout, matrixTiles } from '../src/scan/matrix-tile.js';
 import { outputLayout } from '../src/scan/output-layout.js';
 import { planPieces } from '../src/scan/pieces.js';
 import { decayFromSlopes, lightning2Slopes } from '../src/scan/slopes.js';
 import { planScan, recurrentTile, type ScanShape, type ScanTuning, stepTile } from '../src/scan/plan.js';
 
-const baseline: Capabilities = {
-  tier: 'baseline',
-  f16: false,
-  subgroups: false,
-  subgroupMinSize: 1,
-  subgroupMaxSize: 1,
-  subgroupSizeControl: false,
-  matrix: 'none',
-  matrixConfigs: [],
-  timestamps: false,
-  limits: {
-    maxBufferSize: 2 ** 28,
-    maxStorageBufferBindingSize: 2 ** 27,
-    maxComputeWorkgroupStorageSize: 16384,
-    maxComputeInvocationsPerWorkgroup: 256,
-    maxComputeWorkgroupSizeX: 256,
-    maxComputeWorkgroupsPerDimension: 65535,
-    maxStorageBuffersPerShaderStage: 8,
-    minUniformBufferOffsetAlignment: 256,
-  },
-};
 const withMatrix = (workgroupBytes: number, bindings = 8): Capabilities => ({
   ...baseline,
   tier: 'matrix',

@@ -58,7 +58,20 @@ export function backwardZeta(
       const sums = mean ? runningSums(packedK, values, firstRow) : undefined;
       const place = { ...at, capacity: tokens, queries: tokens, firstQuery: 0, entries: tiles + 1, causal };
       const means = sums ? meansOf({ q: packedQ, k: packedK, v: values, theta, sums }, place) : undefined;
-      const call = { q: packedQ, k: packedK, v: values, dOut: cotangent, indices, theta, sums, means, work, ...at, entries: tiles + 1, causal };
+      const call = {
+        q: packedQ,
+        k: packedK,
+        v: values,
+        dOut: cotangent,
+        indices,
+        theta,
+        sums,
+        means,
+        work,
+        ...at,
+        entries: tiles + 1,
+        causal,
+      };
       differentiateQueries(call, { topK, localWindow });
       sumGamma(work, rowSums, at, topK + localWindow);
       const keys = empty(device, [rows, tokens * topK], 'u32');

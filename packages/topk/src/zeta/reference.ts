@@ -30,7 +30,7 @@ export interface ZetaReferenceGradients {
 }
 
 /** gamma^2 never falls below this, so that q = k keeps a finite weight; below it theta has no gradient. */
-export const minGammaSquared = 1e-6;
+const minGammaSquared = 1e-6;
 
 /**
  * ZETA in float64 (Zeng et al. 2025, arXiv 2501.14577): codes, selection, Cauchy softmax and history mean. q and k are

@@ -41,7 +41,7 @@ function depthItems(tile: TileSpec, dim: number): number {
 }
 
 /** Accumulator items of an output row of `dim` elements that a lane holds. */
-export function outputItems(tile: TileSpec, dim: number): number {
+function outputItems(tile: TileSpec, dim: number): number {
   return Math.ceil(Math.ceil(dim / tile.width) / tile.lanesX);
 }
 

@@ -186,7 +186,7 @@ export function fragmentBytes(tile: FragmentTile): number {
 }
 
 /** Subgroups a workgroup of the matrix kernel. */
-export function subgroupsOf(tile: FragmentTile): number {
+function subgroupsOf(tile: FragmentTile): number {
   return (tile.rows / tile.subgroupRows) * (tile.columns / tile.subgroupColumns) * tile.groups;
 }
 
