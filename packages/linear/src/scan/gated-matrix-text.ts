@@ -1,5 +1,5 @@
 import { Fragments, type KernelContext, range } from '@heed/core/~internal';
-import { FragmentLoops, type Index, times, u32 } from './fragment-loops.js';
+import { type Index, times, u32 } from './fragment-loops.js';
 import { type GatedMatrixSpec, GatedPieces } from './gated-pieces.js';
 import { eightsDeclared } from './held-tile.js';
 import { initialOf, lengthOf, segmentOf, tokenOf, vectorStore, zeroTail } from './text.js';
@@ -15,13 +15,6 @@ export function gatedMatrixText(s: GatedMatrixSpec, { capabilities }: KernelCont
 //   values  V
 //   stage   f32: the scores, then what the step adds to the state, then outputs
 class GatedMatrixText extends GatedPieces {
-  private readonly scoreLoops: FragmentLoops;
-
-  constructor(s: GatedMatrixSpec, f: Fragments) {
-    super(s, f);
-    this.scoreLoops = new FragmentLoops(f, s.chunk / f.N / this.scoreGroups);
-  }
-
   kernel(): string {
     const { s, f, channels, rows } = this;
     const gatedNames = rows ? ['q', 'k'] : ['v'];
@@ -121,7 +114,7 @@ class GatedMatrixText extends GatedPieces {
           if (lane == 0u) { atomicStore(&vote[0], ${this.gated.subgroups}u); }
           ${this.scores()}
           ${loops.declare('s', this.ownKeys)}
-          ${this.added()}
+          ${this.addToState()}
           ${this.storeScores()}
           ${this.norm?.publish() ?? ''}
           workgroupBarrier();
@@ -152,75 +145,10 @@ class GatedMatrixText extends GatedPieces {
               ${loops.columnsOf((c) => f.multiplyAdd(loops.at('o', r, c), 'part', `value${c}`))}`,
             )}`,
           )}
-          ${loops.each(0, this.ownTokens, (r) =>
-            loops.columnsOf((c) =>
-              f.store(
-                loops.at('o', r, c),
-                'stage',
-                `${this.tokenRow(r)} * ${layout.floatStride}u + ${this.column(c, 4)}`,
-                `${layout.floatStride}u`,
-              ),
-            ),
-          )}
+          ${this.stageOutputs()}
           ${this.announceState()}
           if (lane == 0u) { taken = vec4u(atomicLoad(&vote[0])); }
           groupsTaken = workgroupUniformLoad(&taken).x;`;
-  }
-
-  private tokenRow(r: Index): string {
-    return `((rowGroup * ${this.ownTokens}u + ${u32(r)}) * 16u)`;
-  }
-
-  private eachTokenBlock(body: (t: Index) => string): string {
-    return this.loops.each(0, this.s.chunk / 16, body);
-  }
-
-  private loadValues(t: Index): string {
-    const { valueStride } = this.layout;
-    return this.loops.columnsOf((c) =>
-      this.f.loadRight(`value${c}`, 'values', `${u32(times(t, 16 * valueStride))} + ${this.column(c, 8)}`, `${valueStride}u`),
-    );
-  }
-
-  /** K^T V, which the step adds to the state. */
-  private added(): string {
-    const { f, loops, layout } = this;
-    return this.eachTokenBlock(
-      (t) => `
-            ${this.loadValues(t)}
-            ${loops.each(
-              0,
-              this.ownKeys,
-              (r) => `
-              ${f.loadLeft('part', 'right', `${u32(times(t, 16 * layout.keyStride))} + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * 2u`, `${layout.keyStride}u`, 'column')}
-              ${loops.columnsOf((c) => f.multiplyAdd(loops.at('s', r, c), 'part', `value${c}`))}`,
-            )}`,
-    );
-  }
-
-  private get scoreGroups(): number {
-    return Math.min(this.s.columnGroups, this.s.chunk / this.f.N);
-  }
-
-  private scores(): string {
-    const { s, f, layout, scoreLoops: loops } = this;
-    return `
-          let scoreGroup = subgroup % ${s.columnGroups}u;
-          let ownScores = scoreGroup % ${this.scoreGroups}u * ${s.chunk / this.scoreGroups}u;
-          ${loops.declare('p', this.ownTokens)}
-          ${loops.each(
-            0,
-            layout.keys / 16,
-            (b) => `
-            ${loops.columnsOf((c) => f.loadRight(`key${c}`, 'right', `(ownScores + ${c * f.N}u) * ${layout.keyStride}u + ${u32(times(b, 2))}`, `${layout.keyStride}u`, 'column'))}
-            ${loops.each(
-              0,
-              this.ownTokens,
-              (r) => `
-              ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${layout.keyStride}u + ${u32(times(b, 2))}`, `${layout.keyStride}u`)}
-              ${loops.columnsOf((c) => f.multiplyAdd(loops.at('p', r, c), 'part', `key${c}`))}`,
-            )}`,
-          )}`;
   }
 
   private storeScores(): string {

@@ -1,5 +1,5 @@
 import { Fragments, type KernelContext, range } from '@heed/core/~internal';
-import { times, u32 } from './fragment-loops.js';
+import { u32 } from './fragment-loops.js';
 import { type GatedLayout, gatedLayout } from './gated-matrix-tile.js';
 import { GatedLanes, LaneItems, type PairLoad } from './gated-tile.js';
 import { eightsDeclared, HeldTile } from './held-tile.js';
@@ -122,19 +122,7 @@ class GatedStatesText extends MatrixPieces {
           ${fetch}
           ${keys.putSums('sums')}
           if (lane == 0u) { goOn = vec4u(atomicLoad(&alive[0])); atomicStore(&alive[0], 0u); }
-          ${loops.each(
-            0,
-            s.chunk / 16,
-            (t) => `
-            ${loops.columnsOf((c) => f.loadRight(`value${c}`, 'values', `${u32(times(t, 16 * layout.valueStride))} + ${this.column(c, 8)}`, `${layout.valueStride}u`))}
-            ${loops.each(
-              0,
-              this.ownKeys,
-              (r) => `
-              ${f.loadLeft('part', 'right', `${u32(times(t, 16 * layout.keyStride))} + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * 2u`, `${layout.keyStride}u`, 'column')}
-              ${loops.columnsOf((c) => f.multiplyAdd(loops.at('s', r, c), 'part', `value${c}`))}`,
-            )}`,
-          )}
+          ${this.addToState()}
           going = workgroupUniformLoad(&goOn).x > 0u && behind > first;
         }
         ${this.storeFinal()}

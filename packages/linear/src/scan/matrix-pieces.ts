@@ -21,7 +21,7 @@ export interface MatrixSpec extends MatrixTile {
   gain: boolean;
 }
 
-/** How the kernel on fragments shares its work among subgroups, and how a state passes through workgroup memory. */
+/** How the kernels on fragments share their work among subgroups, the products they have in common, and how a state passes through workgroup memory. */
 export class MatrixPieces {
   protected readonly layout: MatrixLayout;
   protected readonly lanes: number;
@@ -70,6 +70,85 @@ export class MatrixPieces {
         return `{ ${text} ${guard}{ ${body('itemRow', 'itemColumn')} } }`;
       })
       .join('\n');
+  }
+
+  /** First token row of this subgroup's block r. */
+  protected tokenRow(r: Index): string {
+    return `((rowGroup * ${this.ownTokens}u + ${u32(r)}) * 16u)`;
+  }
+
+  protected eachTokenBlock(body: (t: Index) => string): string {
+    return this.loops.each(0, this.s.chunk / 16, body);
+  }
+
+  protected loadValues(t: Index): string {
+    const { valueStride } = this.layout;
+    return this.loops.columnsOf((c) =>
+      this.f.loadRight(`value${c}`, 'values', `${u32(times(t, 16 * valueStride))} + ${this.column(c, 8)}`, `${valueStride}u`),
+    );
+  }
+
+  /** sum += K^T V for the values of a block of tokens, loaded before. */
+  protected addKeys(t: Index, sum: 's' | 'u'): string {
+    const { f, loops, layout } = this;
+    return loops.each(
+      0,
+      this.ownKeys,
+      (r) => `
+              ${f.loadLeft('part', 'right', `${u32(times(t, 16 * layout.keyStride))} + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * 2u`, `${layout.keyStride}u`, 'column')}
+              ${loops.columnsOf((c) => f.multiplyAdd(loops.at(sum, r, c), 'part', `value${c}`))}`,
+    );
+  }
+
+  /** s += K^T V for the tokens at hand. */
+  protected addToState(): string {
+    return this.eachTokenBlock((t) => `${this.loadValues(t)} ${this.addKeys(t, 's')}`);
+  }
+
+  /** Scores of 16 tokens: columns of fragments, groups of subgroups that share them. */
+  protected get scoreGroups(): number {
+    return Math.min(this.s.columnGroups, this.s.chunk / this.f.N);
+  }
+
+  /** Grid of a subgroup's scores. */
+  protected get scoreLoops(): FragmentLoops {
+    return new FragmentLoops(this.f, this.s.chunk / this.f.N / this.scoreGroups);
+  }
+
+  /**
+   * Q K^T, left in fragments: this subgroup's token rows, its share of the key tokens. Where there are more column groups than
+   * columns of fragments, some repeat another's.
+   */
+  protected scores(): string {
+    const { s, f, layout, scoreLoops: loops } = this;
+    return `
+          let scoreGroup = subgroup % ${s.columnGroups}u;
+          let ownScores = scoreGroup % ${this.scoreGroups}u * ${s.chunk / this.scoreGroups}u;
+          ${loops.declare('p', this.ownTokens)}
+          ${loops.each(
+            0,
+            layout.keys / 16,
+            (b) => `
+            ${loops.columnsOf((c) => f.loadRight(`key${c}`, 'right', `(ownScores + ${c * f.N}u) * ${layout.keyStride}u + ${u32(times(b, 2))}`, `${layout.keyStride}u`, 'column'))}
+            ${loops.each(
+              0,
+              this.ownTokens,
+              (r) => `
+              ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${layout.keyStride}u + ${u32(times(b, 2))}`, `${layout.keyStride}u`)}
+              ${loops.columnsOf((c) => f.multiplyAdd(loops.at('p', r, c), 'part', `key${c}`))}`,
+            )}`,
+          )}`;
+  }
+
+  /** Outputs from their fragments to `stage`. */
+  protected stageOutputs(): string {
+    const { f, loops } = this;
+    const { floatStride } = this.layout;
+    return loops.each(0, this.ownTokens, (r) =>
+      loops.columnsOf((c) =>
+        f.store(loops.at('o', r, c), 'stage', `${this.tokenRow(r)} * ${floatStride}u + ${this.column(c, 4)}`, `${floatStride}u`),
+      ),
+    );
   }
 
   /** Rows of the state that pass through `stage` at a time: some blocks of every row group. */

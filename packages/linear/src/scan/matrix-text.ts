@@ -1,5 +1,4 @@
 import { Fragments, type KernelContext } from '@heed/core/~internal';
-import { times, u32 } from './fragment-loops.js';
 import { chunkTiles } from './chunk-tiles.js';
 import { eightsDeclared, type HeldTile } from './held-tile.js';
 import { MatrixPieces, type MatrixSpec } from './matrix-pieces.js';
@@ -103,21 +102,9 @@ class StatesText extends MatrixPieces {
   }
 
   private updateState(): string {
-    const { f, loops, layout } = this;
+    const { f, loops } = this;
     return `
           ${loops.each(0, this.ownKeys, (r) => loops.columnsOf((c) => f.scale(loops.at('s', r, c), 'whole')))}
-          ${loops.each(
-            0,
-            this.s.chunk / 16,
-            (t) => `
-            ${loops.columnsOf((c) => f.loadRight(`value${c}`, 'values', `${u32(times(t, 16 * layout.valueStride))} + ${this.column(c, 8)}`, `${layout.valueStride}u`))}
-            ${loops.each(
-              0,
-              this.ownKeys,
-              (r) => `
-              ${f.loadLeft('part', 'right', `${u32(times(t, 16 * layout.keyStride))} + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * 2u`, `${layout.keyStride}u`, 'column')}
-              ${loops.columnsOf((c) => f.multiplyAdd(loops.at('s', r, c), 'part', `value${c}`))}`,
-            )}`,
-          )}`;
+          ${this.addToState()}`;
   }
 }

@@ -1,5 +1,5 @@
 import { type Fragments, range } from '@heed/core/~internal';
-import { type Index, plus, times, u32 } from './fragment-loops.js';
+import { plus, times, u32 } from './fragment-loops.js';
 import { MatrixPieces, type MatrixSpec } from './matrix-pieces.js';
 import { boundFromInitial, joinInitial } from './matrix-range.js';
 import { type OutputLayout, outputLayout } from './output-layout.js';
@@ -105,11 +105,6 @@ export class OutputPieces extends MatrixPieces {
                 ${loops.columnsOf((c) => f.multiplyAdd(loops.at('o', r, c), 'part', `state${c}`))}`,
               )}`,
     );
-  }
-
-  /** First token row of this subgroup's block r. */
-  protected tokenRow(r: Index): string {
-    return `((rowGroup * ${this.ownTokens}u + ${u32(r)}) * 16u)`;
   }
 
   /** The state from f32 fragments `s`, of which each lane held none before, and the initial state times `wholeBefore`. */

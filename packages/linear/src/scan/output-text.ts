@@ -1,5 +1,5 @@
 import { Fragments, type KernelContext, range } from '@heed/core/~internal';
-import { FragmentLoops, type Index, times, u32 } from './fragment-loops.js';
+import { times, u32 } from './fragment-loops.js';
 import { type ChunkTiles, chunkTiles } from './chunk-tiles.js';
 import { eightsDeclared, type HeldTile } from './held-tile.js';
 import { addedRange, chunkRange, joinChunk, joinLead, leadRange, peaksDeclared, rangeVariables } from './matrix-range.js';
@@ -195,16 +195,7 @@ class OutputText extends OutputPieces {
             )}
             ${this.addKeys(t, 'u')}`,
           )}
-          ${loops.each(0, this.ownTokens, (r) =>
-            loops.columnsOf((c) =>
-              f.store(
-                loops.at('o', r, c),
-                'stage',
-                `${this.tokenRow(r)} * ${layout.floatStride}u + ${this.column(c, 4)}`,
-                `${layout.floatStride}u`,
-              ),
-            ),
-          )}`;
+          ${this.stageOutputs()}`;
   }
 
   /** The state before the first token of a run, summed in f32 fragments; keys and values of the first chunk of it are on their way then. */
@@ -226,7 +217,7 @@ class OutputText extends OutputPieces {
           ${leadRange}
           wholeBefore *= whole;
           ${loops.each(0, this.ownKeys, (r) => loops.columnsOf((c) => f.scale(loops.at('s', r, c), 'whole')))}
-          ${this.eachTokenBlock((t) => `${this.loadValues(t)} ${this.addKeys(t, 's')}`)}
+          ${this.addToState()}
           workgroupBarrier();
         }
         ${queries.fetch()}
@@ -239,68 +230,8 @@ class OutputText extends OutputPieces {
     return `exp2(rate * f32(max(i32(held + uniforms.reverse) - 1 - i32(r), 0))) * uniforms.keyScale${more}`;
   }
 
-  private eachTokenBlock(body: (t: Index) => string): string {
-    return this.loops.each(0, this.s.chunk / 16, body);
-  }
-
-  private loadValues(t: Index): string {
-    const { valueStride } = this.layout;
-    return this.loops.columnsOf((c) =>
-      this.f.loadRight(`value${c}`, 'values', `${u32(times(t, 16 * valueStride))} + ${this.column(c, 8)}`, `${valueStride}u`),
-    );
-  }
-
-  /** K^T V for the values of a block of tokens, loaded before. */
-  private addKeys(t: Index, sum: 's' | 'u'): string {
-    const { f, loops, layout } = this;
-    return loops.each(
-      0,
-      this.ownKeys,
-      (r) => `
-              ${f.loadLeft('part', 'right', `${u32(times(t, 16 * layout.keyStride))} + (rowGroup * ${this.ownKeys}u + ${u32(r)}) * 2u`, `${layout.keyStride}u`, 'column')}
-              ${loops.columnsOf((c) => f.multiplyAdd(loops.at(sum, r, c), 'part', `value${c}`))}`,
-    );
-  }
-
-  /** Scores of 16 tokens: columns of fragments, groups of subgroups that share them. */
-  private get scoreGroups(): number {
-    return Math.min(this.s.columnGroups, this.s.chunk / this.f.N);
-  }
-
-  /** Grid of a subgroup's scores. */
-  private get scoreLoops(): FragmentLoops {
-    return new FragmentLoops(this.f, this.s.chunk / this.f.N / this.scoreGroups);
-  }
-
-  /**
-   * Q K^T, left in fragments: this subgroup's token rows, its share of the key tokens. Where there are more column groups than
-   * columns of fragments, some repeat another's.
-   */
-  private scores(): string {
-    const { s, f, layout } = this;
-    const loops = this.scoreLoops;
-    return `
-          let scoreGroup = subgroup % ${s.columnGroups}u;
-          let ownScores = scoreGroup % ${this.scoreGroups}u * ${s.chunk / this.scoreGroups}u;
-          ${loops.declare('p', this.ownTokens)}
-          ${loops.each(
-            0,
-            layout.keys / 16,
-            (b) => `
-            ${loops.columnsOf((c) => f.loadRight(`key${c}`, 'right', `(ownScores + ${c * f.N}u) * ${layout.keyStride}u + ${u32(times(b, 2))}`, `${layout.keyStride}u`, 'column'))}
-            ${loops.each(
-              0,
-              this.ownTokens,
-              (r) => `
-              ${f.loadLeft('part', 'left', `${this.tokenRow(r)} * ${layout.keyStride}u + ${u32(times(b, 2))}`, `${layout.keyStride}u`)}
-              ${loops.columnsOf((c) => f.multiplyAdd(loops.at('p', r, c), 'part', `key${c}`))}`,
-            )}`,
-          )}`;
-  }
-
   private storeScores(base: number): string {
-    const { f, layout } = this;
-    const loops = this.scoreLoops;
+    const { f, layout, scoreLoops: loops } = this;
     const stored = loops.each(0, this.ownTokens, (r) =>
       loops.columnsOf((c) => {
         const place = `${base}u + ${this.tokenRow(r)} * ${layout.scoreFloatStride}u + ownScores / 4u + ${(c * f.N) / 4}u`;
