@@ -40,16 +40,6 @@ export class TileTurns {
     this.halves = o.form === 'concat' ? ['a', 'b'] : ['a'];
   }
 
-  /** Those of a kernel's keys or values, where they are turned. */
-  static of(
-    { turned, turnForm: form }: { turned: 'none' | 'keys' | 'values'; turnForm: TurnForm },
-    tiles: Record<'keys' | 'values', Omit<TileTurnsOptions, 'form' | 'headDim'> & { dim: number }>,
-  ): TileTurns | undefined {
-    if (turned === 'none') return undefined;
-    const { dim, ...tile } = tiles[turned];
-    return new TileTurns({ ...tile, form, headDim: form === 'concat' ? dim / 2 : dim });
-  }
-
   /** The channel that an element of the turned row is made of. */
   source(element: string): string {
     return this.o.form === 'concat' ? `${element} % ${this.o.headDim}u` : element;

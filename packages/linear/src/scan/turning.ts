@@ -1,6 +1,7 @@
 import type { Capabilities, Tensor } from '@heed/core';
 import { asContiguous, fragmentLanes } from '@heed/core/~internal';
 import { matrixLayout } from './matrix-tile.js';
+import { outputLayout } from './output-layout.js';
 import type { ScanPlan } from './plan.js';
 import type { ScanTurns } from './sweep.js';
 import { stepsEvenly } from './tile-turns.js';
@@ -49,7 +50,7 @@ export function turnsOnLoad(
   if (!matrix || headDim % 8 !== 0 || limits.maxStorageBuffersPerShaderStage < mostBindings) return false;
   return (['outputs', 'states'] as const).every((kernel) => {
     const tile = matrix[kernel];
-    const width = of === 'keys' ? matrixLayout(keyDim, tile, kernel === 'outputs').keys : tile.columns;
-    return stepsEvenly({ width, lanes: tile.rowGroups * tile.columnGroups * fragmentLanes });
+    const { keys } = kernel === 'outputs' ? outputLayout(keyDim, tile) : matrixLayout(keyDim, tile, false);
+    return stepsEvenly({ width: of === 'keys' ? keys : tile.columns, lanes: tile.rowGroups * tile.columnGroups * fragmentLanes });
   });
 }
