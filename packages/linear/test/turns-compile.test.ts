@@ -1,6 +1,10 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Device, openDevice, tensor, type Tensor, zeros } from '@heed/core';
 import { tensorsIn, vjp } from '@heed/core/~internal';
+import { turningOf } from '../src/layer/turns.js';
+import { decayTensor } from '../src/scan/options.js';
+import { planFor } from '../src/scan/scan.js';
+import { turnsOf } from '../src/scan/turning.js';
 import { transnormerNormAttention } from '../src/transnormer/index.js';
 import { transnormerllmStart, transnormerllmStep, transnormerllmWithState } from '../src/transnormerllm/index.js';
 
@@ -57,3 +61,16 @@ for (const [headDim, valueDim] of [
     for (const t of tensorsIn([q, v, theta, pairs, initialState, lengths, dOut, made, one, row])) t.dispose();
     await device.idle();
   });
+
+test('a plan with turns cuts at 32,768 tokens, so that stepped angles keep their digits', () => {
+  const k = zeros(device, [1, 100_000, 1, 16], { dtype: 'f16' });
+  const theta = zeros(device, [1, 16]);
+  const turns = turnsOf(turningOf('concat', theta, 0), 'keys');
+  const decay = decayTensor(device, [-1]);
+  expect(planFor(k, k, 100_000).segmentTokens).toBe(100_000);
+  expect(planFor(k, k, 100_000, turns).segmentTokens).toBe(32_768);
+  expect(planFor(k, k, 500, turns).segmentTokens).toBe(500);
+  const { ranges, segmentTokens } = planFor(k, k, undefined, turns, decay);
+  expect(ranges?.longest ?? segmentTokens).toBeLessThanOrEqual(32_768);
+  for (const t of [k, theta, decay]) t.dispose();
+});
