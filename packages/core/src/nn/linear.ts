@@ -12,12 +12,13 @@ export interface LinearParams {
   weight: Tensor;
 }
 
+/** Widths of an affine map, and how its parameters start. */
 export interface LinearOptions {
   inputs: number;
   outputs: number;
-  /** Default false. */
+  /** With a bias, of zeros. Default false. */
   bias?: boolean;
-  /** Standard deviation of the weights. Default 1 / sqrt(inputs). */
+  /** Standard deviation of the weights, which are cut at two of it. Default 1 / sqrt(inputs). */
   std?: number;
 }
 
@@ -40,8 +41,9 @@ export function truncatedNormal(device: Device, random: RandomStream, shape: rea
 
 /**
  * Parameters of `linear`.
- * @param options.std standard deviation of the weights, which are cut at two of it. Default 1 / sqrt(inputs)
- * @param options.bias zeros, default none
+ * @param device where the parameters live
+ * @param random drawn on the host: the same weights on every device
+ * @param options the widths, and how to start
  * @returns weight f32 [inputs, outputs], and bias f32 [outputs]
  */
 export function initLinear(

@@ -32,6 +32,9 @@ export function swiglu(gate: Tensor, up: Tensor): Tensor {
 
 /**
  * Parameters of `gatedMlp`.
+ * @param device where the parameters live
+ * @param random drawn on the host: the same weights on every device
+ * @param options the widths
  * @param options.dim width of the model
  * @param options.hidden width between the products
  * @param options.outStd standard deviation of the way down. Default 1 / sqrt(hidden)
