@@ -178,8 +178,17 @@ function crossingsOf(record: BenchRecord): string[] {
 
 /** What was timed while the GPU's clock was not up, or came down: such a time holds for nothing else. */
 function slowClocks({ entries }: BenchRecord): string[] {
-  const slow = entries.flatMap(({ id, clock = 1 }) => (clock < 0.95 ? [`- \`${id}\`: ${percent(clock)}`] : []));
-  return slow.length === 0 ? [] : ['Clock of the multiprocessors below 95 % of the fastest seen, before or behind:', '', ...slow, ''];
+  const slow = entries.flatMap(({ id, clock = 1 }) => (clock < 0.9 ? [`- \`${id}\`: ${percent(clock)}`] : []));
+  return slow.length === 0 ? [] : ['Clock of the multiprocessors below 90 % of the fastest seen, before or behind:', '', ...slow, ''];
+}
+
+/** Rows that an earlier run on such a device stands in for, its peers included. */
+function earlierRows({ entries }: BenchRecord): string[] {
+  const commits = new Set(entries.flatMap(({ earlier }) => (earlier ? [earlier.commit] : [])));
+  return [...commits].flatMap((commit) => {
+    const ids = entries.flatMap(({ id, earlier }) => (earlier?.commit === commit ? [`\`${id}\``] : []));
+    return [`Of an earlier run on such a device, commit ${commit}, their peers as well: ${ids.join(', ')}.`, ''];
+  });
 }
 
 function everything(record: BenchRecord): string[] {
@@ -219,6 +228,7 @@ function everything(record: BenchRecord): string[] {
     ...table(heading, record.entries.map(row), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12]),
     '',
     ...slowClocks(record),
+    ...earlierRows(record),
     ...(record.failures.length === 0 ? [] : ['No result:', '', ...record.failures.map(({ id, why }) => `- \`${id}\`: ${why}`), '']),
   ];
 }

@@ -45,6 +45,8 @@ export interface RecordEntry {
   readonly wallMs: number;
   /** The clock of the multiprocessors while it was timed, as a share of the fastest that the run saw; the slower of before and behind. */
   readonly clock?: number;
+  /** The run that it is of, where that is not the record's: records were joined. */
+  readonly earlier?: { readonly date: string; readonly commit: string };
   /** Worst relative error of sampled rows against float64; see `rowError`. */
   readonly error: number;
   /** Unmasked work over `ms`. */
@@ -180,7 +182,7 @@ export function joinRecords(records: readonly BenchRecord[]): BenchRecord {
     throw new UsageError(
       `bench: records of "${other.device.name}" (${other.device.settings}) and "${last.device.name}" (${last.device.settings}) do not join; give records of one device and setting`,
     );
-  const entries = new Map(records.flatMap((record) => record.entries.map((entry) => [entry.id, entry] as const)));
+  const entries = new Map(records.flatMap((record) => entriesOf(record, last).map((entry) => [entry.id, entry] as const)));
   const failures = records.flatMap((record) => record.failures).filter(({ id }) => !entries.has(id));
   const compiles = new Map(records.flatMap((record) => (record.compiles ?? []).map((one) => [one.kernel, one] as const)));
   const overhead = [...records].reverse().find((record) => record.overhead)?.overhead;
@@ -192,6 +194,11 @@ export function joinRecords(records: readonly BenchRecord[]): BenchRecord {
     compiles: [...compiles.values()].sort((a, b) => b.ms - a.ms),
     ...(overhead && { overhead }),
   };
+}
+
+/** Entries of a record that is joined to `last`; those of another commit say which. */
+function entriesOf({ entries, date, commit }: BenchRecord, last: BenchRecord): readonly RecordEntry[] {
+  return commit === last.commit ? entries : entries.map((entry) => ({ ...entry, earlier: { date, commit } }));
 }
 
 /** Floors with the best rates that anybody reached on this device in this run. */

@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest';
+import { renderPage } from '../src/page.js';
 import { floorOf, joinRecords, mergePeers } from '../src/record.js';
 import { quantile, timingOf } from '../src/measure/statistics.js';
 import { entry, peers, record } from './records.js';
@@ -32,6 +33,12 @@ test('floors use the best rates that anybody reached in the run', () => {
   const floor = floorOf({ algorithm: 'x', bytes: 0, flops: 1e12, units: 'f16' }, record([]).device.rates);
   const merged = mergePeers(record([entry('a', { ms: 10, floor, floorShare: floor.ms / 10 })]), [peers([], { f16Tflops: 500 })]);
   expect(merged.entries[0]).toMatchObject({ floor: { ms: 2 }, floorShare: 0.2 });
+});
+
+test('rows of an earlier commit say so in a joined record, and the page names them', () => {
+  const joined = joinRecords([{ ...record([entry('a', {})]), commit: 'before' }, record([entry('b', {})])]);
+  expect(joined.entries.map(({ earlier }) => earlier?.commit)).toEqual(['before', undefined]);
+  expect(renderPage([joined], {})).toContain('commit before, their peers as well: `a`.');
 });
 
 test('records of one device join, the later figures counting', () => {

@@ -35,7 +35,7 @@ export interface Measured {
 /** After so long without work a GPU's clock counts as cold. */
 const COLD_AFTER_MS = 100;
 /** A clock below this share of its best is warmed up once more before the entry is timed. */
-const UP = 0.95;
+const UP = 0.9;
 let busyUntil = -Infinity;
 
 const release = (tensors: readonly Tensor[]): void => tensors.forEach((t) => t.dispose());
