@@ -24,7 +24,7 @@ export interface FragmentTile {
 }
 
 /** How the register tiles' loader takes elements along the contiguous axis: four at once, or one by one where they are not aligned. */
-export type TileLoad = 'vec4' | 'scalar';
+type TileLoad = 'vec4' | 'scalar';
 /** How the fragment tiles' loader takes them: f16 by eight, either dtype by four; shifted where they are not aligned. */
 export type Load = 'half8' | 'vec4' | 'half8Shifted' | 'vec4Shifted';
 
