@@ -16,6 +16,7 @@ const made = new Map<string, KvCodec>();
  * code = round((x - min) / scale), scale = (max - min) / (2^bits - 1); ties go to the even code; a group of equal values has
  * scale 0. A row takes bits / 8 + 4 / group bytes an element. First element in the lowest bits.
  * Asymmetric quantisation a token, as KIVI (Liu et al. 2024, section 3) has for values.
+ * @param options bits of a code, elements of a group
  * @throws HeedError INVALID_ARGUMENT when the group is no multiple of 32 / bits, or above 256
  */
 export function rowCodes({ bits, group = 32 }: RowCodesOptions): KvCodec {

@@ -134,6 +134,8 @@ export class Optimizer {
    * One step. Gradients that are not finite skip it when the loss scale is dynamic, and are skipped likewise otherwise:
    * `statistics()` counts them.
    * @param grads the tree of `valueAndGrad`, names and shapes of the parameters
+   * @param options of this step
+   * @param options.learningRate as the schedule has it
    */
   step(grads: Params, { learningRate }: { learningRate: number }): void {
     const named = matchGradients(new Map(this.entries.map((e) => [e.name, e.parameter])), grads);

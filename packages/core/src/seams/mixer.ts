@@ -53,7 +53,11 @@ export interface State {
   bytes(): Bytes;
   /** A copy in host memory, of all that was recorded before. */
   snapshot(): Promise<Snapshot>;
-  /** Goes back to a snapshot. @throws HeedError INVALID_FILE when the manifest is another's */
+  /**
+   * Goes back to a snapshot.
+   * @param snapshot of such a state
+   * @throws HeedError INVALID_FILE when the manifest is another's
+   */
   restore(snapshot: Snapshot): void;
   /** Forgets all but the first `tokens`: exact, or throws HeedError UNSUPPORTED. */
   truncate(tokens: number): void;

@@ -170,7 +170,9 @@ export class Tensor implements Operand {
 
   /**
    * A view with another shape, strides or offset; checked by the caller. Strides are kept where the number of axes is, else
-   * they are row-major. @throws HeedError SHAPE_MISMATCH for other axes of a strided view without strides
+   * they are row-major.
+   * @param layout what differs from this tensor's
+   * @throws HeedError SHAPE_MISMATCH for other axes of a strided view without strides
    */
   view({ shape = this.shape, strides, offset = this.offset }: Partial<TensorLayout>): Tensor {
     if (strides || shape.length === this.rank) return this.another(shape, strides ?? this.strides, offset);

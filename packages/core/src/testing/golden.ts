@@ -92,7 +92,10 @@ export async function runGoldenCase(golden: GoldenCase, mapping: GoldenMapping, 
   return { ...base, kernels, comparisons, share, status: 'pass' };
 }
 
-/** The line of a case: `pass|fail|unsupported|fell-back <op> <file> <largest error as a share of its tolerance> <tier> <kernel@tier,...>`. */
+/**
+ * The line of a case: `pass|fail|unsupported|fell-back <op> <file> <largest error as a share of its tolerance> <tier> <kernel@tier,...>`.
+ * @param report of the case
+ */
 export function goldenLine({ status, op, file, share, tier, kernels }: GoldenReport): string {
   const ran = status === 'unsupported' ? '-' : kernels.map((kernel) => `${kernel.kernel}@${kernel.tier}`).join(',') || '-';
   return [status, op, file, status === 'unsupported' ? '-' : shareText(share), tier, ran].join(' ');

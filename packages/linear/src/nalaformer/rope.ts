@@ -5,6 +5,9 @@ import type { RotaryTable } from './feature-kernels.js';
  * Rotary positions of a picture: the first half of a head's coordinates turns with the row, the second with the column. Angle m of
  * headDim / 4 is base^(-m / (headDim / 4 - 1)), each for two coordinates (the released code: the last one is exactly 1 / base; a head of 4
  * has the one angle 1).
+ * @param device where the table lives
+ * @param options the picture and the head
+ * @param options.base of the angles. Default 10,000
  * @returns f32 [height width, headDim] each; the caller disposes them
  * @throws HeedError SHAPE_MISMATCH when headDim is no multiple of 4
  */

@@ -29,7 +29,10 @@ const leastBand = 2048;
 /** Tokens a block of a clipped bias: what lies two blocks away is beyond `clip`. */
 export const clipBlock = (clip: number): number => Math.max(64, clip);
 
-/** The faster path by measured rates, longer transforms than 2^20 aside; pure. */
+/**
+ * The faster path by measured rates, longer transforms than 2^20 aside; pure.
+ * @param problem the shapes, and what of the bias is known
+ */
 export function planNprf({ queries, keys, features, valueDim, causal, transform, clip }: NprfProblem): NprfPath {
   const share = causal ? Math.max(0, 1 - queries / (2 * Math.max(1, keys))) : 1;
   const pairs = queries * keys * share;

@@ -35,7 +35,15 @@ export interface SgluOptions {
   precision?: 'f32' | 'f16';
 }
 
-/** Parameters of `sglu`, normal numbers; `outStd` is the standard deviation of the way down. */
+/**
+ * Parameters of `sglu`, normal numbers.
+ * @param device where the parameters live
+ * @param random drawn on the host: the same weights on every device
+ * @param options the widths
+ * @param options.dim width of the model
+ * @param options.hidden width between the products
+ * @param options.outStd standard deviation of the way down. Default 1 / sqrt(hidden)
+ */
 export function initSglu(
   device: Device,
   random: RandomStream,

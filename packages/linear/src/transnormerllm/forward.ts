@@ -65,6 +65,9 @@ export function scanOptions(who: string, q: Tensor, options: TransnormerllmOptio
 /**
  * The angles that LRPE starts from, [heads, headDim]: 10000^(-2 i / (heads headDim)) with i = head headDim + channel, one ladder
  * over all heads (not the rotary schedule).
+ * @param options of the layer
+ * @param options.base of the ladder. Default 10,000
+ * @throws HeedError INVALID_ARGUMENT for heads or headDim that are no integers of 1 or more
  */
 export function lrpeAngles({ heads, headDim, base = 10000 }: { heads: number; headDim: number; base?: number }): Float32Array {
   if (![heads, headDim].every((n) => Number.isInteger(n) && n > 0))

@@ -121,6 +121,7 @@ const mostMasks = 16;
 /**
  * Plans a problem. A window as large as the grid is dense attention, and on one axis without dilation a causal window is the
  * engine's own; these need no order and no mask. Pure but for a cache of the last masks.
+ * @param problem the grid and the neighbourhood
  */
 export function planFna({
   grid: shape,
