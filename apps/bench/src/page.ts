@@ -121,7 +121,7 @@ function trainingOf(records: readonly TrainingRecord[]): string[] {
   return [
     '### Training steps',
     '',
-    'The GPU is to be busy at least 85 % of a step; see [training](training.md).',
+    'The GPU is to be busy at least 85 % of a step. Steps of 32,768 tokens as the models were first trained; [training](training.md) has later ones.',
     '',
     ...table(['model', 'wall ms', 'GPU ms', 'busy', ''], rows, [1, 2, 3]),
     '',

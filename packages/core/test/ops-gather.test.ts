@@ -89,6 +89,15 @@ describe.each(['baseline', 'subgroups'] as const)('gathers, scatters and random 
     expect(rows.shape).toEqual([2, 3, 2]);
   });
 
+  test('there is nothing to take along an empty axis, unless nothing is asked for', () => {
+    using x = tensor(device, new Float32Array(0), [2, 0]);
+    using some = tensor(device, Uint32Array.of(0, 0), [2, 1]);
+    using none = tensor(device, new Uint32Array(0), [2, 0]);
+    expect(() => takeAlongAxis(x, some, 1)).toThrow(/axis 1 needs elements/);
+    using out = takeAlongAxis(x, none, 1);
+    expect(out.shape).toEqual([2, 0]);
+  });
+
   test('numbers of the device are those of the host, and a draw is never used twice', async () => {
     const random = new RandomStream(7, 'test');
     using u = uniform(device, [3, 7], { random });

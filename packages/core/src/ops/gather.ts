@@ -108,7 +108,7 @@ const takeAlongBackward = defineKernel({
  * @param index u32, the shape of x but for the axis; every one below the length of the axis
  * @param axis default -1
  * @returns the shape of index, the dtype of x; differentiable in x at a cost of length x indices (for long lines use indexSelect)
- * @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH
+ * @throws HeedError SHAPE_MISMATCH also where the axis of x is empty and index is not, DTYPE_MISMATCH
  */
 export function takeAlongAxis(x: Tensor, index: Tensor, axis = -1): Tensor {
   const at = axisOf('takeAlongAxis', x, axis);
@@ -118,6 +118,11 @@ export function takeAlongAxis(x: Tensor, index: Tensor, axis = -1): Tensor {
     throw new HeedError(
       'SHAPE_MISMATCH',
       `takeAlongAxis: x is ${x.describe()}, index ${index.describe()}; they must agree on every axis but ${at}`,
+    );
+  if (x.dim(at) === 0 && index.size > 0)
+    throw new HeedError(
+      'SHAPE_MISMATCH',
+      `takeAlongAxis: x is ${x.describe()}; axis ${at} needs elements to take for index ${index.describe()}`,
     );
   const { shape, dtype, device } = x;
   const uniforms = { n: x.dim(at), m: index.dim(at), inner: product(shape, at + 1) };
