@@ -6,6 +6,8 @@ export const slotBytes = 256;
 const slotWords = slotBytes / 4;
 const slots = 1024;
 const dispatchesPerBatch = 128;
+/** Writes up to this travel in the ring when their target is in use: no batch has to end for them. */
+const smallWrite = 16 * slotBytes;
 /** What waits for pipelines at most, in operations and in bytes of copies and of buffers to be freed. */
 const mostHeld = 10_000;
 const mostHeldBytes = 512 * 1024 * 1024;
@@ -61,7 +63,7 @@ export class Recorder {
     this.uniformBuffer = gpu.createBuffer({
       label: 'uniform ring',
       size: slotBytes * slots,
-      usage: bufferUsage.UNIFORM | bufferUsage.COPY_DST,
+      usage: bufferUsage.UNIFORM | bufferUsage.COPY_SRC | bufferUsage.COPY_DST,
     });
   }
 
@@ -161,6 +163,10 @@ export class Recorder {
         this.later(() => this.write(storage, byteOffset, copied), bytes.byteLength);
         return;
       }
+      if (bytes.byteLength <= smallWrite) {
+        this.writeInTurn(storage, byteOffset, bytes);
+        return;
+      }
       this.flush();
     }
     const even = bytes.byteLength & ~3;
@@ -170,6 +176,20 @@ export class Recorder {
       tail.set(bytes.subarray(even));
       this.gpu.queue.writeBuffer(storage.buffer, byteOffset + even, tail);
     }
+  }
+
+  /** A small write behind what this batch has recorded: the ring carries it, a copy puts it in place. */
+  private writeInTurn(storage: Storage, byteOffset: number, bytes: Uint8Array): void {
+    const taken = Math.ceil(bytes.byteLength / slotBytes);
+    const at = this.uniformRoom(taken) * 4;
+    const padded = (bytes.byteLength + 3) & ~3;
+    this.staged.fill(0, at + bytes.byteLength, at + padded);
+    this.staged.set(bytes, at);
+    this.usedSlots += taken;
+    this.endPass();
+    this.openEncoder().copyBufferToBuffer(this.uniformBuffer, at, storage.buffer, byteOffset, padded);
+    storage.lastBatch = this.batch;
+    this.dispatches++;
   }
 
   flush(): void {
