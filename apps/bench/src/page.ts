@@ -164,6 +164,7 @@ function masksOf(record: BenchRecord): string[] {
     '',
     'Area: visible pairs a head, counted exactly. Listed: share of the tiles that the kernel walks. Factor: time over (listed share) x (time of the full mask).',
     '',
+    ...earlierRows({ ...record, entries: factors.map(({ entry }) => entry) }, 'these rows'),
     ...table(['what', 'area', 'density', 'listed', 'ms', 'TFLOP/s', 'factor', 'ratio'], rows, [1, 2, 3, 4, 5, 6, 7]),
     '',
   ];
@@ -182,12 +183,12 @@ function slowClocks({ entries }: BenchRecord): string[] {
   return slow.length === 0 ? [] : ['Clock of the multiprocessors below 90 % of the fastest seen, before or behind:', '', ...slow, ''];
 }
 
-/** Rows that an earlier run on such a device stands in for, its peers included. */
-function earlierRows({ entries }: BenchRecord): string[] {
+/** Rows that an earlier run on such a device stands in for, its peers included; `name` says all of them at once. */
+function earlierRows({ entries }: BenchRecord, name?: string): string[] {
   const commits = new Set(entries.flatMap(({ earlier }) => (earlier ? [earlier.commit] : [])));
   return [...commits].flatMap((commit) => {
     const ids = entries.flatMap(({ id, earlier }) => (earlier?.commit === commit ? [`\`${id}\``] : []));
-    return [`Of an earlier run on such a device, commit ${commit}, their peers as well: ${ids.join(', ')}.`, ''];
+    return [`Of an earlier run on such a device, commit ${commit}, their peers as well: ${name ?? ids.join(', ')}.`, ''];
   });
 }
 
