@@ -40,7 +40,8 @@ export function windowOf(operand: Operand, b: ResolvedBinding, kernel: string, l
   const { bytes } = operand.storage;
   const offset = Math.floor(firstByte / 256) * 256;
   const spanBytes = firstByte - offset + operand.extent * perElement;
-  const size = Math.min(Math.ceil(spanBytes / 256) * 256, bytes - offset, Math.floor(limit / 4) * 4);
+  const whole = Math.max(4, b.itemBytes); // an item that only begins in the binding would be lost
+  const size = Math.min(Math.ceil(spanBytes / 256) * 256, bytes - offset, Math.floor(limit / whole) * whole);
   if (spanBytes > size) {
     throw new HeedError(
       'LIMIT_EXCEEDED',
