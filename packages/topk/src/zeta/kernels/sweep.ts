@@ -1,26 +1,10 @@
 import type { Tensor } from '@heed/core';
 import { defineKernel, range, read, write } from '@heed/core/~internal';
-import { codeModule, type CurveUniforms, curveUniforms } from './codes.js';
+import { codeModule, curveUniforms } from './codes.js';
+import { type SearchUniforms, searchUniforms } from './search.js';
 
 /** Pairs that a lane looks at before it gives up, a token of its window: data in no order needs fewer than 2. */
 const patience = 4;
-
-/** Run-time values of a search. */
-export interface SearchUniforms extends CurveUniforms {
-  rows: number;
-  curveRow: number;
-  levels: number;
-  capacity: number;
-  block: number;
-  queries: number;
-  firstQuery: number;
-  chunk: number;
-  keys: number;
-  causal: number;
-  window: number;
-  slots: number;
-  firstSlot: number;
-}
 
 type SweepSpec = { keyDim: number };
 
@@ -37,23 +21,7 @@ const sweepRuns = defineKernel({
     windows: write('u32'),
     marks: write('u32'),
   },
-  uniforms: {
-    rows: 'u32',
-    curveRow: 'u32',
-    levels: 'u32',
-    capacity: 'u32',
-    block: 'u32',
-    queries: 'u32',
-    firstQuery: 'u32',
-    chunk: 'u32',
-    keys: 'u32',
-    causal: 'u32',
-    window: 'u32',
-    slots: 'u32',
-    firstSlot: 'u32',
-    steps: 'u32',
-    ...curveUniforms,
-  },
+  uniforms: { ...searchUniforms, steps: 'u32', ...curveUniforms },
   modules: ({ keyDim }: SweepSpec) => [codeModule(keyDim)],
   wgsl: () => `
     const NONE = 0xffffffffu;

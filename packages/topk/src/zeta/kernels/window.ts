@@ -2,6 +2,7 @@ import { defineKernel, empty, range, read, write } from '@heed/core/~internal';
 import type { Tensor } from '@heed/core';
 import { codeModule, curveUniforms, type CurveRange, curveValues } from './codes.js';
 import type { Runs } from './runs.js';
+import { searchUniforms } from './search.js';
 import { sweep } from './sweep.js';
 
 /** Queries a tile of the window lists: u32 [rows, tiles, window, 32], so that neighbouring lanes write neighbouring words. */
@@ -28,22 +29,7 @@ const searchWindows = defineKernel({
     marks: read<WindowSpec>('u32', { when: ({ marked }) => marked }),
     windows: write<WindowSpec>('u32'),
   },
-  uniforms: {
-    rows: 'u32',
-    curveRow: 'u32',
-    levels: 'u32',
-    capacity: 'u32',
-    block: 'u32',
-    queries: 'u32',
-    firstQuery: 'u32',
-    chunk: 'u32',
-    keys: 'u32',
-    causal: 'u32',
-    window: 'u32',
-    slots: 'u32',
-    firstSlot: 'u32',
-    ...curveUniforms,
-  },
+  uniforms: { ...searchUniforms, ...curveUniforms },
   modules: ({ keyDim }: WindowSpec) => [codeModule(keyDim)],
   wgsl: ({ runs, marked }: WindowSpec) => `
     const NONE = 0xffffffffu;
