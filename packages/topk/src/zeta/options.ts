@@ -1,4 +1,4 @@
-import { HeedError, type Tensor } from '@heed/core';
+import { HeedError, Tensor } from '@heed/core';
 
 /** Options of `zeta`; `range` has no default, since it must fit the queries and keys. */
 export interface ZetaOptions {
@@ -65,11 +65,13 @@ export function resolveOptions(who: string, options: ZetaOptions, keyDim: number
   return { low, high, bits, topK, window, chunk, causal, historyMean, curves, localWindow, keyDim };
 }
 
-/** @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH unless q, k, v and theta fit each other */
+/** @throws HeedError SHAPE_MISMATCH, DTYPE_MISMATCH unless q, k, v and theta fit each other; INVALID_ARGUMENT where options stand in the place of theta */
 export function checkArguments(who: string, q: Tensor, k: Tensor, v: Tensor, theta: Tensor): void {
   const shape = (text: string): never => {
     throw new HeedError('SHAPE_MISMATCH', `${who}: ${text}`);
   };
+  if (!(theta instanceof Tensor))
+    throw new HeedError('INVALID_ARGUMENT', `${who}: theta is no tensor; call ${who}(q, k, v, theta, options) with theta [heads], f32`);
   for (const [name, t] of Object.entries({ q, k, v }))
     if (t.rank !== 4) shape(`${name} is ${t.describe()}; it must be [batch, tokens, heads, dimension]`);
   for (const [name, t] of Object.entries({ q, k, theta }))

@@ -223,6 +223,8 @@ describe('zeta', () => {
     expect(() => zeta(half, k, v, theta, small)).toThrow(/it must be f32, since f16 is coarser than the cells/);
     expect(() => zeta(q, short, v, theta, small)).toThrow(/they must have one shape/);
     expect(() => zeta(q, k, v, short, small)).toThrow(/theta is .* it must be \[2\]/);
+    // a call without theta, as other functions have it
+    expect(() => zeta(q, k, v, small as never, small)).toThrow(/theta is no tensor; call zeta\(q, k, v, theta, options\)/);
     expect(() => zeta(q, k, v, theta, { ...small, window: 3 })).toThrow(/must hold at least topK/);
     expect(() => zeta(q, k, v, theta, { ...small, bits: 11 })).toThrow(/at most 32 in all/);
     expect(() => zeta(q, k, v, theta, { ...small, range: [1, 1] })).toThrow(/the lower one first/);
