@@ -7,33 +7,12 @@ import { referenceAttention } from '../src/attention/reference.js';
 import { RandomStream } from '../src/random/stream.js';
 import { attention, openDevice, scope, type Tensor, tensor, zeros } from '../src/index.js';
 import type { AttentionOptions } from '../src/attention/index.js';
-import { expectClose, type F64Array, randomArray, toFloat32 } from '../src/testing/index.js';
+import { expectClose, type F64Array, h100Capabilities, randomArray, toFloat32 } from '../src/testing/index.js';
 
-const h100 = {
-  tier: 'matrix',
-  f16: true,
-  subgroups: true,
-  subgroupMinSize: 32,
-  subgroupMaxSize: 32,
-  subgroupSizeControl: true,
-  matrix: 'hardware',
-  matrixConfigs: [],
-  timestamps: true,
-  limits: {
-    maxBufferSize: 2 ** 31,
-    maxStorageBufferBindingSize: 2 ** 31,
-    maxComputeWorkgroupStorageSize: 49_152,
-    maxComputeInvocationsPerWorkgroup: 1024,
-    maxComputeWorkgroupSizeX: 1024,
-    maxComputeWorkgroupsPerDimension: 65_535,
-    maxStorageBuffersPerShaderStage: 16,
-    minUniformBufferOffsetAlignment: 256,
-  },
-} as const;
 const llama = { batch: 1, queries: 1, keys: 131_072, group: 4, kvHeads: 8, headDim: 128, valueDim: 128 };
 
 test('a plan packs the group of a KV head into one tile and cuts long keys into even parts', () => {
-  const plan = planDecode(llama, h100)!;
+  const plan = planDecode(llama, h100Capabilities)!;
   expect(plan).toMatchObject({ rows: 4, lanesAKey: 16, tiles: 1 });
   // more workgroup memory than 10 KiB would leave fewer of them a multiprocessor
   expect(plan.joined).toBe(2);
@@ -42,23 +21,23 @@ test('a plan packs the group of a KV head into one tile and cuts long keys into 
   expect(plan.splitKeys).toBe(1986);
   expect(plan.splits * plan.splitKeys).toBeGreaterThanOrEqual(llama.keys);
   expect((plan.splits - 1) * plan.splitKeys).toBeLessThan(llama.keys);
-  expect(planDecode({ ...llama, keys: 30 }, h100)).toMatchObject({ splits: 1 });
-  expect(planDecode({ ...llama, keys: 4096 }, h100)).toMatchObject({ splits: 66, splitKeys: 63, keysAStep: 2 });
-  expect(planDecode({ ...llama, keys: 16_384 }, h100)).toMatchObject({ splits: 66, keysAStep: 4 });
-  expect(planDecode({ ...llama, batch: 1000 }, h100)).toMatchObject({ splits: expect.toSatisfy((n: number) => n <= 2) });
+  expect(planDecode({ ...llama, keys: 30 }, h100Capabilities)).toMatchObject({ splits: 1 });
+  expect(planDecode({ ...llama, keys: 4096 }, h100Capabilities)).toMatchObject({ splits: 66, splitKeys: 63, keysAStep: 2 });
+  expect(planDecode({ ...llama, keys: 16_384 }, h100Capabilities)).toMatchObject({ splits: 66, keysAStep: 4 });
+  expect(planDecode({ ...llama, batch: 1000 }, h100Capabilities)).toMatchObject({ splits: expect.toSatisfy((n: number) => n <= 2) });
 });
 
 test('rows past a tile go to further tiles; few lanes a key hold few rows', () => {
-  expect(planDecode({ ...llama, group: 16 }, h100)).toMatchObject({ rows: 8, tiles: 2 });
-  expect(planDecode({ ...llama, group: 5 }, h100)).toMatchObject({ rows: 8, tiles: 1 });
-  expect(planDecode({ ...llama, headDim: 16, valueDim: 8 }, h100)).toMatchObject({ rows: 2, lanesAKey: 2, tiles: 2 });
+  expect(planDecode({ ...llama, group: 16 }, h100Capabilities)).toMatchObject({ rows: 8, tiles: 2 });
+  expect(planDecode({ ...llama, group: 5 }, h100Capabilities)).toMatchObject({ rows: 8, tiles: 1 });
+  expect(planDecode({ ...llama, headDim: 16, valueDim: 8 }, h100Capabilities)).toMatchObject({ rows: 2, lanesAKey: 2, tiles: 2 });
 });
 
 test('calls that are no decode, or that lanes cannot share a key of, are left to other kernels', () => {
-  expect(planDecode({ ...llama, queries: 5 }, h100)).toBeUndefined();
-  expect(planDecode({ ...llama, headDim: 100 }, h100)).toBeUndefined();
-  expect(planDecode(llama, { ...h100, subgroupMinSize: 8 })).toBeUndefined();
-  expect(planDecode(llama, { ...h100, subgroups: false })).toBeUndefined();
+  expect(planDecode({ ...llama, queries: 5 }, h100Capabilities)).toBeUndefined();
+  expect(planDecode({ ...llama, headDim: 100 }, h100Capabilities)).toBeUndefined();
+  expect(planDecode(llama, { ...h100Capabilities, subgroupMinSize: 8 })).toBeUndefined();
+  expect(planDecode(llama, { ...h100Capabilities, subgroups: false })).toBeUndefined();
 });
 
 test('the parts of one query are cut from the keys that it sees', async () => {
