@@ -48,6 +48,6 @@ export function outputLayout(keyDim: number, tile: MatrixTile): OutputLayout {
 }
 
 /** Whether scores can be masked while the last slice is multiplied by queries: a part of `stage` is free a step earlier then. */
-export function ownScores(slices: number): boolean {
+function ownScores(slices: number): boolean {
   return slices > 2 && slices % 3 !== 2;
 }
